@@ -40,9 +40,10 @@ class Evaluator:
 
     Label-prefixed inputs alone are decoded: that is how the student is deployed. Each call writes
     `{output_dir}/{split}-{step}.jsonl` on process 0, one object an example, in the file's order:
-    `id`, `input`, `target` (gold), `prediction`, `score` (1 or 0), and `rationale` (the student's)
-    with `with_rationales`. A student of the method `joint` writes its rationale before its label:
-    the label is taken out, and the rationale always written.
+    `id`, `input`, `target` (gold), `prediction`, `score` (1 or 0), and with `with_rationales` also
+    `rationale` (the student's) and, where the example has one, `llm_rationale` (the teacher's, to
+    be read beside it). A student of the method `joint` writes its rationale before its label: the
+    label is taken out, and the rationale always written.
     """
 
     def __init__(
@@ -286,6 +287,8 @@ def _rows(
         }
         if rationales is not None:
             row["rationale"] = rationales[index]
+            if examples.llm_rationales[index]:
+                row["llm_rationale"] = examples.llm_rationales[index]
         rows.append(row)
     return rows
 

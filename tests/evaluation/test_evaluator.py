@@ -160,6 +160,10 @@ def test_several_splits_and_rationales_on_request(student, params, tmp_path):
     tokens = greedy_decode(student.model, params, examples.rationale_inputs, max_decode_len=5)
     vocabulary = pipeline.load_vocabulary(toy.TASK)
     assert rows[1]["rationale"] == vocabulary.decode(decode.until_end(np.asarray(tokens)[1]))
+    # The teacher's stands beside it where there is one.
+    assert [row.get("llm_rationale", "") for row in rows] == examples.llm_rationales
+    (without,) = _rows(tmp_path / "validation-3.jsonl")[4:5]
+    assert "llm_rationale" not in without
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "test-3.jsonl",
         "validation-3.jsonl",

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,8 +148,29 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
+        run = asyncio.run
+    else:
+        run = uvloop.run
+    with _rare_garbage_collection():
+        return run(work)
+
+
+@contextlib.contextmanager
+def _rare_garbage_collection() -> Generator[None, None, None]:
+    """Looks for cyclic garbage seldom.
+
+    Every request in flight is a few hundred small objects, which Python's default looks through
+    every 700 allocations: that is a sixth of the client's CPU time. Hardly any of them lie in
+    cycles.
+    """
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _total(source: Source, limit: int) -> int | None:

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from sbs_jax.decoding.begin import PAD_ID, begin
 from sbs_jax.models.network import Transformer
-
-PAD_ID = 0
-"""Starts the decoder's input (T5 has no other start token) and fills rows after their EOS."""
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id"))
@@ -24,6 +22,7 @@ def greedy_decode(
     *,
     max_decode_len: int,
     eos_id: int = 1,
+    decoder_prompt: Int[Array, " P"] | None = None,
 ) -> Int[Array, "B T"]:
     """Decodes every row until it has an EOS, or has `max_decode_len` tokens.
 
@@ -33,37 +32,41 @@ def greedy_decode(
     Args:
       model: the network.
       params: its parameters.
-      encoder_input_tokens: int32 ids, padded with 0, one sequence a row.
+      encoder_input_tokens: int32 ids, padded with 0, one sequence a row. A row without any token is
+        padding, and takes no step.
       max_decode_len: T, at least 1.
       eos_id: the token that ends a row.
+      decoder_prompt: int32 ids that the decoder is fed after its start token and before it
+        generates, the same for all rows; not part of the result.
 
     Returns:
       int32 ids without the start token, EOS included, then 0.
     """
     variables = {"params": params}
-    memory, cache = model.apply(
-        variables, encoder_input_tokens, max_decode_len, method="start_decoding"
+    memory, cache, token, offset = begin(
+        model, params, encoder_input_tokens, max_decode_len, decoder_prompt
     )
     batch_size = encoder_input_tokens.shape[0]
-    start = jnp.full((batch_size,), PAD_ID, jnp.int32)
+    start = jnp.full((batch_size,), token)
     # Positions run first here, so that a step writes one contiguous row.
     decoded = jnp.full((max_decode_len, batch_size), PAD_ID, jnp.int32)
 
     def unfinished(state: tuple[Any, ...]) -> Bool[Array, ""]:
-        position, _, _, finished, _ = state
-        return (position < max_decode_len) & ~jnp.all(finished)
+        step, _, _, finished, _ = state
+        return (step < max_decode_len) & ~jnp.all(finished)
 
-    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        position, tokens, decoded, finished, cache = state
+    def decode(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, tokens, decoded, finished, cache = state
         logits, cache = model.apply(
-            variables, tokens, position, memory, cache, method="decode_step"
+            variables, tokens, offset + step, memory, cache, method="decode_step"
         )
         tokens = jnp.where(finished, PAD_ID, most_likely(logits))
-        decoded = lax.dynamic_update_index_in_dim(decoded, tokens, position, axis=0)
-        return position + 1, tokens, decoded, finished | (tokens == eos_id), cache
+        decoded = lax.dynamic_update_index_in_dim(decoded, tokens, step, axis=0)
+        return step + 1, tokens, decoded, finished | (tokens == eos_id), cache
 
-    state = (jnp.int32(0), start, decoded, jnp.zeros((batch_size,), bool), cache)
-    _, _, decoded, _, _ = lax.while_loop(unfinished, step, state)
+    padding_rows = ~jnp.any(encoder_input_tokens > 0, axis=1)
+    state = (jnp.int32(0), start, decoded, padding_rows, cache)
+    _, _, decoded, _, _ = lax.while_loop(unfinished, decode, state)
     return decoded.T
 
 

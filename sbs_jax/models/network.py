@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import padding_bias
 from sbs_jax.models.config import T5Config
@@ -82,6 +82,11 @@ class Transformer(nn.Module):
             encoded, encoder_segment_ids, decoder_input_tokens, decoder_segment_ids, deterministic
         )
 
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Looks up tokens of the encoder or the decoder."""
+        embedded = self.token_embedder(tokens)
+        return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
+
     def encode(
         self,
         encoder_input_tokens: Int[Array, "B S"],
@@ -91,7 +96,16 @@ class Transformer(nn.Module):
         """Runs the encoder; arguments as `hidden`."""
         if encoder_segment_ids is None:
             encoder_segment_ids = segments_of(encoder_input_tokens)
-        embedded = self._embed(encoder_input_tokens)
+        embedded = self.embed(encoder_input_tokens)
+        return self.encode_embedded(embedded, encoder_segment_ids, deterministic)
+
+    def encode_embedded(
+        self,
+        embedded: Float[Array, "B S D"],
+        encoder_segment_ids: Int[Array, "B S"],
+        deterministic: bool = True,
+    ) -> Float[Array, "B S D"]:
+        """Runs the encoder on the result of `embed`, of which a gradient may be wanted."""
         seeds = self._seeds(self.encoder.num_seeds, deterministic)
         return self.encoder(embedded, encoder_segment_ids, seeds)
 
@@ -105,7 +119,7 @@ class Transformer(nn.Module):
     ) -> Float[Array, "B T D"]:
         """Runs the decoder on all positions at once; arguments as `hidden`."""
         return self.decoder(
-            self._embed(decoder_input_tokens),
+            self.embed(decoder_input_tokens),
             encoded,
             encoder_segment_ids,
             decoder_segment_ids,
@@ -156,16 +170,41 @@ class Transformer(nn.Module):
         Returns:
           The float32 logits of the next token, and the cache for the next call.
         """
-        embedded = self._embed(tokens[:, None])
+        embedded = self.embed(tokens[:, None])
         hidden, cache = self.decoder.step(embedded, position, memory, cache)
         return self.logits(hidden[:, 0]), cache
 
+    def extend(
+        self,
+        tokens: Int[Array, "R Q"],
+        slot: Int[Array, ""] | int,
+        query_positions: Int[Array, "#R #Q"],
+        key_positions: Int[Array, "#R L"],
+        visible: Bool[Array, "#R #Q L"],
+        memory: EncoderMemory,
+        cache: DecoderCache,
+    ) -> tuple[Float[Array, "R Q D"], DecoderCache]:
+        """Decodes tokens that need not follow one another: a prompt, beams, a tree of candidates.
+
+        Args:
+          tokens: inputs of the decoder. R is a multiple of the encoded inputs B; rows of one input
+            are neighbours.
+          slot: where the cache takes them; slots `slot`, …, `slot` + Q - 1 are written.
+          query_positions: how many tokens of its own sequence come before each, less than L.
+          key_positions: the same of what every slot of the cache holds (any, if invisible).
+          visible: the slots that each token sees, its own among them.
+          memory: of `start_decoding`.
+          cache: of L slots, from `start_decoding` or the call before.
+
+        Returns:
+          The last hidden states, the input of `logits`, and the cache for the next call.
+        """
+        return self.decoder.extend(
+            self.embed(tokens), slot, query_positions, key_positions, visible, memory, cache
+        )
+
     def _seeds(self, count: int, deterministic: bool) -> Seeds:
         return draw_seeds(None if deterministic else self.make_rng("dropout"), count)
-
-    def _embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        embedded = self.token_embedder(tokens)
-        return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
 
 
 def segments_of(tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:

@@ -49,6 +49,17 @@ class RelativePositionBias(nn.Module):
         row = lax.dynamic_slice_in_dim(table, length - 1 - position, length, axis=1)
         return row[None, :, None, :]
 
+    def between(
+        self,
+        query_positions: Int[Array, "*B Q"],
+        key_positions: Int[Array, "*B K"],
+        length: int,
+    ) -> Float[Array, "... H Q K"]:
+        """The bias of queries towards keys at any positions in [0, `length`), float32."""
+        distances = key_positions[..., None, :] - query_positions[..., :, None]
+        biases = jnp.take(self._of_distances(length), distances + (length - 1), axis=1)
+        return jnp.moveaxis(biases, 0, -3)
+
     def _of_distances(self, length: int) -> Float[Array, "H distances"]:
         """The bias at distance 1 - `length`, …, `length` - 1."""
         config = self.config

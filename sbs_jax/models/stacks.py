@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import (
     Attention,
@@ -198,13 +198,39 @@ class Decoder(nn.Module):
         length = cache.keys_values[0][0].shape[2]
         seen = mask_bias(jnp.arange(length) <= position)[None, None, None, :]
         biases = (self.relpos_bias.at_step(position, length), seen)
+        return self._advance(x, position, biases, memory, cache)
+
+    def extend(
+        self,
+        x: Float[Array, "B Q D"],
+        slot: Int[Array, ""] | int,
+        query_positions: Int[Array, "#B #Q"],
+        key_positions: Int[Array, "#B L"],
+        visible: Bool[Array, "#B #Q L"],
+        memory: EncoderMemory,
+        cache: DecoderCache,
+    ) -> tuple[Float[Array, "B Q D"], DecoderCache]:
+        """Decodes embedded tokens that need not follow one another; see `Transformer.extend`."""
+        length = cache.keys_values[0][0].shape[2]
+        biases = (
+            self.relpos_bias.between(query_positions, key_positions, length),
+            mask_bias(visible)[:, None],
+        )
+        return self._advance(x, slot, biases, memory, cache)
+
+    def _advance(
+        self,
+        x: Float[Array, "B Q D"],
+        slot: Int[Array, ""] | int,
+        biases: Biases,
+        memory: EncoderMemory,
+        cache: DecoderCache,
+    ) -> tuple[Float[Array, "B Q D"], DecoderCache]:
         written = []
         for layer, cached, encoder_keys_values in zip(
             self.layers, cache.keys_values, memory.keys_values, strict=True
         ):
-            x, updated = layer.step(
-                x, position, cached, biases, encoder_keys_values, (memory.bias,)
-            )
+            x, updated = layer.step(x, slot, cached, biases, encoder_keys_values, (memory.bias,))
             written.append(updated)
         return self.decoder_norm(x), DecoderCache(tuple(written))
 
@@ -250,17 +276,17 @@ class DecoderLayer(nn.Module):
 
     def step(
         self,
-        x: Float[Array, "B 1 D"],
-        position: Int[Array, ""],
+        x: Float[Array, "B Q D"],
+        slot: Int[Array, ""] | int,
         cached: KeysValues,
         self_biases: Biases,
         encoder_keys_values: KeysValues,
         cross_biases: Biases,
-    ) -> tuple[Float[Array, "B 1 D"], KeysValues]:
-        """Applies the layer to one position, and writes its keys and values into the cache."""
+    ) -> tuple[Float[Array, "B Q D"], KeysValues]:
+        """Applies the layer to new tokens, whose keys and values go into the cache from `slot`."""
         normed = self.pre_self_attention_layer_norm(x)
         keys, values = (
-            lax.dynamic_update_slice_in_dim(old, new, position, axis=2)
+            lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
             for old, new in zip(cached, self.self_attention.keys_values(normed), strict=True)
         )
         x += self.self_attention.attend(normed, (keys, values), self_biases, None)
@@ -277,9 +303,12 @@ class DecoderLayer(nn.Module):
     ) -> Float[Array, "B T D"]:
         """The blocks after self-attention."""
         normed = self.pre_cross_attention_layer_norm(x)
+        # Decoding may have several rows for one encoded input. Here they are queries of one row,
+        # so that the encoder's keys and values are neither repeated nor read more than once.
+        inputs = encoder_keys_values[0].shape[0]
         attended = self.encoder_decoder_attention.attend(
-            normed, encoder_keys_values, biases, seeds[0]
-        )
+            normed.reshape(inputs, -1, x.shape[-1]), encoder_keys_values, biases, seeds[0]
+        ).reshape(x.shape)
         x += dropout(attended, seeds[1], self.config)
         mapped = self.mlp(self.pre_mlp_layer_norm(x), seeds[2])
         x += dropout(mapped, seeds[3], self.config)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.joint import explained_input, split_joint
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.tensorflow_setup import tf
-from sbs_jax.parts import LABEL, RATIONALE
+from sbs_jax.data.tensorflow_setup import seqio, tf
+from sbs_jax.parts import LABEL, PADDING, RATIONALE
 
 Elements = Mapping[str, tf.Tensor]
 RecordFn = Callable[[Elements, DataSettings], dict[str, tf.Tensor]]
@@ -21,6 +22,8 @@ RecordFn = Callable[[Elements, DataSettings], dict[str, tf.Tensor]]
 def label_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
     """``predict: INPUT`` -> the label.
 
+    With the prefixes on the decoder's side the input stands alone; see `prompt_decoder`.
+
     Args:
       elements: a batch of elements, texts of shape [N].
       settings: gives the prefix.
@@ -28,14 +31,15 @@ def label_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Ten
     Returns:
       ``inputs`` and ``targets`` (texts [N]) and ``part`` (int32 [N, 1]).
     """
-    return _record(settings.label_prefix, elements["input"], elements["target_label"], LABEL)
+    return _record(
+        encoder_prefix(settings, LABEL), elements["input"], elements["target_label"], LABEL
+    )
 
 
 def rationale_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
     """``explain: INPUT`` -> the rationale; see `label_record`."""
-    return _record(
-        settings.rationale_prefix, elements["input"], elements["target_rationale"], RATIONALE
-    )
+    prefix = encoder_prefix(settings, RATIONALE)
+    return _record(prefix, elements["input"], elements["target_rationale"], RATIONALE)
 
 
 def joint_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
@@ -51,7 +55,7 @@ def joint_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Ten
     if not settings.keep_blank_rationales:
         complete &= _not_blank(elements["target_rationale"])
     targets = tf.where(complete, targets, "")
-    return _record(settings.label_prefix, elements["input"], targets, LABEL)
+    return _record(encoder_prefix(settings, LABEL), elements["input"], targets, LABEL)
 
 
 def rationale_input_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
@@ -65,34 +69,56 @@ def rationale_input_record(elements: Elements, settings: DataSettings) -> dict[s
         inputs = tf.where(explained, inputs, elements["input"])
     else:
         targets = tf.where(explained, targets, "")
-    return _record(settings.label_prefix, inputs, targets, LABEL)
+    return _record(encoder_prefix(settings, LABEL), inputs, targets, LABEL)
 
 
-def split_joint(text: str, separator: str) -> tuple[str, str]:
-    """Takes a target (or a prediction) of the method ``joint`` apart.
+def encoder_prefix(settings: DataSettings, part: int) -> str:
+    """Returns what stands in front of an input that asks for `part`."""
+    if settings.prefix_side == "decoder":
+        return ""
+    return settings.label_prefix if part == LABEL else settings.rationale_prefix
 
-    White space around the separator does not matter: vocabularies may change it.
 
-    >>> split_joint('2 + 3 = 5. Answer: 5', ' Answer: ')
-    ('2 + 3 = 5.', '5')
-    >>> split_joint('2 + 3 = 5.', ' Answer: ')
-    ('2 + 3 = 5.', '')
+def decoder_prompt(settings: DataSettings, part: int, vocabulary: seqio.Vocabulary) -> list[int]:
+    """Returns the tokens that the decoder is given before it writes `part`; none by default."""
+    if settings.prefix_side == "encoder":
+        return []
+    prefix = settings.label_prefix if part == LABEL else settings.rationale_prefix
+    return list(vocabulary.encode(prefix)) if prefix else []
 
-    Returns:
-      The rationale and the label; the label is ``''`` where the separator does not occur.
+
+def prompt_decoder(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """Puts the task prefix in front of the tokenized target, where the settings want it there.
+
+    The prompt's tokens are of no part, so nothing learns to write them. Follows tokenizing and EOS:
+
+        {'inputs': [8, 9, 1], 'targets': [5, 1], 'part': [1]}
+        -> {'inputs': [8, 9, 1], 'targets': [3, 4, 5, 1], 'part': [0, 0, 1, 1]}
     """
-    rationale, found, label = text.rpartition(separator.strip())
-    return (rationale.strip(), label.strip()) if found else (text.strip(), "")
+    settings = settings_lib.current()
+    if settings.prefix_side == "encoder":
+        return dataset
+    vocabulary = output_features["targets"].vocabulary
+    prompts = {
+        part: tf.constant(decoder_prompt(settings, part, vocabulary), tf.int32)
+        for part in (LABEL, RATIONALE)
+    }
 
+    def prepend(record: Elements) -> dict[str, tf.Tensor]:
+        part = record["part"][0]
+        prompt = tf.cond(part == LABEL, lambda: prompts[LABEL], lambda: prompts[RATIONALE])
+        targets = record["targets"]
+        return {
+            **record,
+            "targets": tf.concat([tf.cast(prompt, targets.dtype), targets], axis=0),
+            "part": tf.concat(
+                [tf.fill([tf.size(prompt)], PADDING), tf.fill([tf.size(targets)], part)], axis=0
+            ),
+        }
 
-def explained_input(text: str, rationale: str, settings: DataSettings) -> str:
-    """Returns the input of the method ``rationale_input``, without its prefix.
-
-    Without a rationale it is `text` alone.
-    """
-    if not rationale.strip():
-        return text
-    return text + settings.rationale_input_separator + rationale
+    return dataset.map(prepend)
 
 
 def _not_blank(texts: tf.Tensor) -> tf.Tensor:
@@ -101,7 +127,7 @@ def _not_blank(texts: tf.Tensor) -> tf.Tensor:
 
 def _record(prefix: str, inputs: tf.Tensor, targets: tf.Tensor, part: int) -> dict[str, tf.Tensor]:
     return {
-        "inputs": tf.strings.join([prefix, inputs]),
+        "inputs": tf.strings.join([prefix, inputs]) if prefix else inputs,
         "targets": targets,
         "part": tf.fill([tf.size(inputs), 1], tf.constant(part, tf.int32)),
     }

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.joint import explained_input, split_joint
+from sbs_jax.data.joint import explained_input as explained_input
+from sbs_jax.data.joint import split_joint as split_joint
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.parts import LABEL, PADDING, RATIONALE

@@ -42,8 +42,7 @@ def parse_cqa(completion: str) -> ParsedCompletion:
     marked = re.split(r"\(.\)", answer)
     if len(marked) < 2:
         return UNPARSED
-    label = marked[1].strip().removesuffix(".")
-    return ParsedCompletion(rationale, label) if label else UNPARSED
+    return _exactly(rationale, marked[1].strip().removesuffix("."))
 
 
 def parse_svamp(completion: str) -> ParsedCompletion:
@@ -74,8 +73,9 @@ def parse_nli(completion: str) -> ParsedCompletion:
 def parse_esnli(completion: str) -> ParsedCompletion:
     r"""Parses ``RATIONALE\nAnswer: neutral`` (the release's e-SNLI).
 
-    As in the published code, the label is all that stands between the first ``Answer: `` (or the
-    end) and the next ``Premise``, and the rationale what stands before the first ``Answer:``.
+    As in the published code, the label is all that stands between the first ``Answer: `` and the
+    next ``Premise``, ``Answer: `` or end, and the rationale what stands before the first
+    ``Answer:``, wherever a new premise begins.
 
     >>> parse_esnli('A nap is sleep.\nAnswer: entailment\n\nPremise: A dog runs.\nAnswer: neutral')
     ParsedCompletion(rationale='A nap is sleep.', label='entailment')
@@ -83,9 +83,8 @@ def parse_esnli(completion: str) -> ParsedCompletion:
     pieces = completion.split("Answer: ")
     if len(pieces) < 2:
         return UNPARSED
-    label = pieces[1].split("Premise", 1)[0].strip()
     rationale = completion.split("Answer:", 1)[0].strip()
-    return ParsedCompletion(rationale, label) if label else UNPARSED
+    return _exactly(rationale, pieces[1].split("Premise", 1)[0].rstrip())
 
 
 def parse_anli(completion: str) -> ParsedCompletion:
@@ -100,21 +99,36 @@ def parse_anli(completion: str) -> ParsedCompletion:
     pieces = completion.split("Premise:", 1)[0].rstrip().split("So the answer is")
     if len(pieces) != 2:
         return UNPARSED
-    label = pieces[1].lstrip()[:-1]
-    return ParsedCompletion(pieces[0].strip(), label) if label.strip() else UNPARSED
+    return _exactly(pieces[0].strip(), pieces[1].lstrip()[:-1])
+
+
+def _exactly(rationale: str, label: str) -> ParsedCompletion:
+    """Returns what was found; `UNPARSED` where white space at an end of the label is left.
+
+    The published code compares such a label as it stands, so that it is no answer there either
+    (``Answer:  neutral``, ``neutral .``), while our scorers pass over white space.
+    """
+    return ParsedCompletion(rationale, label) if label and label == label.strip() else UNPARSED
 
 
 def parse_gsm8k(completion: str) -> ParsedCompletion:
     r"""Parses ``RATIONALE The answer is 42.`` or, as GSM8K writes it, ``RATIONALE\n#### 42``.
 
+    What follows the next ``Q:`` or ``Question:`` is not looked at. Of several sentences ``The
+    answer is`` the last one counts: solutions also say ``the answer is`` of a step.
+
     >>> parse_gsm8k('He has 48/2 = <<48/2=24>>24 left.\n#### 24')
     ParsedCompletion(rationale='He has 48/2 = <<48/2=24>>24 left.', label='24')
+    >>> parse_gsm8k('Of May the answer is 24. Together the answer is -$1,072.\n\nQ: 5?')
+    ParsedCompletion(rationale='Of May the answer is 24. Together', label='-1072')
     """
-    rationale, marker, answer = completion.split("Q:", 1)[0].partition("####")
+    own = re.split(r"Q:|Question:", completion, maxsplit=1)[0]
+    rationale, marker, answer = own.partition("####")
     if not marker:
-        return parse_number(completion)
-    found = _NUMBER.match(answer)
-    return ParsedCompletion(rationale.strip(), _digits(found[1])) if found else UNPARSED
+        rationale, marker, answer = own.rpartition("he answer is")
+        rationale = _without_so(rationale.strip(), "T", "t")
+    found = _NUMBER.match(answer) if marker else None
+    return ParsedCompletion(rationale.strip(), _digits(found)) if found else UNPARSED
 
 
 def parse_yes_no(completion: str) -> ParsedCompletion:
@@ -138,14 +152,19 @@ def parse_number(completion: str) -> ParsedCompletion:
     found = _NUMBER.match(answer)
     if not found:
         return UNPARSED
-    return ParsedCompletion(_without_so(rationale, "T", "t"), _digits(found[1]))
+    return ParsedCompletion(_without_so(rationale, "T", "t"), _digits(found))
 
 
-_NUMBER = re.compile(r"[^\w\n-]*(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)")
+# The first number of an answer, with nothing but signs in front of it: `: **$1,042.50**`, `-$3`.
+_NUMBER = re.compile(
+    r"[^\w\n]*?(?P<minus>[-−]\s?)?[$€£]?\s?"
+    r"(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![.\w])\.\d+)"
+)
 
 
-def _digits(number: str) -> str:
-    return number.replace(",", "")
+def _digits(number: re.Match[str]) -> str:
+    digits = number["digits"].replace(",", "")
+    return f"-{digits}" if number["minus"] else digits
 
 
 def parse_text(completion: str) -> ParsedCompletion:
@@ -174,11 +193,17 @@ def _first(pattern: str) -> Callable[[str], ParsedCompletion]:
     return parse
 
 
-def _without_so(rationale: str, *more: str) -> str:
-    """Drops the first word of an answer sentence, when the marker began behind it."""
-    for word in ("So", "Therefore,", *more):
-        if rationale.endswith(word) and (rationale == word or rationale[-len(word) - 1].isspace()):
-            return rationale.removesuffix(word).strip()
+def _without_so(rationale: str, *first: str) -> str:
+    """Drops the first words of an answer sentence, when the marker began behind them.
+
+    These are one of `first`, as far as it is there, and then one of ``So`` and ``Therefore,``.
+    """
+    for words in (first, ("So", "Therefore,")):
+        for word in words:
+            before = rationale.removesuffix(word)
+            if before != rationale and (not before or before[-1].isspace()):
+                rationale = before.rstrip()
+                break
     return rationale
 
 

@@ -53,10 +53,24 @@ def test_docstring_examples():
         ("anli", "R. So the answer is neutral. So the answer is so.", UNPARSED),
         ("anli", "R.\n\nPremise: x So the answer is neutral.", UNPARSED),
         ("anli", "R. So the answer is.", UNPARSED),
+        ("anli", "R. So the answer is neutral .", UNPARSED),
+        ("esnli", "R. Answer:  neutral", UNPARSED),
         ("gsm8k", "R = <<1+1=2>>2.\n#### 1,002\n\nQ: x\n#### 5", ("R = <<1+1=2>>2.", "1002")),
         ("gsm8k", "R. The answer is $1,042.50.\n\nQ: The answer is 3.", ("R.", "1042.50")),
         ("gsm8k", "R. #### none", UNPARSED),
         ("gsm8k", "R. The answer is -3 degrees.", ("R.", "-3")),
+        ("gsm8k", "R.\n####-1,234", ("R.", "-1234")),
+        ("gsm8k", "R.\n#### $3.50", ("R.", "3.50")),
+        ("gsm8k", "R. So the answer is **$42**.\nQuestion: The answer is 7.", ("R.", "42")),
+        (
+            "gsm8k",
+            "The answer is 3 for May. In all, the answer is 5.",
+            ("The answer is 3 for May. In all,", "5"),
+        ),
+        ("gsm8k", "R. The answer is -$.5", ("R.", "-.5")),
+        ("gsm8k", "R. The answer is − 4", ("R.", "-4")),
+        ("gsm8k", "R. The answer is x = 4.", UNPARSED),
+        ("gsm8k", "R. The answer is unknown. 42", UNPARSED),
         ("svamp", "a\0b. The answer is (1 + 1).", ("a\0b.", "(1 + 1)")),
     ],
 )
@@ -79,6 +93,6 @@ def test_no_text_makes_a_parser_raise(name, text):
     parsed = PARSERS[name](text)
     assert parsed == UNPARSED or parsed.label
     assert parsed.rationale in text
-    assert parsed.label in text
+    assert parsed.label.removeprefix("-") in text.replace(",", "")  # of numbers, digits alone
     if name not in ("esnli", "anli"):  # which cut at the next premise, as the published code
         assert "Q:" not in parsed.rationale

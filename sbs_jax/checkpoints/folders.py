@@ -89,6 +89,11 @@ def find_checkpoint(path: str | os.PathLike[str]) -> epath.Path:
     )
 
 
+def is_complete(checkpoint: epath.Path) -> bool:
+    """Whether a checkpoint of ours was written to its end."""
+    return (checkpoint / _COMPLETE_MARK).exists()
+
+
 def read_info(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON object that was saved with a checkpoint.
 

@@ -1,33 +1,30 @@
-"""Hugging Face's T5 weights, in and out: names and layouts, in numpy; torch is never imported.
+"""Hugging Face's T5 weights, in and out: names, layouts and configs; torch is never imported.
 
-`load_huggingface(folder)` reads what `T5ForConditionalGeneration.save_pretrained` writes. The
-mapping itself is pure: `config_from_huggingface`, `params_from_huggingface` and
-`params_to_huggingface` work on dictionaries.
+`open_huggingface(folder)` finds what `save_pretrained` of transformers wrote and reads nothing big;
+`load_huggingface(folder)` reads it whole. The mapping itself is pure: `config_from_huggingface`,
+`match_huggingface`, `params_from_huggingface` and `params_to_huggingface` work on dictionaries.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  (safetensors finds numpy's bfloat16 through it)
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 
+from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json, some
+from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, same_values
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _EMBEDDING = "shared.weight"
 _HEAD = "lm_head.weight"
@@ -36,7 +33,8 @@ _EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight
 # In some published files, although no T5 has a position bias in cross-attention.
 _IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
-_MODEL_TYPES = ("t5", "mt5")
+_MODEL_TYPES = ("t5", "mt5", "umt5")
+_DEFAULT_ACTIVATION = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
 _ACTIVATIONS = {
     "relu": ("relu",),
     "gated-relu": ("relu", "linear"),
@@ -50,7 +48,7 @@ _ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TensorName:
     """Where a parameter lies in Hugging Face's state dict.
 
     Attributes:
@@ -63,7 +61,7 @@ class Source:
 
 
 def load_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, Any]]:
-    """Reads a T5 that Hugging Face's transformers saved.
+    """Reads a T5 that Hugging Face's transformers saved, whole into this process's memory.
 
     Args:
       folder: holds `config.json`, and `model.safetensors` or its shards with their index.
@@ -75,48 +73,35 @@ def load_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, Any]]:
     Raises:
       UserError: a file is missing or damaged, or holds another kind of model.
     """
+    config, stored = open_huggingface(folder)
+    params = {path: _read(tensor) for path, tensor in stored.items()}
+    return config, traverse_util.unflatten_dict(params, sep="/")
+
+
+def open_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, StoredTensor]]:
+    """Finds the weights of a T5 that transformers saved; their values are read later.
+
+    Args:
+      folder: see `load_huggingface`.
+
+    Returns:
+      The config, and where each of our parameters (by path) is read from, in our layout.
+
+    Raises:
+      UserError: see `load_huggingface`.
+    """
     folder = Path(folder).expanduser()
-    tensors = read_safetensors(folder)
+    tensors = open_safetensors(folder)
+    config_json = read_json(folder / CONFIG_FILE)
     try:
-        config = config_from_huggingface(_read_json(folder / CONFIG_FILE), tensors)
-        return config, params_from_huggingface(tensors, config)
+        config = config_from_huggingface(config_json, tensors)
+        return config, match_huggingface(tensors, config)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
 
 
-def read_safetensors(folder: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a folder that transformers saved, from one file or from shards.
-
-    Raises:
-      UserError: a file is missing or damaged.
-    """
-    folder = Path(folder).expanduser()
-    if (folder / WEIGHTS_FILE).exists():
-        return _read_file(folder / WEIGHTS_FILE)
-    index = folder / INDEX_FILE
-    if not index.exists():
-        hint = ""
-        if any(folder.glob("pytorch_model*.bin")):
-            hint = (
-                "; its pytorch_model.bin must be converted first: load it with transformers and "
-                "call save_pretrained"
-            )
-        raise UserError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}{hint}.")
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: has no `weight_map` from tensors to files.")
-    tensors: dict[str, np.ndarray] = {}
-    for name in sorted(set(weight_map.values())):
-        if not (folder / name).exists():
-            raise UserError(f"{index}: names {name}, which is missing from the folder.")
-        tensors.update(_read_file(folder / name))
-    if lost := sorted(set(weight_map) - set(tensors)):
-        raise UserError(f"{index}: {_some(lost)} not in the shard that it names.")
-    return tensors
-
-
 def config_from_huggingface(
-    config_json: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    config_json: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 ) -> T5Config:
     """The config of a Hugging Face T5.
 
@@ -139,7 +124,7 @@ def config_from_huggingface(
             f"{CONFIG_FILE} describes a model of type {kind!r}; this reads encoder-decoders of "
             f"type {' or '.join(_MODEL_TYPES)}."
         )
-    activation = config_json.get("feed_forward_proj", "relu")
+    activation = config_json.get("feed_forward_proj", _DEFAULT_ACTIVATION[kind])
     if activation not in _ACTIVATIONS:
         raise UserError(
             f"{CONFIG_FILE}: feed_forward_proj = {activation!r} is not supported; supported are "
@@ -157,8 +142,7 @@ def config_from_huggingface(
         raise UserError(f"{CONFIG_FILE} lacks {', '.join(missing)}.")
     decoder_layers = config_json.get("num_decoder_layers")
     tied = _is_tied(tensors)
-    # transformers 4 scaled exactly what its config called tied; 5 has an own key for it.
-    scaled = config_json.get("scale_decoder_outputs")
+    scaled = _scales_logits(config_json)
     return T5Config(
         **{ours: config_json[theirs] for ours, theirs in fields.items()},
         num_decoder_layers=config_json["num_layers"] if decoder_layers is None else decoder_layers,
@@ -168,8 +152,50 @@ def config_from_huggingface(
         scale_logits=None if scaled is None or scaled == tied else scaled,
         relative_attention_num_buckets=config_json.get("relative_attention_num_buckets", 32),
         relative_attention_max_distance=config_json.get("relative_attention_max_distance", 128),
+        relative_attention_per_layer=kind == "umt5",
         layer_norm_epsilon=config_json.get("layer_norm_epsilon", 1e-6),
     )
+
+
+def match_huggingface(
+    state_dict: Mapping[str, StoredTensor], config: T5Config
+) -> dict[str, StoredTensor]:
+    """Finds our parameters in a Hugging Face state dict; reads no more than it must.
+
+    Args:
+      state_dict: name → tensor, any float dtype.
+      config: what it must fit; `config_from_huggingface` tells.
+
+    Returns:
+      The tensor of each of our parameters, by path, in our layout.
+
+    Raises:
+      UserError: tensors are missing, unknown or of another shape; names them.
+    """
+    state_dict = _with_shared_embedding(state_dict)
+    sources = huggingface_sources(config)
+    names = {source.name for source in sources.values()}
+    if missing := sorted(names - set(state_dict)):
+        raise UserError(f"The Hugging Face weights lack {some(missing)}.")
+    spare = {*_EMBEDDING_COPIES, *_IGNORED}
+    if config.logits_via_embedding and _is_tied(state_dict):
+        spare.add(_HEAD)
+    if unknown := sorted(set(state_dict) - names - spare):
+        raise UserError(
+            f"The Hugging Face weights hold what this T5Config has not: {some(unknown)}."
+        )
+    shapes = _parameter_shapes(config)
+    found: dict[str, StoredTensor] = {}
+    for path, source in sources.items():
+        tensor = state_dict[source.name]
+        wanted = shapes[path][::-1] if source.transposed else shapes[path]
+        if tuple(tensor.shape) != wanted:
+            raise UserError(
+                f"{source.name} of the Hugging Face weights has shape {list(tensor.shape)}, but "
+                f"the T5Config wants {list(wanted)} for {path}."
+            )
+        found[path] = Transposed(tensor) if source.transposed else tensor
+    return found
 
 
 def params_from_huggingface(
@@ -185,32 +211,10 @@ def params_from_huggingface(
       A nested dict of float32 numpy arrays, as `Transformer(config).init(...)["params"]` has it.
 
     Raises:
-      UserError: tensors are missing, unknown or of another shape; names them.
+      UserError: see `match_huggingface`.
     """
-    state_dict = _with_shared_embedding(state_dict)
-    sources = huggingface_sources(config)
-    names = {source.name for source in sources.values()}
-    if missing := sorted(names - set(state_dict)):
-        raise UserError(f"The Hugging Face weights lack {_some(missing)}.")
-    spare = {*_EMBEDDING_COPIES, *_IGNORED}
-    if config.logits_via_embedding and _is_tied(state_dict):
-        spare.add(_HEAD)
-    if unknown := sorted(set(state_dict) - names - spare):
-        raise UserError(
-            f"The Hugging Face weights hold what this T5Config has not: {_some(unknown)}."
-        )
-    shapes = _parameter_shapes(config)
-    params = {}
-    for path, source in sources.items():
-        array = np.asarray(state_dict[source.name])
-        wanted = shapes[path][::-1] if source.transposed else shapes[path]
-        if array.shape != wanted:
-            raise UserError(
-                f"{source.name} of the Hugging Face weights has shape {list(array.shape)}, but the "
-                f"T5Config wants {list(wanted)} for {path}."
-            )
-        array = array.T if source.transposed else array
-        params[path] = np.array(array, dtype=np.float32, order="C")
+    matched = match_huggingface(state_dict, config)
+    params = {path: _read(tensor) for path, tensor in matched.items()}
     return traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -230,7 +234,7 @@ def params_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[s
     flat = traverse_util.flatten_dict(params, sep="/")
     shapes = _parameter_shapes(config)
     if different := sorted(set(flat) ^ set(shapes)):
-        raise UserError(f"The parameters do not fit the T5Config: {_some(different)}.")
+        raise UserError(f"The parameters do not fit the T5Config: {some(different)}.")
     state_dict = {}
     for path, source in huggingface_sources(config).items():
         array = np.asarray(flat[path])
@@ -243,28 +247,28 @@ def params_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[s
     return state_dict
 
 
-def huggingface_sources(config: T5Config) -> dict[str, Source]:
+def huggingface_sources(config: T5Config) -> dict[str, TensorName]:
     """Where each of our parameters (`encoder/layers_0/mlp/wo/kernel`) lies in Hugging Face's."""
     return dict(_sources(config))
 
 
-def _sources(config: T5Config) -> Iterator[tuple[str, Source]]:
-    def norm(ours: str, theirs: str) -> tuple[str, Source]:
-        return f"{ours}/scale", Source(f"{theirs}.weight", transposed=False)
+def _sources(config: T5Config) -> Iterator[tuple[str, TensorName]]:
+    def norm(ours: str, theirs: str) -> tuple[str, TensorName]:
+        return f"{ours}/scale", TensorName(f"{theirs}.weight", transposed=False)
 
-    def linear(ours: str, theirs: str) -> tuple[str, Source]:
-        return f"{ours}/kernel", Source(f"{theirs}.weight", transposed=True)
+    def linear(ours: str, theirs: str) -> tuple[str, TensorName]:
+        return f"{ours}/kernel", TensorName(f"{theirs}.weight", transposed=True)
 
-    def attention(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+    def attention(ours: str, theirs: str) -> Iterator[tuple[str, TensorName]]:
         for name in ("query", "key", "value", "out"):
             yield linear(f"{ours}/{name}", f"{theirs}.{'o' if name == 'out' else name[0]}")
 
-    def mlp(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+    def mlp(ours: str, theirs: str) -> Iterator[tuple[str, TensorName]]:
         gated = len(config.mlp_activations) == 2
         for name in ("wi_0", "wi_1", "wo") if gated else ("wi", "wo"):
             yield linear(f"{ours}/{name}", f"{theirs}.{name}")
 
-    yield "token_embedder/embedding", Source(_EMBEDDING, transposed=False)
+    yield "token_embedder/embedding", TensorName(_EMBEDDING, transposed=False)
     stacks = {
         "encoder": (
             config.num_encoder_layers,
@@ -279,10 +283,12 @@ def _sources(config: T5Config) -> Iterator[tuple[str, Source]]:
         ),
     }
     for stack, (num_layers, attentions) in stacks.items():
-        position_bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield f"{stack}/relpos_bias/rel_embedding", Source(position_bias, transposed=True)
         for index in range(num_layers):
             ours, theirs = f"{stack}/layers_{index}", f"{stack}.block.{index}.layer"
+            owner = ours if config.relative_attention_per_layer else stack
+            if config.relative_attention_per_layer or index == 0:
+                bias = f"{theirs}.0.SelfAttention.relative_attention_bias.weight"
+                yield f"{owner}/relpos_bias/rel_embedding", TensorName(bias, transposed=True)
             for block, (name, norm_name, their_name) in enumerate(attentions):
                 yield from attention(f"{ours}/{name}", f"{theirs}.{block}.{their_name}")
                 yield norm(f"{ours}/{norm_name}", f"{theirs}.{block}.layer_norm")
@@ -301,11 +307,11 @@ def _parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _with_shared_embedding(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_shared_embedding(state_dict: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Names the embedding `shared.weight`, whichever of its copies are there."""
     copies = [name for name in (_EMBEDDING, *_EMBEDDING_COPIES) if name in state_dict]
     for name in copies[1:]:
-        if not np.array_equal(state_dict[copies[0]], state_dict[name]):
+        if not same_values(state_dict[copies[0]], state_dict[name]):
             raise UserError(
                 f"{copies[0]} and {name} of the Hugging Face weights differ; a T5Config has one "
                 "embedding for both stacks."
@@ -316,33 +322,28 @@ def _with_shared_embedding(state_dict: Mapping[str, np.ndarray]) -> dict[str, np
     return result
 
 
-def _is_tied(tensors: Mapping[str, np.ndarray]) -> bool:
+def _is_tied(tensors: Mapping[str, StoredTensor]) -> bool:
     if _HEAD not in tensors:
         return True
     embedding = _with_shared_embedding(tensors).get(_EMBEDDING)
-    return embedding is not None and np.array_equal(tensors[_HEAD], embedding)
+    return embedding is not None and same_values(tensors[_HEAD], embedding)
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is no readable safetensors file ({error}).") from None
+def _scales_logits(config_json: Mapping[str, Any]) -> bool | None:
+    """What the config says of scaling; None leaves it to tying, as transformers 4 did."""
+    kind = config_json["model_type"]
+    if kind == "t5":
+        # transformers 5 has a key of its own, and still listens to a config of 4.
+        scaled = config_json.get("scale_decoder_outputs")
+        return (
+            False if scaled is None and config_json.get("tie_word_embeddings") is False else scaled
+        )
+    if kind == "umt5":
+        # 5 scales the logits of every umT5; but Google's configs, of 4, say that theirs are not.
+        return config_json.get("tie_word_embeddings", True) is not False
+    return False  # mT5's code has no scaling
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: does not exist.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is no readable JSON file ({error}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object.")
-    return content
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+def _read(tensor: StoredTensor) -> np.ndarray:
+    whole = tensor[(slice(None),) * len(tensor.shape)]
+    return np.array(whole, dtype=np.float32, order="C")

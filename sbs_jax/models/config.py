@@ -42,6 +42,8 @@ class T5Config:
         are bfloat16.
       relative_attention_num_buckets: buckets of relative positions, of both directions together.
       relative_attention_max_distance: farther positions share the last bucket.
+      relative_attention_per_layer: every layer has a table of position biases of its own (umT5);
+        by default all layers of a stack share one.
       layer_norm_epsilon: added to the mean square of a layer norm's input.
       embedding_lookup: `gather`, or `one_hot` for a matrix product with one-hot rows: V times the
         work, but no scatter in the gradient.
@@ -69,6 +71,7 @@ class T5Config:
     float32_attention_logits: bool = True
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
+    relative_attention_per_layer: bool = False
     layer_norm_epsilon: float = 1e-6
     embedding_lookup: str = "gather"
     remat: str = "none"
@@ -82,7 +85,11 @@ class T5Config:
         self._check_choice("dtype", DTYPES)
         self._check_choice("embedding_lookup", EMBEDDING_LOOKUPS)
         self._check_choice("remat", REMATS)
-        for name in ("dropout_broadcast_length", "logits_via_embedding"):
+        for name in (
+            "dropout_broadcast_length",
+            "logits_via_embedding",
+            "relative_attention_per_layer",
+        ):
             self._require(name, isinstance(getattr(self, name), bool), "must be True or False")
         self._require("scale_logits", self.scale_logits in (None, True, False), "must be a bool")
         rate = self.dropout_rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -64,7 +64,8 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         """Creates the layers."""
         config = self.config
-        self.relpos_bias = RelativePositionBias(config, bidirectional=True)
+        if not config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(config, bidirectional=True)
         layer = _remat(EncoderLayer, config)
         self.layers = [layer(config) for _ in range(config.num_encoder_layers)]
         self.encoder_norm = RMSNorm(config)
@@ -79,7 +80,9 @@ class Encoder(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Encodes embedded tokens."""
         first, last, *seeds = seeds
-        biases = (self.relpos_bias(x.shape[1]), segment_bias(segment_ids, segment_ids))
+        biases = (segment_bias(segment_ids, segment_ids),)
+        if not self.config.relative_attention_per_layer:
+            biases = (self.relpos_bias(x.shape[1]), *biases)
         x = dropout(x, first, self.config)
         for layer, layer_seeds in zip(
             self.layers, _batched(seeds, EncoderLayer.num_seeds), strict=True
@@ -101,6 +104,8 @@ class EncoderLayer(nn.Module):
 
     def setup(self) -> None:
         """Creates both blocks."""
+        if self.config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(self.config, bidirectional=True)
         self.pre_attention_layer_norm = RMSNorm(self.config)
         self.attention = Attention(self.config)
         self.pre_mlp_layer_norm = RMSNorm(self.config)
@@ -110,6 +115,8 @@ class EncoderLayer(nn.Module):
         self, x: Float[Array, "B S D"], biases: Biases, seeds: Seeds
     ) -> Float[Array, "B S D"]:
         """Applies the layer."""
+        if self.config.relative_attention_per_layer:
+            biases = (self.relpos_bias(x.shape[1]), *biases)
         normed = self.pre_attention_layer_norm(x)
         attended = self.attention(normed, normed, biases, seeds[0])
         x += dropout(attended, seeds[1], self.config)
@@ -130,7 +137,8 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Creates the layers."""
         config = self.config
-        self.relpos_bias = RelativePositionBias(config, bidirectional=False)
+        if not config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(config, bidirectional=False)
         layer = _remat(DecoderLayer, config)
         self.layers = [layer(config) for _ in range(config.num_decoder_layers)]
         self.decoder_norm = RMSNorm(config)
@@ -153,15 +161,19 @@ class Decoder(nn.Module):
         encoder_segment_ids: Int[Array, "B S"],
         segment_ids: Int[Array, "B T"] | None,
         seeds: Seeds,
+        source_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Decodes embedded tokens, all positions at once."""
+        """Decodes embedded tokens, all positions at once; see `Transformer.hidden`."""
         length = x.shape[1]
         if segment_ids is None:
             self_mask, cross_mask = causal_bias(length), padding_bias(encoder_segment_ids)
         else:
             self_mask = segment_bias(segment_ids, segment_ids, causal=True)
-            cross_mask = segment_bias(segment_ids, encoder_segment_ids)
-        self_biases = (self.relpos_bias(length), self_mask)
+            sources = segment_ids if source_ids is None else source_ids
+            cross_mask = segment_bias(sources, encoder_segment_ids)
+        self_biases = (self_mask,)
+        if not self.config.relative_attention_per_layer:
+            self_biases = (self.relpos_bias(length), self_mask)
         first, last, *seeds = seeds
         x = dropout(x, first, self.config)
         for layer, layer_seeds in zip(
@@ -197,8 +209,9 @@ class Decoder(nn.Module):
         """Decodes the embedded token at `position`; see `Transformer.decode_step`."""
         length = cache.keys_values[0][0].shape[2]
         seen = mask_bias(jnp.arange(length) <= position)[None, None, None, :]
-        biases = (self.relpos_bias.at_step(position, length), seen)
-        return self._advance(x, position, biases, memory, cache)
+        return self._advance(
+            x, position, lambda table: table.at_step(position, length), seen, memory, cache
+        )
 
     def extend(
         self,
@@ -212,24 +225,31 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], DecoderCache]:
         """Decodes embedded tokens that need not follow one another; see `Transformer.extend`."""
         length = cache.keys_values[0][0].shape[2]
-        biases = (
-            self.relpos_bias.between(query_positions, key_positions, length),
+        return self._advance(
+            x,
+            slot,
+            lambda table: table.between(query_positions, key_positions, length),
             mask_bias(visible)[:, None],
+            memory,
+            cache,
         )
-        return self._advance(x, slot, biases, memory, cache)
 
     def _advance(
         self,
         x: Float[Array, "B Q D"],
         slot: Int[Array, ""] | int,
-        biases: Biases,
+        relative: Callable[[RelativePositionBias], Float[Array, "#B H Q L"]],
+        mask: Float[Array, "#B 1 #Q L"],
         memory: EncoderMemory,
         cache: DecoderCache,
     ) -> tuple[Float[Array, "B Q D"], DecoderCache]:
+        per_layer = self.config.relative_attention_per_layer
+        shared = None if per_layer else relative(self.relpos_bias)
         written = []
         for layer, cached, encoder_keys_values in zip(
             self.layers, cache.keys_values, memory.keys_values, strict=True
         ):
+            biases = (relative(layer.relpos_bias) if per_layer else shared, mask)
             x, updated = layer.step(x, slot, cached, biases, encoder_keys_values, (memory.bias,))
             written.append(updated)
         return self.decoder_norm(x), DecoderCache(tuple(written))
@@ -248,6 +268,8 @@ class DecoderLayer(nn.Module):
 
     def setup(self) -> None:
         """Creates the three blocks."""
+        if self.config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(self.config, bidirectional=False)
         self.pre_self_attention_layer_norm = RMSNorm(self.config)
         self.self_attention = Attention(self.config)
         self.pre_cross_attention_layer_norm = RMSNorm(self.config)
@@ -264,6 +286,8 @@ class DecoderLayer(nn.Module):
         seeds: Seeds,
     ) -> Float[Array, "B T D"]:
         """Applies the layer to all positions."""
+        if self.config.relative_attention_per_layer:
+            self_biases = (self.relpos_bias(x.shape[1]), *self_biases)
         normed = self.pre_self_attention_layer_norm(x)
         attended = self.self_attention(normed, normed, self_biases, seeds[0])
         x += dropout(attended, seeds[1], self.config)

@@ -1,0 +1,299 @@
+"""One loader for weights of every origin: ours, Hugging Face's, and both of T5X's formats.
+
+source = identify("runs/svamp")               # or a Hugging Face folder, a T5X checkpoint, …
+student = Student(source.config, mesh)
+params = load_params(source, student.abstract_params_with_shardings)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from etils import epath
+
+from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5x, tensors
+from sbs_jax.checkpoints.huggingface import CONFIG_FILE, open_huggingface
+from sbs_jax.checkpoints.manager import restore_params
+from sbs_jax.errors import UserError
+from sbs_jax.models.config import T5Config
+
+Kind = Literal["sbs_jax", "huggingface", "t5x", "t5x_orbax"]
+
+VOCABULARY_FILE = "spiece.model"
+
+_ADVICE = (
+    "use the MODEL of this checkpoint (--gin_file=models/from_checkpoint.gin reads it off, except "
+    "for T5X's), or another checkpoint"
+)
+_STEP = re.compile(rf"{folders.PREFIX}_(\d+)")
+# What a T5Config says beyond the shapes of parameters and beyond how a run computes.
+_MEANING = (
+    "num_heads",
+    "head_dim",
+    "mlp_activations",
+    "scales_logits",
+    "relative_attention_max_distance",
+    "layer_norm_epsilon",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights that were found; nothing big has been read of them.
+
+    Attributes:
+      kind: whose format they have.
+      folder: of the checkpoint itself; for `huggingface` the folder of `config.json`.
+      step: of the training that wrote them; None where the format has no such thing.
+    """
+
+    kind: Kind
+    folder: epath.Path
+    step: int | None = None
+
+    @functools.cached_property
+    def config(self) -> T5Config | None:
+        """The network's dimensions; None for T5X's, which lie in T5X's gin files.
+
+        Raises:
+          UserError: what says so is damaged, or it is no T5.
+        """
+        if self.kind == "huggingface":
+            return open_huggingface(Path(self.folder))[0]
+        if self.kind == "sbs_jax":
+            if saved := self._metadata.get("model_config"):
+                return record.config_from_json(saved, self.folder)
+            return self._record.model_config
+        return None
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """How a student of ours was trained; {} for weights of others.
+
+        Keys: `mixture_or_task_name`, `mixture_or_task_module`, `method`, `label_source`,
+        `rationale_source`, `rationale_weight` (None under a schedule), `loss_normalization`,
+        `feature_lengths` (`inputs`, `targets`), `vocabulary_path` (as the run named it), and
+        `data_settings`, the fields of `data.settings.DataSettings` (prefixes among them). A run of
+        an older version lacks some.
+        """
+        return {**self._record.settings, **self._metadata}
+
+    @functools.cached_property
+    def vocabulary_path(self) -> Path | None:
+        """The SentencePiece model beside the weights, for ours that of MODEL_DIR; None without."""
+        inside = VOCABULARY_FILE
+        folder = self.folder
+        if self.kind == "sbs_jax":
+            inside, folder = record.VOCABULARY, self.folder.parent
+        if "://" in os.fspath(folder):
+            return None
+        path = Path(os.fspath(folder)) / inside
+        return path if path.is_file() else None
+
+    def require_vocabulary(self) -> Path:
+        """`vocabulary_path`.
+
+        Raises:
+          UserError: there is none; says what there is.
+        """
+        if self.vocabulary_path is not None:
+            return self.vocabulary_path
+        others = [
+            name
+            for name in ("sentencepiece.bpe.model", "tokenizer.json", "vocab.json")
+            if (self.folder / name).exists()
+        ]
+        has = f"; its {others[0]} is no SentencePiece model of a T5" if others else ""
+        raise UserError(
+            f"{self.folder}: has no {VOCABULARY_FILE}{has}: name the SentencePiece model that the "
+            "weights were trained with by --gin.VOCABULARY_PATH=PATH."
+        )
+
+    @functools.cached_property
+    def _metadata(self) -> dict[str, Any]:
+        """What training saved with the checkpoint itself."""
+        if self.kind != "sbs_jax":
+            return {}
+        metadata = (folders.read_info(self.folder).get("extra") or {}).get("metadata") or {}
+        return dict(metadata)
+
+    @functools.cached_property
+    def _record(self) -> record.Record:
+        if self.kind not in ("sbs_jax", "huggingface"):
+            return record.Record(None, {})
+        return record.read(self.folder if self.kind == "huggingface" else self.folder.parent)
+
+
+def identify(path: str | os.PathLike[str]) -> Source:
+    """Finds out what weights a user means.
+
+    Args:
+      path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, a checkpoint in it; a Hugging
+        Face folder, or (with the extra `hub`) a name on the Hugging Face hub, `google/flan-t5-base`
+        or `google/flan-t5-base@REVISION`; a checkpoint of T5X, its `checkpoint` file, or the folder
+        of T5X's checkpoints (its latest).
+
+    Returns:
+      Where they are and of what kind.
+
+    Raises:
+      UserError: there are none, or none that can be read.
+    """
+    folder = folders.absolute(path)
+    if not folder.exists() and hub.is_name(os.fspath(path)):
+        return Source("huggingface", epath.Path(hub.download(os.fspath(path))))
+    if folder.is_file():
+        folder = _folder_of_file(folder)
+    if source := _checkpoint(folder):
+        return source
+    if folder.is_dir():
+        steps = {
+            int(match[1]): child
+            for child in folder.iterdir()
+            if (match := _STEP.fullmatch(child.name)) and child.is_dir()
+        }
+        for _, child in sorted(steps.items(), reverse=True):
+            if (child / folders.PARAMS).is_dir() and not folders.is_complete(child):
+                continue  # A run is still writing it, or was stopped while it did.
+            if source := _checkpoint(child):
+                return source
+    if folder.name == "best" and not folder.exists():
+        return _ours(folders.find_checkpoint(folder))
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder; {_EXPECTED}.")
+    if t5x.is_tensorflow(folder):
+        raise UserError(
+            f"{folder}: is a TensorFlow checkpoint; T5X's convert_tf_checkpoint.py makes one of "
+            "T5X's format of it, which can be read."
+        )
+    raise UserError(f"{folder}: holds no weights that can be read; {_EXPECTED}.")
+
+
+_EXPECTED = (
+    "expected a MODEL_DIR or a checkpoint in one, a Hugging Face folder (config.json and "
+    "model.safetensors), or a T5X checkpoint"
+)
+
+
+def load_params(source: Source, abstract_params: Any) -> Any:
+    """Reads parameters straight into the shards of a mesh, one tensor at a time.
+
+    All processes of a run call this together; each reads what its own devices hold.
+
+    Args:
+      source: of `identify`.
+      abstract_params: the tree wanted, of `jax.ShapeDtypeStruct` with shardings; values are cast
+        to its dtypes.
+
+    Returns:
+      The parameters on the devices.
+
+    Raises:
+      UserError: they do not fit (names the first parameter that differs, and its shapes), or a
+        file is missing or damaged.
+    """
+    if source.kind == "sbs_jax":
+        return restore_params(source.folder, abstract_params)
+    return tensors.place_tree(
+        stored_params(source), abstract_params, where=str(source.folder), advice=_ADVICE
+    )
+
+
+def stored_params(source: Source) -> Mapping[str, tensors.StoredTensor]:
+    """The parameters in files of others by path, in our layout, before they are read.
+
+    Raises:
+      UserError: a file is missing or damaged, or of another kind of model.
+      ValueError: `source` is a checkpoint of ours, which Orbax reads.
+    """
+    if source.kind == "huggingface":
+        return open_huggingface(Path(source.folder))[1]
+    if source.kind == "t5x":
+        return t5x.open_legacy(source.folder).params
+    if source.kind == "t5x_orbax":
+        return t5x.open_orbax(source.folder).params
+    raise ValueError(f"{source.kind} is read by restore_params")
+
+
+def require_same_network(source: Source, config: T5Config) -> None:
+    """Checks what the shapes of parameters cannot tell: that `config` computes the same function.
+
+    Raises:
+      UserError: a field differs; names it.
+    """
+    saved = source.config
+    if saved is None:
+        return
+    for name in _MEANING:
+        theirs, ours = getattr(saved, name), getattr(config, name)
+        if theirs != ours:
+            raise UserError(
+                f"{source.folder}: does not fit: {name} is {theirs!r} in this checkpoint but "
+                f"{ours!r} in this run; {_ADVICE}."
+            )
+
+
+def model_config(path: str | None, dropout_rate: float = 0.1, dtype: str = "float32") -> T5Config:
+    """The T5Config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
+
+    Args:
+      path: as for `identify`.
+      dropout_rate: of this run.
+      dtype: of this run's activations.
+
+    Raises:
+      UserError: there are no weights, or they do not say their dimensions.
+    """
+    if path is None:
+        raise UserError(
+            "models/from_checkpoint.gin takes the MODEL from INITIAL_CHECKPOINT_PATH; give "
+            "--gin.INITIAL_CHECKPOINT_PATH=PATH."
+        )
+    source = identify(path)
+    if source.config is None:
+        raise UserError(
+            f"{source.folder}: a T5X checkpoint does not say the dimensions of its network; name a "
+            "file of gin/models instead of models/from_checkpoint.gin."
+        )
+    return dataclasses.replace(source.config, dropout_rate=dropout_rate, dtype=dtype)
+
+
+def _folder_of_file(file: epath.Path) -> epath.Path:
+    known = (
+        t5x.LEGACY_FILE,
+        CONFIG_FILE,
+        safetensors_files.WEIGHTS_FILE,
+        safetensors_files.INDEX_FILE,
+    )
+    if file.name not in known:
+        raise UserError(f"{file}: is a file; {_EXPECTED}.")
+    return file.parent
+
+
+def _checkpoint(folder: epath.Path) -> Source | None:
+    """The weights in this very folder."""
+    if not folder.is_dir():
+        return None
+    if (folder / folders.PARAMS).is_dir():
+        return _ours(folders.find_checkpoint(folder))
+    if (
+        (folder / CONFIG_FILE).exists()
+        or any(folder.glob("*.safetensors"))
+        or any(folder.glob("pytorch_model*.bin"))
+    ):
+        return Source("huggingface", folder)
+    if t5x.is_orbax(folder):
+        return Source("t5x_orbax", folder, t5x.open_orbax(folder).step)
+    if t5x.is_legacy(folder):
+        return Source("t5x", folder, t5x.open_legacy(folder).step)
+    return None
+
+
+def _ours(folder: epath.Path) -> Source:
+    return Source("sbs_jax", folder, int(folders.read_info(folder)["step"]))

@@ -25,7 +25,7 @@ import difflib
 import functools
 import importlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
 from sbs_jax.errors import UserError
+from sbs_jax.parts import RATIONALE
 
 LoadFn = Callable[[str, DataSettings], list[Example]]
 JudgeFn = Callable[[], tuple[str, Sequence[str]]]
@@ -179,8 +180,27 @@ def _register_task(task: TaskInfo) -> None:
     text = seqio.Feature(task.dataset.vocabulary, add_eos=True)
     part = seqio.Feature(seqio.PassThroughVocabulary(size=3), add_eos=False)
 
-    def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        scores = list(map(task.dataset.score, predictions, targets))
+    def label_of(
+        text: str, example: Mapping[str, np.ndarray] | None = None, is_target: bool = False
+    ) -> str | None:
+        """The label in a decoded text; None where the record is about a rationale."""
+        del is_target
+        if example is not None and example["part"][-1] == RATIONALE:
+            return None
+        if task.method == "joint":
+            separator = settings_lib.current().joint_separator
+            return preprocessors.split_joint(text, separator)[1]
+        return text
+
+    def accuracy(
+        targets: Sequence[str | None], predictions: Sequence[str | None]
+    ) -> dict[str, float]:
+        """Of the labels alone: SeqIO's evaluator decodes every record of a task."""
+        scores = [
+            task.dataset.score(prediction, target)
+            for prediction, target in zip(predictions, targets, strict=True)
+            if target is not None
+        ]
         return {"accuracy": metrics.accuracy(scores)}
 
     seqio.TaskRegistry.add(
@@ -188,11 +208,12 @@ def _register_task(task: TaskInfo) -> None:
         source=seqio.FunctionDataSource(functools.partial(_read, task=task), splits=SPLITS),
         preprocessors=[
             functools.partial(preprocessors.to_records, method=task.method),
-            seqio.preprocessors.tokenize,
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={"inputs": text, "targets": text, "part": part},
-        metric_fns=[accuracy],
+        postprocess_fn=label_of,
+        # A task of rationales alone has no labels to judge.
+        metric_fns=[] if task.method == "rationale" else [accuracy],
     )
 
 

@@ -8,6 +8,7 @@ from sbs_jax.data import registration
 from sbs_jax.data.registration import load_examples, register_dataset
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
+from sbs_jax.parts import LABEL, PADDING, RATIONALE
 
 
 def ids(dataset, split):
@@ -172,3 +173,22 @@ def test_scores():
     assert not registration.find_dataset("cqa").score("(2 + 2)", "( 1.0 + 3.0 )")
     (accuracy,) = seqio.get_mixture_or_task("svamp_sbs").metric_fns
     assert accuracy(targets=["4", "5"], predictions=["2 + 2", "x"]) == {"accuracy": 0.5}
+
+
+def test_seqio_judges_labels_alone():
+    for name, target, prediction in (
+        ("svamp_sbs", "4", "2 + 2"),
+        ("svamp_joint", "2 + 2 is 4. Answer: 4", "So it is. Answer: (2 + 2)"),
+    ):
+        task = seqio.get_mixture_or_task(name)
+        label = {"part": np.array([LABEL])}
+        rationale = {"part": np.array([PADDING, RATIONALE])}
+        targets = [task.postprocess_fn(target, example=label, is_target=True)]
+        predictions = [task.postprocess_fn(prediction, example=label, is_target=False)]
+        if name == "svamp_sbs":
+            targets.append(task.postprocess_fn("2 and 2", example=rationale, is_target=True))
+            predictions.append(task.postprocess_fn("2, 2", example=rationale, is_target=False))
+            assert targets[1] is predictions[1] is None
+        (accuracy,) = task.metric_fns
+        assert accuracy(targets=targets, predictions=predictions) == {"accuracy": 1.0}
+    assert not seqio.get_mixture_or_task("svamp_rationale").metric_fns

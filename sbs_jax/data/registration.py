@@ -208,6 +208,7 @@ def _register_task(task: TaskInfo) -> None:
         source=seqio.FunctionDataSource(functools.partial(_read, task=task), splits=SPLITS),
         preprocessors=[
             functools.partial(preprocessors.to_records, method=task.method),
+            seqio.preprocessors.tokenize,
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={"inputs": text, "targets": text, "part": part},

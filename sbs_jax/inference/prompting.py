@@ -1,0 +1,144 @@
+"""How a student was taught to be asked, and what its answers consist of."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sbs_jax.data.joint import explained_input, split_joint
+from sbs_jax.data.settings import DEFAULT_JOINT_SEPARATOR, DEFAULT_RATIONALE_INPUT_SEPARATOR
+from sbs_jax.errors import UserError
+from sbs_jax.metrics import normalize_answer
+from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
+
+Kind = Literal["label", "rationale"]
+LABEL: Kind = "label"
+RATIONALE: Kind = "rationale"
+
+_CHOICE = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompting:
+    """The words around an input.
+
+    Attributes:
+      method: `standard`, `sbs`, `joint`, `rationale_input` or `rationale`.
+      label_prefix: asks for the label.
+      rationale_prefix: asks for the rationale.
+      prefix_side: `encoder`: the prefix stands before the input; `decoder`: it is what the decoder
+        is fed first, and the input stands alone.
+      joint_separator: what a `joint` student writes between its rationale and its label.
+      rationale_input_separator: what stands between input and rationale for `rationale_input`.
+    """
+
+    method: str = "sbs"
+    label_prefix: str = DEFAULT_LABEL_PREFIX
+    rationale_prefix: str = DEFAULT_RATIONALE_PREFIX
+    prefix_side: str = "encoder"
+    joint_separator: str = DEFAULT_JOINT_SEPARATOR
+    rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
+
+    def prefix(self, kind: Kind) -> str:
+        """The task prefix that asks for a label or a rationale."""
+        return self.label_prefix if kind == LABEL else self.rationale_prefix
+
+    def encoder_text(self, kind: Kind, text: str, rationale: str = "") -> str:
+        """What the encoder reads; `rationale` is a given one, for `rationale_input` labels."""
+        if kind == LABEL and self.method == "rationale_input":
+            text = explained_input(text, rationale, self)
+        return self.prefix(kind) + text if self.prefix_side == "encoder" else text
+
+    def decoder_text(self, kind: Kind) -> str | None:
+        """What the decoder is fed before it answers; None for nothing."""
+        return self.prefix(kind) if self.prefix_side == "decoder" else None
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the student writes its rationale before its label, in one answer."""
+        return self.method == "joint"
+
+    def take_apart(self, output: str) -> tuple[str, str]:
+        """Returns rationale and label of a `joint` student's answer."""
+        return split_joint(output, self.joint_separator)
+
+
+def prompting_from(settings: Mapping[str, Any], **given: Any) -> Prompting:
+    """Makes a `Prompting` of what a checkpoint says about itself.
+
+    Args:
+      settings: may lack anything.
+      **given: attributes of `Prompting` that win; None ones do not.
+    """
+    names = {field.name for field in dataclasses.fields(Prompting)}
+    found = {name: value for name, value in settings.items() if name in names and value is not None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Prompting(**(found | chosen))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """A closed label set.
+
+    Attributes:
+      texts: the labels, distinct.
+      tokens: of each its ids, EOS included.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+    def find(self, label: str) -> str:
+        """Returns the candidate that `label` means (case and white space aside).
+
+        Raises:
+          UserError: it is none of them.
+        """
+        wanted = normalize_answer(label)
+        for text in self.texts:
+            if text == label or normalize_answer(text) == wanted:
+                return text
+        raise UserError(
+            f"The label {label!r} is none of the candidates {', '.join(map(repr, self.texts))}."
+        )
+
+
+def check_candidates(texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns `texts` as a closed label set.
+
+    Raises:
+      UserError: there are fewer than two, or one is blank, no text, or there twice.
+    """
+    labels = tuple(texts)
+    for label in labels:
+        if not isinstance(label, str) or not label.strip():
+            raise UserError(f"A candidate label must be a text that is not blank, not {label!r}.")
+        if labels.count(label) > 1:
+            raise UserError(f"The candidate label {label!r} is there twice.")
+    if len(labels) < 2:
+        raise UserError(f"A closed label set needs two labels or more, not {len(labels)}.")
+    return labels
+
+
+def choices_in(text: str) -> tuple[str, ...]:
+    """Returns the choices that an input lists itself, as CommonsenseQA's do.
+
+    >>> choices_in('Where? Answer Choices: (a) at home (b) at sea')
+    ('at home', 'at sea')
+
+    Raises:
+      UserError: it lists none.
+    """
+    found = _CHOICE.findall(text)
+    letters = [letter for letter, _ in found]
+    # Of several lists the last: the question may mention letters of its own.
+    start = max((i for i, letter in enumerate(letters) if letter == "a"), default=None)
+    if start is None or [ord(letter) - 97 for letter in letters[start:]] != list(
+        range(len(letters) - start)
+    ):
+        raise UserError(
+            "The input lists no choices '(a) … (b) …', which CANDIDATES = 'choices' reads."
+        )
+    return check_candidates([choice for _, choice in found[start:]])

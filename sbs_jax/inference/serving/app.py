@@ -1,0 +1,289 @@
+"""The service and its HTTP face.
+
+`Service` knows one predictor and its queue; `create_app` puts FastAPI around it. The event loop
+only parses, queues and writes: texts become tokens in a thread pool, and the model has a thread of
+its own (`batcher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+import sbs_jax
+from sbs_jax.errors import UserError
+from sbs_jax.inference.serving import limits, schema
+from sbs_jax.inference.serving.batcher import Batcher, ClosedError, FullError
+from sbs_jax.inference.serving.metrics import CONTENT_TYPE, Metrics
+
+if TYPE_CHECKING:
+    from sbs_jax.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+_CHARS_PER_TOKEN = 16
+"""T5's longest piece; an input with more characters than all its tokens could hold is too long."""
+_PATHS = frozenset({"/predict", "/healthz", "/metrics", "/docs", "/openapi.json"})
+
+
+class Service:
+    """One predictor behind a bounded queue.
+
+    Attributes:
+      metrics: what Prometheus is told.
+      batcher: the queue and the model's thread.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        max_waiting: int = 256,
+        max_inputs: int = 64,
+        max_body_bytes: int = 1_000_000,
+        max_candidates: int = 0,
+        max_delay: float = 0.002,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          predictor: answers batches, in the model's thread.
+          max_waiting: the most queries in the queue: a label is one, its explanation another.
+          max_inputs: the most inputs of a request.
+          max_body_bytes: of a request.
+          max_candidates: the most labels of a request's own label set; 0 allows none.
+          max_delay: seconds for which a batch that is not full waits for company.
+
+        Raises:
+          UserError: a request with `max_inputs` explained inputs would never fit into the queue.
+        """
+        if max_inputs < 1 or max_waiting < 2 * max_inputs:
+            raise UserError(
+                f"MAX_WAITING = {max_waiting} must be at least twice MAX_INPUTS = {max_inputs}, so "
+                "that a request with so many inputs, explained, fits into the queue."
+            )
+        self.predictor = predictor
+        self.max_inputs = max_inputs
+        self.max_body_bytes = max_body_bytes
+        self.max_candidates = max_candidates
+        self.max_chars = _CHARS_PER_TOKEN * predictor.input_length
+        self._warm = self._draining = self._failed = False
+        self._samples = itertools.count()
+        self.batcher = Batcher(
+            self._run,
+            max_rows=predictor.row_counts[-1],
+            max_waiting=max_waiting,
+            max_delay=max_delay,
+            on_batch=lambda batch: self.metrics.batch(batch),
+        )
+        self.metrics = Metrics(lambda: self.batcher.waiting, lambda: self.status == "ready")
+
+    @property
+    def status(self) -> str:
+        """`ready`, `warming up`, `shutting down` or `failed`."""
+        if self._draining:
+            return "shutting down"
+        if self._failed or (self._warm and not self.batcher.is_alive):
+            return "failed"
+        return "ready" if self._warm else "warming up"
+
+    @property
+    def answers(self) -> bool:
+        """Whether requests are answered, be it for a last time."""
+        return self._warm and not self._failed and self.batcher.is_alive
+
+    def start(self) -> None:
+        """Starts the model's thread, which warms up first."""
+        self.batcher.start(self._warm_up)
+
+    def drain(self) -> None:
+        """Tells `/healthz` to say that this service is going away; requests are still answered."""
+        self._draining = True
+
+    def close(self) -> None:
+        """Answers what waits, and ends the model's thread."""
+        self._draining = True
+        self.batcher.close()
+
+    def prepare(self, request: Any) -> tuple[list[tuple[Any, Any]], list[int | None]]:
+        """Makes a request's jobs for the batcher.
+
+        Returns:
+          Pairs of group and query: one for each input's label, then those for rationales; and for
+          each input which of the jobs is its rationale, None for none.
+
+        Raises:
+          UserError: an input is too long, or candidates are no label set.
+        """
+        inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
+        labels, texts = [], []
+        for number, one in enumerate(inputs):
+            where = f"inputs[{number}]: " if isinstance(request.inputs, list) else ""
+            text, own, given = (
+                (one, None, None)
+                if isinstance(one, str)
+                else (one.input, one.candidates, one.rationale)
+            )
+            own = own or request.candidates
+            if own is not None and not self.max_candidates:
+                raise UserError(f"{where}This service takes no candidates of a request's own.")
+            try:
+                query = self.predictor.ask_label(text, own, rationale=given or "")
+            except UserError as error:
+                raise UserError(f"{where}{error}") from error
+            if query.truncated and not request.truncate:
+                raise UserError(
+                    f"{where}The input has more tokens than {self.predictor.input_length}, prefix "
+                    "and end included; shorten it, or set truncate."
+                )
+            labels.append(query)
+            texts.append(text)
+        explained: list[Any] = []
+        places: list[int | None] = [None] * len(labels)
+        # A joint student explains itself with its label.
+        if request.explain and not self.predictor.prompting.is_joint:
+            explained = [
+                self.predictor.ask_rationale(text, sample=next(self._samples)) for text in texts
+            ]
+            places = [len(labels) + number for number in range(len(labels))]
+        jobs = [(self.predictor.group(query), query) for query in (*labels, *explained)]
+        return jobs, places
+
+    def _run(self, queries: list[Any]) -> list[Any]:
+        # All candidates: their scores are told.
+        closed = queries[0].kind == "label" and (queries[0].candidates or self.predictor.closed_set)
+        most = 1
+        if closed:
+            sets = [query.candidates or self.predictor.closed_set for query in queries]
+            most = max(len(one.texts) for one in sets)
+        return self.predictor.run(queries, num_best=most)
+
+    def _warm_up(self) -> None:
+        try:
+            self.predictor.warm_up()
+        except BaseException:
+            self._failed = True
+            log.exception("warming up failed")
+            raise
+        self._warm = True
+        log.info("Ready.")
+
+
+def create_app(service: Service) -> FastAPI:
+    """The HTTP application around a service that has been started, or will be."""
+    model = schema.request_model(
+        max_inputs=service.max_inputs,
+        max_chars=service.max_chars,
+        max_candidates=service.max_candidates,
+    )
+    told = {
+        400: "the body is no JSON",
+        408: "the body did not arrive in time",
+        413: "the body is too large",
+        422: "the request does not fit the schema, or an input is too long",
+        503: "the queue is full, or the service is not ready: try again after Retry-After",
+    }
+    problems: dict[int | str, dict[str, Any]] = {
+        status: {"model": schema.Problem, "description": what} for status, what in told.items()
+    }
+    app = FastAPI(
+        title="sbs_jax",
+        version=sbs_jax.__version__,
+        description=f"Labels and explanations of {service.predictor.name}.",
+        redoc_url=None,
+    )
+
+    @app.post(
+        "/predict",
+        response_model=schema.PredictResponse,
+        responses=problems,
+        summary="Labels, and explanations if asked for",
+    )
+    async def predict(request: model = Body()) -> Response:  # type: ignore[valid-type] # noqa: B008
+        if not service.answers:
+            return _busy(f"The service is not ready: {service.status}.", 1)
+        jobs, places = await asyncio.to_thread(service.prepare, request)
+        try:
+            futures = service.batcher.submit(jobs)
+        except FullError as error:
+            service.metrics.rejected(len(places))
+            return _busy("The queue is full; try again later.", error.retry_after)
+        except ClosedError:
+            return _busy("The service is shutting down.", 1)
+        answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        service.metrics.inputs(len(places))
+        predictions = [
+            _prediction(answer, None if place is None else answers[place].text, request.explain)
+            for answer, place in zip(answers, places, strict=False)
+        ]
+        return JSONResponse({"model": service.predictor.name, "predictions": predictions})
+
+    @app.get(
+        "/healthz",
+        response_model=schema.Health,
+        responses={503: {"model": schema.Health, "description": "not ready"}},
+        summary="Whether requests are answered",
+    )
+    async def healthz() -> Response:
+        status = service.status
+        content = {"status": status, "model": service.predictor.name}
+        return JSONResponse(content, 200 if status == "ready" else 503)
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"}},
+        summary="Counters for Prometheus",
+    )
+    async def metrics() -> Response:
+        # Given as a header: Starlette would add a second charset.
+        return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        # FastAPI's own answer repeats the input, which may be large, or no JSON (NaN, surrogates).
+        return JSONResponse({"error": _sentence(error)}, 422)
+
+    @app.exception_handler(UserError)
+    async def wrong(request: Request, error: UserError) -> Response:
+        return JSONResponse({"error": str(error)}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+    app.add_middleware(limits.BodyLimit, max_bytes=service.max_body_bytes)
+    app.add_middleware(limits.Observe, paths=_PATHS, tell=service.metrics.request)
+    return app
+
+
+def _prediction(answer: Any, rationale: str | None, explain: bool) -> dict[str, Any]:
+    if rationale is None and explain:
+        rationale = answer.rationale
+    scores = dict(answer.alternatives) if len(answer.alternatives) > 1 else None
+    return {
+        "label": answer.label,
+        "confidence": answer.confidence,
+        "scores": scores,
+        "rationale": rationale,
+        "truncated": answer.truncated,
+    }
+
+
+def _busy(sentence: str, retry_after: int) -> Response:
+    return JSONResponse({"error": sentence}, 503, {"Retry-After": str(retry_after)})
+
+
+def _sentence(error: RequestValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:] if not str(part).startswith("list["))
+    sentence = f"{place}: {first['msg']}" if place else str(first["msg"])
+    # A client's own key may be in the place.
+    return sentence.encode("utf-8", "replace").decode("utf-8")[:500]

@@ -1,0 +1,197 @@
+"""Dynamic batching: one thread that has the model, and a bounded queue in front of it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RunFn = Callable[[list[Any]], list[Any]]
+"""Answers the jobs of one batch, in their order."""
+
+
+class FullError(Exception):
+    """The queue has no room.
+
+    Attributes:
+      retry_after: seconds, at least 1, after which there should be room.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full; try again after {retry_after} s")
+        self.retry_after = retry_after
+
+
+class ClosedError(Exception):
+    """The service is shutting down, or its thread has died."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What the thread ran, for metrics.
+
+    Attributes:
+      group: that its jobs share.
+      size: how many jobs.
+      seconds: how long it took.
+      waited: seconds that the oldest of them had waited.
+    """
+
+    group: Hashable
+    size: int
+    seconds: float
+    waited: float
+
+
+@dataclasses.dataclass
+class _Waiting:
+    job: Any
+    future: Future[Any]
+    since: float
+
+
+class Batcher:
+    """Takes jobs from any thread, and runs those of one group together in its own thread.
+
+    While a batch runs, the next one gathers: at low load jobs run alone and at once (but for
+    `max_delay`), at high load batches are full.
+    """
+
+    def __init__(
+        self,
+        run: RunFn,
+        *,
+        max_rows: int,
+        max_waiting: int,
+        max_delay: float = 0.002,
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          run: called in the batcher's thread alone.
+          max_rows: the most jobs of a batch.
+          max_waiting: the most jobs that wait; those that run do not count.
+          max_delay: seconds for which a batch that is not full waits for company.
+          on_batch: told about every batch, in the batcher's thread.
+        """
+        self._run = run
+        self._max_rows = max_rows
+        self._max_waiting = max_waiting
+        self._max_delay = max_delay
+        self._on_batch = on_batch
+        self._changed = threading.Condition()
+        self._queues: dict[Hashable, collections.deque[_Waiting]] = {}
+        self._count = 0
+        self._closing = False
+        self._seconds_per_job = 0.0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return self._count
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs that are submitted will be answered."""
+        return self._thread is not None and self._thread.is_alive() and not self._closing
+
+    def start(self, first: Callable[[], None] = lambda: None) -> None:
+        """Starts the thread, which calls `first` (to warm up) before it takes jobs."""
+
+        def work() -> None:
+            first()
+            self._work()
+
+        self._thread = threading.Thread(target=work, name="model", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[tuple[Hashable, Any]]) -> list[Future[Any]]:
+        """Queues jobs, all of them or none; never waits.
+
+        Args:
+          jobs: pairs of a group and what `run` gets.
+
+        Returns:
+          A future for each; a cancelled one is not run.
+
+        Raises:
+          FullError: they would make more than `max_waiting`.
+          ClosedError: `close` was called.
+        """
+        now = time.monotonic()
+        with self._changed:
+            if self._closing:
+                raise ClosedError
+            if self._count + len(jobs) > self._max_waiting:
+                raise FullError(max(1, math.ceil(self._count * self._seconds_per_job)))
+            futures = []
+            for group, job in jobs:
+                waiting = _Waiting(job, Future(), now)
+                self._queues.setdefault(group, collections.deque()).append(waiting)
+                futures.append(waiting.future)
+            self._count += len(jobs)
+            self._changed.notify()
+        return futures
+
+    def close(self) -> None:
+        """Answers what waits, takes nothing more, and ends the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (taken := self._take()) is not None:
+            group, batch = taken
+            batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
+            if not batch:
+                continue
+            begin = time.monotonic()
+            try:
+                answers = self._run([one.job for one in batch])
+            except Exception as error:
+                # A batch that fails (out of memory, say) fails its own requests, not the service.
+                log.exception("a batch of %d failed", len(batch))
+                for one in batch:
+                    one.future.set_exception(error)
+                continue
+            seconds = time.monotonic() - begin
+            per_job = seconds / len(batch)
+            self._seconds_per_job += 0.2 * (per_job - self._seconds_per_job)
+            for one, answer in zip(batch, answers, strict=True):
+                one.future.set_result(answer)
+            self._on_batch(Batch(group, len(batch), seconds, begin - batch[0].since))
+
+    def _take(self) -> tuple[Hashable, list[_Waiting]] | None:
+        """Waits for a batch; None when all is done."""
+        with self._changed:
+            while True:
+                if not self._queues:
+                    if self._closing:
+                        return None
+                    self._changed.wait()
+                    continue
+                # The group whose first job has waited longest: none is starved.
+                group = min(self._queues, key=lambda key: self._queues[key][0].since)
+                queue = self._queues[group]
+                left = queue[0].since + self._max_delay - time.monotonic()
+                if len(queue) < self._max_rows and left > 0 and not self._closing:
+                    self._changed.wait(left)
+                    continue
+                size = min(len(queue), self._max_rows)
+                batch = [queue.popleft() for _ in range(size)]
+                if not queue:
+                    del self._queues[group]
+                self._count -= size
+                return group, batch

@@ -1,0 +1,1 @@
+"""Many runs at once: grids, engines that run them, searches, reports."""

@@ -1,0 +1,108 @@
+"""What a run costs, from its configuration alone: parameters, tokens and floating-point operations.
+
+Products of matrices are counted, two operations for each multiplication, three times as many for a
+step as for a forward pass; what is computed again under `remat` is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sbs_jax.configuration import config as config_lib
+from sbs_jax.configuration.reader import Macro, Reference
+from sbs_jax.experiments import runs as runs_lib
+from sbs_jax.models.config import T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of a run.
+
+    Attributes:
+      parameters: of the student.
+      steps: of training.
+      tokens: positions of all batches, inputs and targets, padding included; None where rows
+        depend on the examples (EXAMPLES_PER_BATCH).
+      flops: of training; None likewise.
+    """
+
+    parameters: int | None
+    steps: int
+    tokens: int | None
+    flops: float | None
+
+
+def num_params(config: T5Config) -> int:
+    """Number of parameters of a student."""
+    attention = 4 * config.emb_dim * config.num_heads * config.head_dim
+    mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
+    encoder = config.num_encoder_layers * (attention + mlp + 2 * config.emb_dim)
+    decoder = config.num_decoder_layers * (2 * attention + mlp + 3 * config.emb_dim)
+    positions = 2 * config.relative_attention_num_buckets * config.num_heads
+    tables = 1 if config.logits_via_embedding else 2
+    embeddings = tables * config.vocab_size * config.emb_dim
+    return encoder + decoder + positions + 2 * config.emb_dim + embeddings
+
+
+def step_flops(config: T5Config, rows: int, inputs: int, targets: int) -> float:
+    """Floating-point operations of one training step.
+
+    Args:
+      config: the student's dimensions.
+      rows: of the batch.
+      inputs: length of a row's inputs, S.
+      targets: length of a row's targets, T.
+    """
+    width = config.num_heads * config.head_dim
+    project = 2 * config.emb_dim * width  # one position through one of q, k, v, out
+    mlp = 2 * (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
+
+    def attend(queries: int, keys: int) -> float:
+        return 4 * queries * keys * width
+
+    encoder = inputs * (4 * project + mlp) + attend(inputs, inputs)
+    decoder = targets * (4 * project + mlp) + attend(targets, targets)
+    cross = 2 * (inputs + targets) * project + attend(targets, inputs)
+    head = 2 * targets * config.emb_dim * config.vocab_size
+    forward = config.num_encoder_layers * encoder + config.num_decoder_layers * (decoder + cross)
+    return 3.0 * rows * (forward + head)
+
+
+def estimate(config: config_lib.GinConfig) -> Cost:
+    """The cost of a run that a configuration describes; nothing is imported or read for it."""
+    steps = runs_lib.macro(config, "TRAIN_STEPS")
+    student = read_student(config)
+    lengths = runs_lib.macro(config, "TASK_FEATURE_LENGTHS")
+    known = runs_lib.macro(config, "EXAMPLES_PER_BATCH") is None and isinstance(lengths, dict)
+    rows = runs_lib.macro(config, "BATCH_SIZE") if known else None
+    parameters = None if student is None else num_params(student)
+    if rows is None:
+        return Cost(parameters, steps, None, None)
+    inputs, targets = lengths["inputs"], lengths["targets"]
+    flops = None if student is None else steps * step_flops(student, rows, inputs, targets)
+    return Cost(parameters, steps, steps * rows * (inputs + targets), flops)
+
+
+def read_student(config: config_lib.GinConfig) -> T5Config | None:
+    """The student's dimensions; None where a binding is no plain value."""
+    values = {}
+    names = {field.name for field in dataclasses.fields(T5Config)}
+    for binding in config.bindings.values():
+        if binding.full_name != "sbs_jax.models.config.T5Config" or binding.parameter not in names:
+            continue
+        value, _ = config.resolve(binding.value)
+        if isinstance(value, Macro | Reference):
+            return None
+        values[binding.parameter] = tuple(value) if isinstance(value, list) else value
+    return T5Config(**values) if "vocab_size" in values else None
+
+
+def in_words(count: float | None) -> str:
+    """A large number, short: `1.3e+15` as `1.3 P`, `512000` as `512 k`."""
+    if count is None:
+        return "–"
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
+        if abs(count) < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} Z"

@@ -1,0 +1,247 @@
+"""Many training steps as one program: states stacked along a new axis, a lane for each run.
+
+Each run has a thread of its own, in which `training.loop.fit` goes on as ever: it evaluates, saves
+and records for itself. Only its step function is shared: every lane hands in its batch and waits,
+the last one starts the program that moves all lanes by one step, and each takes its share of the
+result.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sbs_jax import losses
+from sbs_jax.partitioning import rules as rules_lib
+from sbs_jax.training.optimizers import Optimizer
+from sbs_jax.training.schedules import Schedule
+from sbs_jax.training.state import TrainState
+from sbs_jax.training.step import make_train_step
+from sbs_jax.training.student import Student
+
+LaneStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Any]]
+
+
+def make_lane_step(
+    student: Student,
+    optimizer: Optimizer,
+    *,
+    rationale_weight: Schedule | None = None,
+    loss_normalization: losses.Normalization = "token_mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    num_microbatches: int = 1,
+) -> LaneStep:
+    """Builds `step(state, batch, λ) -> (state, metrics)`, to be mapped over lanes.
+
+    Args:
+      student: the network.
+      optimizer: see `training.optimizers`.
+      rationale_weight: a schedule that replaces the lanes' own λ.
+      loss_normalization: see `losses.part_weights`.
+      label_smoothing: see `losses.token_cross_entropy`.
+      z_loss: see `losses.token_cross_entropy`.
+      num_microbatches: see `training.step.make_train_step`.
+    """
+
+    def step(
+        state: TrainState, batch: Mapping[str, jax.Array], weight: jax.Array
+    ) -> tuple[TrainState, Any]:
+        return make_train_step(
+            student.apply,
+            optimizer,
+            rationale_weight=rationale_weight or (lambda _: weight),
+            loss_normalization=loss_normalization,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            num_microbatches=num_microbatches,
+        )(state, batch)
+
+    return step
+
+
+class LaneState:
+    """A lane's part of the stacked state; it is cut out only where somebody looks at it."""
+
+    def __init__(self, lanes: Lanes, index: int, generation: int) -> None:
+        self._lanes, self.index, self.generation = lanes, index, generation
+
+    def materialize(self) -> TrainState:
+        """The lane's own state, a copy. Only good until the lanes' next step."""
+        return self._lanes.take(self)
+
+    @property
+    def params(self) -> Any:
+        """The lane's parameters, copied."""
+        return self.materialize().params
+
+    def block_until_ready(self) -> LaneState:
+        """Waits for the step that makes this state."""
+        self._lanes.wait()
+        return self
+
+
+class LaneScalar:
+    """A lane's entry of an array [lanes], fetched together with all the others."""
+
+    def __init__(self, values: jax.Array, index: int) -> None:
+        self._values, self._index = values, index
+
+    def copy_to_host_async(self) -> None:
+        """Starts to fetch the array; asked for more than once, it is fetched once."""
+        self._values.copy_to_host_async()
+
+    def block_until_ready(self) -> LaneScalar:
+        """Waits for the step that makes this value."""
+        self._values.block_until_ready()
+        return self
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(np.asarray(self._values)[self._index], dtype=dtype)
+
+
+class Lanes:
+    """Where the threads of all lanes meet, once a step."""
+
+    def __init__(
+        self,
+        student: Student,
+        lane_step: LaneStep,
+        abstract_state: TrainState,
+        weights: Sequence[float],
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          student: of all lanes.
+          lane_step: from `make_lane_step`.
+          abstract_state: of one lane, with shardings.
+          weights: λ of each lane.
+        """
+        mesh = student.mesh
+
+        def stacked(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            return NamedSharding(mesh, PartitionSpec(None, *leaf.sharding.spec))
+
+        one = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+        many = jax.tree.map(stacked, abstract_state)
+        batch = NamedSharding(mesh, PartitionSpec(None, *rules_lib.batch_sharding(mesh).spec))
+        self._step = student.jit(
+            jax.vmap(lane_step),
+            in_shardings=(many, batch, student.replicated),
+            out_shardings=(many, student.replicated),
+            donate_argnums=0,
+        )
+        self._stack = student.jit(
+            lambda states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+            out_shardings=many,
+        )
+        self._choose = student.jit(
+            lambda state, index: jax.tree.map(lambda leaf: leaf[index], state), out_shardings=many
+        )
+        self._cut = student.jit(
+            lambda state, index: jax.tree.map(lambda leaf: leaf[index], state), out_shardings=one
+        )
+        self._batch_sharding = batch
+        self._weights = np.asarray(weights, np.float32)
+        self._condition = threading.Condition()
+        self._live = set(range(len(weights)))
+        self._given: dict[int, tuple[Any, Mapping[str, np.ndarray]]] = {}
+        self._results: dict[int, Any] = {}
+        self._state: TrainState | None = None
+        self._members: list[int] = []
+        self._generation = 0
+
+    def step(self, lane: int, state: Any, batch: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+        """Moves a lane by one step; returns when all lanes that are left have called this.
+
+        Args:
+          lane: its number.
+          state: a TrainState the first time, then what this returned.
+          batch: numpy, rows [B, …]; lanes may have different B.
+
+        Returns:
+          The lane's state and its metrics.
+        """
+        with self._condition:
+            self._given[lane] = (state, batch)
+            self._run_if_complete()
+            while lane not in self._results:
+                self._condition.wait()
+            result = self._results.pop(lane)
+        if isinstance(result, BaseException):
+            raise RuntimeError(f"the step of all lanes failed: {result}") from result
+        return result
+
+    def leave(self, lane: int) -> None:
+        """Says that a lane takes no more steps, so that the others need not wait for it."""
+        with self._condition:
+            self._live.discard(lane)
+            self._run_if_complete()
+
+    def take(self, state: LaneState) -> TrainState:
+        """See `LaneState.materialize`."""
+        if state.generation != self._generation or self._state is None:
+            raise RuntimeError("this state of a lane is of an earlier step, and gone")
+        return self._cut(self._state, np.int32(state.index))
+
+    def wait(self) -> None:
+        """Waits for the step that is running."""
+        jax.block_until_ready(self._state)
+
+    def _run_if_complete(self) -> None:
+        if not self._live or set(self._given) != self._live:
+            return
+        members = sorted(self._given)
+        try:
+            self._regroup(members)
+            batch = jax.device_put(
+                stack_batches([self._given[lane][1] for lane in members]), self._batch_sharding
+            )
+            self._state, metrics = self._step(self._state, batch, self._weights[members])
+            self._generation += 1
+            for index, lane in enumerate(members):
+                self._results[lane] = (
+                    LaneState(self, index, self._generation),
+                    {name: LaneScalar(values, index) for name, values in metrics.items()},
+                )
+        except BaseException as error:  # Each lane's thread raises it.
+            self._results |= dict.fromkeys(members, error)
+        self._given = {}
+        self._condition.notify_all()
+
+    def _regroup(self, members: list[int]) -> None:
+        """Stacks the lanes' first states; later, drops lanes that have left."""
+        if self._state is None:
+            self._state = self._stack([self._given[lane][0] for lane in members])
+        elif members != self._members:
+            index = [self._given[lane][0].index for lane in members]
+            self._state = self._choose(self._state, np.asarray(index, np.int32))
+        self._members = members
+
+
+def stack_batches(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stacks batches [B, …] to [lanes, B, …]; those with fewer rows get empty ones at their end.
+
+    An empty row has no target, so no loss depends on it, and dropout's masks of the other rows do
+    not either.
+    """
+    rows = max(len(batch["decoder_target_tokens"]) for batch in batches)
+    return {
+        name: np.stack(
+            [
+                np.pad(
+                    batch[name],
+                    [(0, rows - len(batch[name])), *[(0, 0)] * (batch[name].ndim - 1)],
+                )
+                for batch in batches
+            ]
+        )
+        for name in batches[0]
+    }

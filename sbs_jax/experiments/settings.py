@@ -1,0 +1,90 @@
+"""How a sweep is run; gin/runs/sweep.gin binds it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sbs_jax.configuration import config as config_lib
+from sbs_jax.configuration import value_types
+from sbs_jax.configuration.reader import Macro
+from sbs_jax.errors import UserError
+
+SELECTOR = "sbs_jax.experiments.settings.SweepSettings"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepSettings:
+    """How a sweep is run.
+
+    Attributes:
+      axes: see `grid.parse_axes`.
+      engine: `local` or `slurm`.
+      parallel_runs: how many processes train at a time.
+      devices_per_run: accelerators that a process is given (virtual CPU devices where there is
+        none); None shares out what there is.
+      cpus_per_run: CPUs that a process may use; None shares out what there is.
+      retries: how often a run that failed is started again.
+      vectorize: the most runs that are trained in one program, see `vectorized`; 1 trains each in a
+        process of its own.
+      halving_factor: of all runs that differ in more than the seed, only one in so many goes on at
+        each rung; None lets all end.
+      halving_first: the share of TRAIN_STEPS after which the first rung judges, in (0, 1).
+      slurm: what `sbatch` is asked for, see `slurm`.
+    """
+
+    axes: Mapping[str, Any]
+    engine: str = "local"
+    parallel_runs: int = 1
+    devices_per_run: int | None = None
+    cpus_per_run: int | None = None
+    retries: int = 1
+    vectorize: int = 1
+    halving_factor: int | None = None
+    halving_first: float = 0.25
+    slurm: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("parallel_runs", "devices_per_run", "cpus_per_run", "vectorize"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name.upper()} = {value} must be at least 1.")
+        if self.retries < 0:
+            raise UserError(f"RETRIES = {self.retries} must not be negative.")
+        if self.halving_factor is not None and self.halving_factor < 2:
+            raise UserError(f"HALVING_FACTOR = {self.halving_factor} must be at least 2.")
+        if not 0.0 < self.halving_first < 1.0:
+            raise UserError(f"HALVING_FIRST = {self.halving_first} must lie between 0 and 1.")
+
+
+def read(config: config_lib.GinConfig) -> SweepSettings:
+    """The settings in a parsed configuration; nothing that its files name is imported.
+
+    Raises:
+      UserError: a value has the wrong type or is out of its range.
+    """
+    annotations = value_types.annotations(SweepSettings)
+    values: dict[str, Any] = {"axes": {}}
+    for binding in config.bindings.values():
+        if binding.full_name != SELECTOR:
+            continue
+        value, macro = config.resolve(binding.value)
+        if isinstance(value, Macro):
+            raise UserError(f"{binding.place} refers to {value!r}, which is not set.")
+        if not value_types.fits(value, annotations[binding.parameter]):
+            raise UserError(
+                f"{(macro or binding).place} is {value!r}, but a sweep wants "
+                f"{value_types.describe(annotations[binding.parameter])}."
+            )
+        values[binding.parameter] = value
+    return SweepSettings(**values)
+
+
+def own_macros(config: config_lib.GinConfig) -> set[str]:
+    """Names of the macros that settings of the sweep alone refer to."""
+    return {
+        binding.value.name
+        for binding in config.bindings.values()
+        if binding.full_name == SELECTOR and isinstance(binding.value, Macro)
+    }

@@ -1,0 +1,42 @@
+r"""Trains a grid of students, each in a folder of its own, and goes on where it was stopped.
+
+For instance:
+    python -m sbs_jax.sweep --gin_file=sweeps/lambda.gin --sweep_dir=PATH
+    python -m sbs_jax.sweep --gin_file=examples/quickstart.gin --gin_file=runs/sweep.gin \
+      --sweep RATIONALE_WEIGHT=0,0.3,1 --sweep SEED=0:3 --sweep_dir=PATH --dry_run
+"""
+
+import sys
+
+from sbs_jax import gin_utils
+from sbs_jax.configuration import config as config_lib
+from sbs_jax.errors import UserError
+from sbs_jax.experiments import runs, sweeping
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    argv = sys.argv[1:]
+    try:
+        if {"--help", "-h"} & set(argv):
+            print(help_text(argv))
+            return 0
+        return sweeping.run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def help_text(argv: list[str]) -> str:
+    """The flags, and the macros of the gin files given."""
+    _, flags = sweeping.parse(argv)
+    config = config_lib.read(
+        flags.gin_file, flags.gin_bindings, flags.gin, flags.gin_search_paths, target=runs.TRAIN
+    )
+    shared = gin_utils.help_text("python -m sbs_jax.sweep", __doc__ or "", flags, config)
+    own = sweeping.parser().format_help().partition("options:")[2]
+    return f"{shared}\n\nflags of a sweep:{own}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

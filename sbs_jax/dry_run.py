@@ -91,9 +91,10 @@ def batch_lines(batch: Mapping[str, np.ndarray], decode: Callable[[list[int]], s
         segments = int(batch["decoder_segment_ids"][row].max())
         lines.append(f"row {row}: {segments} sequences")
         for segment in range(1, segments + 1):
-            source = batch["encoder_segment_ids"][row] == segment
             target = batch["decoder_segment_ids"][row] == segment
-            part = PART_NAMES[int(batch["decoder_target_parts"][row][target][0])]
+            sources = batch.get("decoder_source_ids", batch["decoder_segment_ids"])[row]
+            source = batch["encoder_segment_ids"][row] == sources[target][0]
+            part = PART_NAMES[int(batch["decoder_target_parts"][row][target][-1])]
             text = decode(batch["encoder_input_tokens"][row][source].tolist())
             answer = decode(batch["decoder_target_tokens"][row][target].tolist())
             lines.append(f"  {part}: {text!r} → {answer!r}")

@@ -176,10 +176,13 @@ def raw_weights(
 def count_targets(
     target_parts: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
-    """1 at the first token of each target, 0 elsewhere."""
-    before = jnp.pad(segment_ids, ((0, 0), (1, 0)))[:, :-1]
-    first = (segment_ids != before) & (target_parts != parts_lib.PADDING)
-    return first.astype(jnp.int32)
+    """1 at the last token of each target, 0 elsewhere.
+
+    (The first ones may be a prompt, which is of no part: `data.preprocessors.prompt_decoder`.)
+    """
+    after = jnp.pad(segment_ids, ((0, 0), (0, 1)))[:, 1:]
+    last = (segment_ids != after) & (target_parts != parts_lib.PADDING)
+    return last.astype(jnp.int32)
 
 
 def sum_parts(
@@ -210,7 +213,7 @@ def sum_parts(
     # The largest logit is known from the softmax already; an argmax would be another pass.
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     correct = (target_logits == logits.max(axis=-1)).astype(jnp.float32)
-    starts = count_targets(target_parts, segment_ids).astype(jnp.float32)
+    ends = count_targets(target_parts, segment_ids).astype(jnp.float32)
     sums = {}
     for part, name in parts_lib.PART_NAMES.items():
         mine = target_parts == part
@@ -224,7 +227,7 @@ def sum_parts(
             z_loss=over(weights * z_losses),
             correct=over(correct),
             tokens=over(jnp.ones_like(weights)),
-            targets=over(starts),
+            targets=over(ends),
         )
     return sums
 

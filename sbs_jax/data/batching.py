@@ -9,6 +9,10 @@ A batch is a dict of int32 arrays; B rows, S and T the feature lengths of inputs
     decoder_target_parts   [B, T]  LABEL or RATIONALE for each target token, PADDING elsewhere
     decoder_segment_ids    [B, T]
 
+and where records share their inputs (`Records.source`)
+
+    decoder_source_ids     [B, T]  the encoder's segment that each target's token is about
+
 Every process of a run makes the same global batches and takes its share of them, so their order
 depends neither on how many processes there are nor on which one looks.
 """
@@ -21,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from sbs_jax.data.packing import Placement, one_per_row, pack
+from sbs_jax.data.packing import Placement, one_per_row, pack, share_inputs
 from sbs_jax.data.records import Records
 from sbs_jax.errors import UserError
 
@@ -84,6 +88,15 @@ class _BatchMaker:
 
     def place(self, ids: np.ndarray, packed: bool) -> Placement:
         """Returns the placement of the records `ids` [R]."""
+        if self.records.source is not None:
+            return share_inputs(
+                self.records.source[ids],
+                self.records.input_lengths[ids],
+                self.records.target_lengths[ids],
+                self.row_inputs,
+                self.row_targets,
+                packed,
+            )
         if not packed:
             return one_per_row(ids.size)
         return pack(
@@ -113,12 +126,17 @@ class _BatchMaker:
             "decoder_target_parts": np.zeros((rows, self.row_targets), np.int32),
             "decoder_segment_ids": np.zeros((rows, self.row_targets), np.int32),
         }
+        if records.source is not None:
+            batch["decoder_source_ids"] = np.zeros((rows, self.row_targets), np.int32)
         flat = {name: array.reshape(-1) for name, array in batch.items()}
 
         start = placement.row * self.row_inputs + placement.input_start
-        source, goal, lengths = _gather(records.input_offsets, ids, start)
+        # Several records of a row may have the same inputs in the same place.
+        shared = records.source is not None
+        once = np.unique(start, return_index=True)[1] if shared else np.s_[:]
+        source, goal, lengths = _gather(records.input_offsets, ids[once], start[once])
         flat["encoder_input_tokens"][goal] = records.input_tokens[source]
-        flat["encoder_segment_ids"][goal] = np.repeat(placement.segment, lengths)
+        flat["encoder_segment_ids"][goal] = np.repeat(placement.source[once], lengths)
         self.fill.input_tokens += source.size
 
         start = placement.row * self.row_targets + placement.target_start
@@ -127,6 +145,8 @@ class _BatchMaker:
         flat["decoder_target_tokens"][goal] = targets
         flat["decoder_target_parts"][goal] = records.target_parts[source]
         flat["decoder_segment_ids"][goal] = np.repeat(placement.segment, lengths)
+        if records.source is not None:
+            flat["decoder_source_ids"][goal] = np.repeat(placement.source, lengths)
         shifted = np.empty_like(targets)
         shifted[1:] = targets[:-1]
         shifted[np.cumsum(lengths) - lengths] = 0
@@ -221,6 +241,8 @@ class TrainBatches(Iterator[Batch]):
         lengths = (self._maker.row_inputs, self._maker.row_targets)
         self._identity = [rows, int(seed), *lengths, records.fingerprint()]
         self._variants = _count_variants(records, self._starts) if records.draw else None
+        if records.source is not None:
+            self._identity.append("inputs encoded once")
         if self._variants is not None:
             self._identity.append("one rationale an epoch")
         if records.mixture:
@@ -418,9 +440,13 @@ def measure_fill(records: Records, feature_lengths: Mapping[str, int], pack: boo
     """Returns how full the rows of one epoch are, without making any batch."""
     maker = _BatchMaker(records, feature_lengths)
     fill = maker.fill
-    fill.rows = maker.place_all(pack).rows
+    placement = maker.place_all(pack)
+    fill.rows = placement.rows
     fill.records = len(records)
-    fill.input_tokens, fill.target_tokens = records.input_tokens.size, records.target_tokens.size
+    # Inputs that several records share lie in one place.
+    _, once = np.unique(np.stack([placement.row, placement.source]), axis=1, return_index=True)
+    fill.input_tokens = int(records.input_lengths[once].sum())
+    fill.target_tokens = records.target_tokens.size
     return fill
 
 

@@ -10,12 +10,18 @@ import numpy as np
 from sbs_jax.data import registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import row_lengths
-from sbs_jax.data.preprocessors import explained_input, split_joint
+from sbs_jax.data.preprocessors import (
+    decoder_prompt,
+    encoder_prefix,
+    explained_input,
+    split_joint,
+)
 from sbs_jax.data.records import cut_sequences
 from sbs_jax.data.registration import TaskInfo
 from sbs_jax.data.release import Example, rationale_texts
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
+from sbs_jax.parts import PART_NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,9 @@ class EvalExamples:
       label_inputs: int32 [N, L], encoder tokens that ask for the label, padded with 0. L is the
         longest of both kinds of inputs, rounded up to a multiple of 16 and at most S.
       rationale_inputs: int32 [N, L], likewise for the rationale.
+      label_prompt: int32 [P], what the decoder is given before it writes a label; empty unless the
+        prefixes are on its side (`DataSettings.prefix_side`).
+      rationale_prompt: int32 [P], likewise.
       scorer: key of `sbs_jax.metrics.SCORERS`; how labels are judged.
       label_set: all labels that there are; () if there is no end to them.
       joint_separator: what stands before the label in what the student writes when it is asked for
@@ -47,6 +56,8 @@ class EvalExamples:
     rationales: list[str]
     label_inputs: np.ndarray
     rationale_inputs: np.ndarray
+    label_prompt: np.ndarray
+    rationale_prompt: np.ndarray
     scorer: str
     label_set: tuple[str, ...]
     joint_separator: str | None
@@ -95,16 +106,21 @@ def load_eval_examples(
     settings = settings_lib.current()
     examples = registration.load_examples(info.dataset, split)
     inputs = [example["input"] for example in examples]
-    asked = [settings.label_prefix + text for text in inputs]
+    label_prefix, rationale_prefix = (encoder_prefix(settings, part) for part in PART_NAMES)
+    asked = [label_prefix + text for text in inputs]
     if info.method == "rationale_input":
         registration.require_rationales(info, split, examples)
         rationales = [_first_rationale(example, info.rationale_key) for example in examples]
         asked = [
-            settings.label_prefix + explained_input(text, rationale, settings)
+            label_prefix + explained_input(text, rationale, settings)
             for text, rationale in zip(inputs, rationales, strict=True)
         ]
-    asked += [settings.rationale_prefix + text for text in inputs]
+    asked += [rationale_prefix + text for text in inputs]
     tokens, cut = _encode(info, asked, input_limit, f"'{task_name}' ({split})")
+    prompts = [
+        np.array(decoder_prompt(settings, part, info.dataset.vocabulary), np.int32)
+        for part in PART_NAMES
+    ]
     return EvalExamples(
         ids=[example["id"] for example in examples],
         inputs=inputs,
@@ -114,6 +130,8 @@ def load_eval_examples(
         rationales=[_first_rationale(example, "rationale") for example in examples],
         label_inputs=tokens[: len(inputs)],
         rationale_inputs=tokens[len(inputs) :],
+        label_prompt=prompts[0],
+        rationale_prompt=prompts[1],
         scorer=info.dataset.scorer,
         label_set=info.dataset.labels,
         joint_separator=settings.joint_separator if info.method == "joint" else None,

@@ -19,6 +19,8 @@ class Placement:
     Attributes:
       row: its row, from 0; every row in 0 .. `rows` - 1 holds a record.
       segment: its number within the row, from 1.
+      source: the number of its inputs' segment within the row, from 1. Records that share their
+        inputs have the same one.
       input_start: where its inputs start in the row.
       target_start: likewise its targets.
       rows: how many rows there are.
@@ -26,6 +28,7 @@ class Placement:
 
     row: np.ndarray
     segment: np.ndarray
+    source: np.ndarray
     input_start: np.ndarray
     target_start: np.ndarray
     rows: int
@@ -35,6 +38,7 @@ class Placement:
         return Placement(
             self.row[which],
             self.segment[which],
+            self.source[which],
             self.input_start[which],
             self.target_start[which],
             self.rows,
@@ -47,7 +51,7 @@ class Placement:
     @staticmethod
     def joined(placements: Sequence[Placement], rows: int) -> Placement:
         """Returns the placement of the records of all `placements`, which share `rows` rows."""
-        columns = ("row", "segment", "input_start", "target_start")
+        columns = ("row", "segment", "source", "input_start", "target_start")
         none = np.zeros(0, np.int64)
         return Placement(
             *(np.concatenate([none, *(getattr(p, name) for p in placements)]) for name in columns),
@@ -58,7 +62,70 @@ class Placement:
 def one_per_row(count: int) -> Placement:
     """Returns the placement of `count` records that are not packed."""
     zeros = np.zeros(count, np.int64)
-    return Placement(np.arange(count), zeros + 1, zeros, zeros, count)
+    return Placement(np.arange(count), zeros + 1, zeros + 1, zeros, zeros, count)
+
+
+def share_inputs(
+    sources: np.ndarray,
+    input_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    row_inputs: int,
+    row_targets: int,
+    packed: bool,
+) -> Placement:
+    """Places records so that neighbours of one source share one copy of their inputs.
+
+    They lie in one row, one behind the other. Those whose targets do not fit into one row together
+    get further copies.
+
+    Args:
+      sources: integers [R]; neighbours with the same number have the same inputs.
+      input_lengths: as for `pack`.
+      target_lengths: likewise.
+      row_inputs: likewise.
+      row_targets: likewise.
+      packed: whether a row holds the inputs of several sources.
+
+    Returns:
+      The placement.
+    """
+    target_lengths = np.asarray(target_lengths, np.int64)
+    first = np.flatnonzero(_starts_group(sources, target_lengths, row_targets))
+    sizes = np.diff(np.append(first, sources.size))
+    group = np.repeat(np.arange(first.size), sizes)
+    ends = np.cumsum(target_lengths)
+    before = ends - target_lengths
+    group_targets = np.add.reduceat(target_lengths, first) if first.size else target_lengths
+    if packed:
+        groups = pack(np.asarray(input_lengths)[first], group_targets, row_inputs, row_targets)
+    else:
+        groups = one_per_row(first.size)
+    spread = groups.take(group)
+    # Targets are numbered within their row: by the records of the groups in front, and their own.
+    in_order = np.lexsort((groups.segment, groups.row))
+    counted = np.cumsum(sizes[in_order]) - sizes[in_order]
+    row_start = np.searchsorted(groups.row[in_order], groups.row[in_order])
+    in_front = np.empty_like(sizes)
+    in_front[in_order] = counted - counted[row_start]
+    position = np.arange(sources.size) - first[group]
+    return dataclasses.replace(
+        spread,
+        segment=in_front[group] + position + 1,
+        target_start=spread.target_start + before - before[first][group],
+    )
+
+
+def _starts_group(sources: np.ndarray, target_lengths: np.ndarray, limit: int) -> np.ndarray:
+    """Returns bool [R], where a new copy of the inputs is needed."""
+    starts = np.ones(sources.size, bool)
+    starts[1:] = sources[1:] != sources[:-1]
+    used = 0
+    for record, (new, length) in enumerate(zip(starts, target_lengths.tolist(), strict=True)):
+        if new or used + length > limit:
+            starts[record] = True
+            used = 0
+        used += length
+    return starts
 
 
 def pack(
@@ -156,4 +223,4 @@ def _lay_out(row: np.ndarray, lengths: np.ndarray) -> Placement:
         starts[side, by_row] = before - before[first][group]
     segment = np.empty(count, np.int64)
     segment[by_row] = position + 1
-    return Placement(row, segment, starts[0], starts[1], int(first.size))
+    return Placement(row, segment, segment, starts[0], starts[1], int(first.size))

@@ -23,10 +23,18 @@ from sbs_jax.data.batching import (
     row_lengths,
 )
 from sbs_jax.data.eval_examples import EvalExamples, load_eval_examples, refuse_cuts_if_strict
-from sbs_jax.data.records import Counts, Records, count_parts, cut_sequences, join_records
-from sbs_jax.data.tensorflow_setup import seqio, tf
+from sbs_jax.data.reading import Columns, read_columns
+from sbs_jax.data.records import (
+    Counts,
+    Records,
+    count_parts,
+    cut_sequences,
+    join_records,
+    shared_sources,
+)
+from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import DatasetVocabulary
-from sbs_jax.parts import LABEL, RATIONALE
+from sbs_jax.parts import LABEL, PADDING, RATIONALE
 
 __all__ = [
     "Counts",
@@ -41,11 +49,6 @@ __all__ = [
     "load_vocabulary",
     "measure_fill",
 ]
-
-_Columns = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Flat values and row lengths of each feature."""
-
-_CHUNK = 1024  # records that come out of TensorFlow at a time
 
 
 def load_vocabulary(task_name: str) -> seqio.Vocabulary:
@@ -88,15 +91,7 @@ def load_records(task_name: str, split: str, feature_lengths: Mapping[str, int])
     input_limit, target_limit = row_lengths(feature_lengths)
     task = registration.find_task(task_name)
     registration.check_split(task, split)
-    dataset = task.get_dataset(
-        sequence_length=None,
-        split=split,
-        shuffle=False,
-        num_epochs=1,
-        trim_output_features=False,
-        try_in_mem_cache=False,
-    )
-    columns = _read_columns(dataset)
+    columns = read_columns(task, split)
     inputs, input_lengths = columns["inputs"]
     targets, target_lengths = columns["targets"]
     cut_inputs = cut_sequences(inputs, input_lengths, input_limit)
@@ -117,6 +112,9 @@ def load_records(task_name: str, split: str, feature_lengths: Mapping[str, int])
         counts=counts,
         variant=columns["variant"][0] if columns["variant"][0].size else None,
         draw=split == registration.TRAIN and settings_lib.current().rationales_per_epoch == "one",
+        source=shared_sources(cut_inputs.tokens, cut_inputs.offsets, columns["example"][0])
+        if settings_lib.current().prefix_side == "decoder"
+        else None,
     )
 
 
@@ -131,39 +129,6 @@ def shared_vocabulary(task_name: str) -> Iterator[None]:
         dataclasses.replace(settings_lib.current(), vocabulary_path=str(path))
     ):
         yield
-
-
-def _read_columns(dataset: tf.data.Dataset) -> _Columns:
-    """Returns the flat values and the row lengths of the features that batches need."""
-    names = [name for name in ("inputs", "targets", "part") if name in dataset.element_spec]
-    scalars = [
-        name for name in ("example", "example_count", "variant") if name in dataset.element_spec
-    ]
-
-    def select(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        chosen = {name: record[name] for name in names}
-        return chosen | {name: record[name][None] for name in scalars}
-
-    chunks: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for chunk in dataset.map(select).ragged_batch(_CHUNK):
-        for name, value in chunk.items():
-            if isinstance(value, tf.RaggedTensor):
-                flat, lengths = value.flat_values.numpy(), value.row_lengths().numpy()
-            else:  # all of one length, known beforehand
-                flat = value.numpy().reshape(-1)
-                lengths = np.full(value.shape[0], value.shape[1], np.int64)
-            chunks.setdefault(name, []).append((flat, lengths))
-    none = (np.zeros(0, np.int32), np.zeros(0, np.int64))
-    columns = {
-        name: tuple(map(np.concatenate, zip(none, *chunks.get(name, []), strict=True)))
-        for name in ("inputs", "targets", "part", "example", "example_count", "variant")
-    }
-    count = columns["inputs"][1].size
-    if "part" not in names:
-        columns["part"] = (np.full(count, LABEL), np.ones(count, np.int64))
-    if "example" not in scalars:
-        columns["example"] = (np.arange(count, dtype=np.int32), np.ones(count, np.int64))
-    return columns
 
 
 def _spread_parts(
@@ -183,7 +148,7 @@ def _spread_parts(
 
 
 def _count(
-    task_name: str, columns: _Columns, parts: np.ndarray, target_offsets: np.ndarray
+    task_name: str, columns: Columns, parts: np.ndarray, target_offsets: np.ndarray
 ) -> Counts:
     """Counts records, and what was dropped: an example gives each record unless that is blank."""
     labels, rationales = count_parts(parts, target_offsets)
@@ -192,11 +157,12 @@ def _count(
     info = registration.task_info(task_name)
     if info is None or not example_count.size:
         return Counts(examples, labels, rationales)
-    first = parts[target_offsets[:-1]]
-    # Blank rationales that were kept consist of EOS alone.
-    blank = (first == RATIONALE) & (np.diff(target_offsets) == 1)
-    explained = _distinct(columns["example"][0][(first == RATIONALE) & ~blank])
-    labelled = _distinct(columns["example"][0][first == LABEL])
+    part = parts[target_offsets[1:] - 1]
+    # Blank rationales that were kept consist of EOS alone (after the decoder's prompt).
+    tokens = np.add.reduceat(parts != PADDING, target_offsets[:-1]) if part.size else part
+    blank = (part == RATIONALE) & (tokens == 1)
+    explained = _distinct(columns["example"][0][(part == RATIONALE) & ~blank])
+    labelled = _distinct(columns["example"][0][part == LABEL])
     if info.method == "standard":
         return Counts(examples, labels, rationales, 0, examples - labelled)
     if info.method == "rationale":

@@ -7,6 +7,7 @@ example with several rationales gives as many elements, told apart by ``variant`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 from sbs_jax.data import settings as settings_lib
@@ -98,28 +99,31 @@ def prompt_decoder(
         {'inputs': [8, 9, 1], 'targets': [5, 1], 'part': [1]}
         -> {'inputs': [8, 9, 1], 'targets': [3, 4, 5, 1], 'part': [0, 0, 1, 1]}
     """
-    settings = settings_lib.current()
-    if settings.prefix_side == "encoder":
+    if settings_lib.current().prefix_side == "encoder":
         return dataset
+    prompt = functools.partial(_prompt, output_features=output_features)
+    return dataset.ragged_batch(_CHUNK).map(prompt).unbatch()
+
+
+def _prompt(batch: Elements, output_features: Mapping[str, seqio.Feature]) -> dict[str, tf.Tensor]:
+    """`prompt_decoder` for a batch, whose ``inputs`` and ``targets`` are ragged."""
+    settings = settings_lib.current()
     vocabulary = output_features["targets"].vocabulary
-    prompts = {
-        part: tf.constant(decoder_prompt(settings, part, vocabulary), tf.int32)
-        for part in (LABEL, RATIONALE)
+    part = batch["part"]
+    part = (part.to_tensor() if isinstance(part, tf.RaggedTensor) else part)[:, 0]
+    by_part = tf.ragged.constant(
+        [[], *(decoder_prompt(settings, part, vocabulary) for part in (LABEL, RATIONALE))],
+        dtype=batch["targets"].dtype,
+    )
+    prompts, targets = tf.gather(by_part, part), batch["targets"]
+    own = targets.with_values(tf.repeat(part, targets.row_lengths()))
+    return {
+        **batch,
+        "targets": tf.concat([prompts, targets], axis=1),
+        "part": tf.concat(
+            [prompts.with_values(tf.fill(tf.shape(prompts.values), PADDING)), own], 1
+        ),
     }
-
-    def prepend(record: Elements) -> dict[str, tf.Tensor]:
-        part = record["part"][0]
-        prompt = tf.cond(part == LABEL, lambda: prompts[LABEL], lambda: prompts[RATIONALE])
-        targets = record["targets"]
-        return {
-            **record,
-            "targets": tf.concat([tf.cast(prompt, targets.dtype), targets], axis=0),
-            "part": tf.concat(
-                [tf.fill([tf.size(prompt)], PADDING), tf.fill([tf.size(targets)], part)], axis=0
-            ),
-        }
-
-    return dataset.map(prepend)
 
 
 def _not_blank(texts: tf.Tensor) -> tf.Tensor:
@@ -153,13 +157,42 @@ SHARED = -1
 _CHUNK = 1024  # examples that one call turns into records
 
 
-def to_records(dataset: tf.data.Dataset, method: str) -> tf.data.Dataset:
+def to_records(
+    dataset: tf.data.Dataset,
+    method: str,
+    output_features: Mapping[str, seqio.Feature] | None = None,
+) -> tf.data.Dataset:
+    """Makes the records of `method` of each element; see `record_batches`."""
+    return record_batches(dataset, method, output_features).unbatch()
+
+
+def finished_batches(
+    dataset: tf.data.Dataset, method: str, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """Makes batches of what a task's preprocessors make one by one, which takes much longer."""
+
+    @tf.autograph.experimental.do_not_convert
+    def finish(batch: Elements) -> dict[str, tf.Tensor]:
+        batch = seqio.preprocessors.append_eos_after_trim_impl(
+            dict(batch), output_features=output_features, sequence_length=None
+        )
+        prompted = settings_lib.current().prefix_side == "decoder"
+        return _prompt(batch, output_features) if prompted else batch
+
+    return record_batches(dataset, method, output_features).map(finish)
+
+
+def record_batches(
+    dataset: tf.data.Dataset,
+    method: str,
+    output_features: Mapping[str, seqio.Feature] | None = None,
+) -> tf.data.Dataset:
     """Makes the records of `method` of each element; those of one example are neighbours.
 
     Blank targets are dropped: an unparsed completion trains nothing. Blank rationales (not blank
     labels) stay if the settings say so.
 
-    For example, with the method ``sbs``:
+    For example, with the method ``sbs`` (as texts):
 
         {'input': '2 apples and 3', 'target_label': '5', 'target_rationale': '2 + 3 = 5.'}
         -> {'inputs': 'predict: 2 apples and 3', 'targets': '5', 'part': [1]}
@@ -168,43 +201,48 @@ def to_records(dataset: tf.data.Dataset, method: str) -> tf.data.Dataset:
     Args:
       dataset: of elements.
       method: a key of `METHODS`.
+      output_features: whose vocabularies tokenize; the texts are kept as ``inputs_pretokenized``
+        and ``targets_pretokenized``, as SeqIO's own preprocessor does, but many at a time. None
+        leaves the texts as they are.
 
     Returns:
-      A dataset of records, with the features `KEPT` of their elements and ``variant`` besides. A
-      label that has rationales beside it comes once for each example, its variant is `SHARED`.
+      A dataset of batches of records, with the features `KEPT` of their elements and ``variant``
+      besides. A label that has rationales beside it comes once for each example, its variant is
+      `SHARED`; so the records' order is that of (example, variant).
     """
     settings = settings_lib.current()
     makers = METHODS[method]
+    shared = [maker is label_record for maker in makers]
 
+    @tf.autograph.experimental.do_not_convert  # there is no control flow, and converting takes long
     def expand(elements: Elements) -> dict[str, tf.Tensor]:
         records = [maker(elements, settings) for maker in makers]
         # [records, N, ...] -> [N, records, ...] -> [N * records, ...]: neighbours stay together.
         features = {
-            key: _interleave([record[key] for record in records]) for key in ("inputs", "targets")
+            key: _interleave([record[key] for record in records])
+            for key in ("inputs", "targets", "part")
         }
-        features["part"] = _interleave([record["part"] for record in records])
         variant = elements["variant"]
-        shared = [maker is label_record for maker in makers]
         features["variant"] = _interleave(
             [tf.fill(tf.shape(variant), SHARED) if label else variant for label in shared]
         )
-        features["repeated"] = _interleave(
-            [variant > 0 if label else tf.zeros_like(variant, tf.bool) for label in shared]
-        )
         for key in KEPT:
             features[key] = tf.repeat(elements[key], len(records), axis=0)
+        repeated = _interleave(
+            [variant > 0 if label else tf.zeros_like(variant, tf.bool) for label in shared]
+        )
+        trains = _not_blank(features["targets"])
+        if settings.keep_blank_rationales:
+            trains |= features["part"][:, 0] == RATIONALE
+        trains &= ~repeated
+        features = {key: tf.boolean_mask(value, trains) for key, value in features.items()}
+        for key in ("inputs", "targets") if output_features is not None else ():
+            texts = features[key]
+            features[f"{key}_pretokenized"] = texts
+            features[key] = output_features[key].vocabulary.encode_tf(texts)
         return features
 
-    def trains(record: Elements) -> tf.Tensor:
-        not_blank = _not_blank(record["targets"])
-        if settings.keep_blank_rationales:
-            not_blank |= record["part"][0] == RATIONALE
-        return not_blank & ~record["repeated"]
-
-    def without_mark(record: Elements) -> dict[str, tf.Tensor]:
-        return {name: value for name, value in record.items() if name != "repeated"}
-
-    return dataset.batch(_CHUNK).map(expand).unbatch().filter(trains).map(without_mark)
+    return dataset.batch(_CHUNK).map(expand)
 
 
 def _interleave(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -60,6 +60,8 @@ class Records:
       variant: int32 [R], which of its example's rationales a record is about, -1 for a record that
         all share (a label); None where no example has several.
       draw: one variant of each example is trained in an epoch, instead of all.
+      source: int32 [R], of each record the first one of its example with the same inputs, which are
+        encoded once for all of these; None where each record's inputs are encoded for it alone.
       mixture: of a mixture of tasks, how many examples with records each has, one task's after the
         other's, and its rate; () of a single task.
     """
@@ -73,6 +75,7 @@ class Records:
     counts: Counts
     variant: np.ndarray | None = None
     draw: bool = False
+    source: np.ndarray | None = None
     mixture: tuple[tuple[int, float], ...] = ()
 
     def __len__(self) -> int:
@@ -135,11 +138,46 @@ def join_records(records: Sequence[Records], rates: Sequence[float]) -> Records:
         counts=Counts(**{name: sum(one[name] for one in counts) for name in counts[0]}),
         variant=np.concatenate(variants),
         draw=any(one.draw for one in records),
+        source=_joined_sources(records),
         mixture=tuple(
             (one.example_starts.size - 1, float(rate))
             for one, rate in zip(records, rates, strict=True)
         ),
     )
+
+
+def _joined_sources(records: Sequence[Records]) -> np.ndarray | None:
+    if all(one.source is None for one in records):
+        return None
+    sources, before = [], 0
+    for one in records:
+        own = np.arange(len(one), dtype=np.int32) if one.source is None else one.source
+        sources.append(own + before)
+        before += len(one)
+    return np.concatenate(sources)
+
+
+def shared_sources(
+    input_tokens: np.ndarray, input_offsets: np.ndarray, example: np.ndarray
+) -> np.ndarray:
+    """Finds which neighbouring records of an example have the same inputs.
+
+    Args:
+      input_tokens: as in `Records`.
+      input_offsets: likewise.
+      example: likewise.
+
+    Returns:
+      `Records.source`.
+    """
+    source = np.arange(example.size, dtype=np.int32)
+    lengths = np.diff(input_offsets)
+    alike = (example[1:] == example[:-1]) & (lengths[1:] == lengths[:-1])
+    for record in np.flatnonzero(alike) + 1:
+        before, start, end = input_offsets[record - 1 : record + 2]
+        if np.array_equal(input_tokens[before:start], input_tokens[start:end]):
+            source[record] = source[record - 1]
+    return source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -208,8 +208,8 @@ def _register_task(task: TaskInfo) -> None:
         source=seqio.FunctionDataSource(functools.partial(_read, task=task), splits=SPLITS),
         preprocessors=[
             functools.partial(preprocessors.to_records, method=task.method),
-            seqio.preprocessors.tokenize,
             seqio.preprocessors.append_eos_after_trim,
+            preprocessors.prompt_decoder,
         ],
         output_features={"inputs": text, "targets": text, "part": part},
         postprocess_fn=label_of,

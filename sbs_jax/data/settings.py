@@ -19,6 +19,7 @@ from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
 DEFAULT_JOINT_SEPARATOR = " Answer: "
 DEFAULT_RATIONALE_INPUT_SEPARATOR = " explanation: "
 RATIONALES_PER_EPOCH = ("all", "one")
+PREFIX_SIDES = ("encoder", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class DataSettings:
       model_dir: the run's folder; a vocabulary that is trained goes to its ``vocabulary/``.
       label_prefix: what stands in front of an input when the label is asked for.
       rationale_prefix: likewise for the rationale.
+      prefix_side: whether the prefixes stand in front of the ``encoder``'s input, or are what the
+        ``decoder`` is given to begin with. The latter encodes an input once for both parts.
       keep_blank_rationales: keep records whose rationale is empty (an unparsed completion), as the
         published code does; they then teach the student to explain nothing.
       strict_lengths: a sequence longer than its feature length is an error instead of being cut.
@@ -67,6 +70,7 @@ class DataSettings:
     joint_separator: str = DEFAULT_JOINT_SEPARATOR
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
     rationales_per_epoch: str = "all"
+    prefix_side: str = "encoder"
 
     def __post_init__(self) -> None:
         fraction = self.train_fraction
@@ -85,6 +89,15 @@ class DataSettings:
         if self.rationales_per_epoch not in RATIONALES_PER_EPOCH:
             raise UserError(
                 f"RATIONALES_PER_EPOCH must be 'all' or 'one', not {self.rationales_per_epoch!r}."
+            )
+        if self.prefix_side not in PREFIX_SIDES:
+            raise UserError(
+                f"PREFIX_SIDE must be 'encoder' or 'decoder', not {self.prefix_side!r}."
+            )
+        if self.prefix_side == "decoder" and self.label_prefix == self.rationale_prefix:
+            raise UserError(
+                f"LABEL_PREFIX and RATIONALE_PREFIX are both {self.label_prefix!r}; with "
+                "PREFIX_SIDE = 'decoder' nothing else tells the two parts apart."
             )
         for name in ("joint_separator", "rationale_input_separator"):
             value = getattr(self, name)
@@ -136,6 +149,7 @@ def data_settings(
     joint_separator: str = DEFAULT_JOINT_SEPARATOR,
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR,
     rationales_per_epoch: str = "all",
+    prefix_side: str | None = None,
 ) -> DataSettings:
     """Returns the settings as gin has bound them; see `DataSettings` for what each one means.
 

@@ -95,22 +95,28 @@ class Decoder:
             out_shardings=student.replicated,
         )
 
-    def __call__(self, params: Any, inputs: np.ndarray) -> list[list[int]]:
+    def __call__(
+        self, params: Any, inputs: np.ndarray, prompt: np.ndarray | None = None
+    ) -> list[list[int]]:
         """Decodes all inputs.
 
         Args:
           params: on the mesh.
           inputs: encoder tokens int32 [N, S], padded with 0. Every process passes the same.
+          prompt: int32 [P], tokens that begin every output and are not part of it.
 
         Returns:
           N lists of tokens, in the order of `inputs`, each without EOS and what follows.
         """
         lengths = np.count_nonzero(inputs, axis=1)
         groups = plan(lengths, self._batch_size, inputs.shape[1], self._mesh.shape["data"])
+        prompts = () if prompt is None or not prompt.size else (prompt,)
         # All groups are under way before the first is fetched: the host never waits in between.
         decoded = [
             self._decode(
-                params, to_global({"tokens": inputs[group.rows, : group.length]}, self._mesh)
+                params,
+                to_global({"tokens": inputs[group.rows, : group.length]}, self._mesh),
+                *prompts,
             )
             for group in groups
         ]
@@ -138,8 +144,10 @@ def _decode(
     max_decode_len: int,
     params: Any,
     batch: dict[str, jax.Array],
+    prompt: jax.Array | None = None,
 ) -> jax.Array:
-    return decode_fn(model, params, batch["tokens"], max_decode_len=max_decode_len)
+    options = {} if prompt is None else {"decoder_prompt": prompt}
+    return decode_fn(model, params, batch["tokens"], max_decode_len=max_decode_len, **options)
 
 
 def _bucket(length: int, max_length: int) -> int:

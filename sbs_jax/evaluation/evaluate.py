@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from sbs_jax.checkpoints import folders
-from sbs_jax.checkpoints.manager import restore_params
+from sbs_jax.checkpoints import loading
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.vocabulary import require_fit
@@ -48,6 +46,7 @@ def evaluate(
     loss_normalization: Normalization = "token_mean",
     label_prefix: str | None = None,
     rationale_prefix: str | None = None,
+    prefix_side: str | None = None,
     validation_seed: int | None = None,
     vocabulary_path: str | None = None,
     data_parallel: int = -1,
@@ -61,7 +60,8 @@ def evaluate(
     What is None here is taken from the checkpoint, as it was trained.
 
     Args:
-      checkpoint_path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, or a checkpoint.
+      checkpoint_path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, a checkpoint, or
+        weights of others; see `checkpoints.loading.identify`.
       output_dir: for `eval_metrics.jsonl` (one object a split), `predictions/` and
         `eval_config.gin`; may be relative.
       mixture_or_task_name: a registered task; or a data set, which is judged by the method that
@@ -77,6 +77,7 @@ def evaluate(
       loss_normalization: see `losses.part_weights`.
       label_prefix: text that asks for the label.
       rationale_prefix: text that asks for the rationale.
+      prefix_side: where these stand, `encoder` or `decoder`.
       validation_seed: of the choice of the validation examples.
       vocabulary_path: a SentencePiece model; by default the checkpoint's own.
       data_parallel: devices along the mesh's `data` axis; -1 takes what is left.
@@ -93,24 +94,28 @@ def evaluate(
     """
     if not splits:
         raise UserError("EVAL_SPLITS names no split; give for instance ['test'].")
-    checkpoint = Path(os.fspath(folders.find_checkpoint(checkpoint_path)))
-    info = folders.read_info(checkpoint)
-    trained = (info.get("extra") or {}).get("metadata") or {}
-    model_config = model_config or _model_config(checkpoint, trained)
+    source = loading.identify(checkpoint_path)
+    checkpoint, trained = source.folder, source.settings
+    if model_config is not None:
+        loading.require_same_network(source, model_config)
+    else:
+        model_config = source.config
+    if model_config is None:
+        raise _unsaid(checkpoint, "model_config")
     registration.import_tasks(mixture_or_task_module or trained.get("mixture_or_task_module"))
     task = _task_name(checkpoint, trained, mixture_or_task_name)
     lengths = feature_lengths or _trained(checkpoint, trained, "feature_lengths")
-    step = int(info["step"])
 
     given = {
         "label_prefix": label_prefix,
         "rationale_prefix": rationale_prefix,
+        "prefix_side": prefix_side,
         "validation_seed": validation_seed,
         "vocabulary_path": vocabulary_path,
     }
     student = Student(model_config, make_mesh(data_parallel, model_parallel), fsdp=fsdp)
     progress = Progress()
-    with _settings_as_trained(checkpoint, trained, given):
+    with _settings_as_trained(source, given):
         require_fit(pipeline.load_vocabulary(task), model_config.vocab_size)
         folder = Path(output_dir).expanduser().absolute()
         evaluator = Evaluator(
@@ -132,11 +137,13 @@ def evaluate(
         if dry_run:
             _show_first_input(progress, task, splits[0], lengths)
             return None
-        params = restore_params(checkpoint, _abstract_params(student))
-        results = evaluator(params, step)
+        params = loading.load_params(source, student.placed_params)
+        results = evaluator(params, source.step or 0)
     if jax.process_index() == 0:
         lines = [
-            json.dumps({"step": step, "split": split, "checkpoint": str(checkpoint), **values})
+            json.dumps(
+                {"step": source.step, "split": split, "checkpoint": str(checkpoint), **values}
+            )
             for split, values in results.items()
         ]
         atomic_write_text(folder / "eval_metrics.jsonl", "\n".join(lines) + "\n")
@@ -148,20 +155,7 @@ def evaluate(
     return results
 
 
-def _model_config(checkpoint: Path, trained: Mapping[str, Any]) -> T5Config:
-    values = _trained(checkpoint, trained, "model_config")
-    known = {field.name for field in dataclasses.fields(T5Config)}
-    # JSON has no tuples.
-    return T5Config(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if name in known
-        }
-    )
-
-
-def _task_name(checkpoint: Path, trained: Mapping[str, Any], given: str | None) -> str:
+def _task_name(checkpoint: Any, trained: Mapping[str, Any], given: str | None) -> str:
     """The task to judge by: `given`, with the checkpoint's method where that is a data set."""
     if given is None:
         return _trained(checkpoint, trained, "mixture_or_task_name")
@@ -171,46 +165,39 @@ def _task_name(checkpoint: Path, trained: Mapping[str, Any], given: str | None) 
     return registration.choose_task(given, info.method, info.label_source, info.rationale_source)
 
 
-def _trained(checkpoint: Path, trained: Mapping[str, Any], name: str) -> Any:
+def _trained(checkpoint: Any, trained: Mapping[str, Any], name: str) -> Any:
     if trained.get(name) is None:
-        macros = {
-            "model_config": "MODEL (include a file of gin/models)",
-            "mixture_or_task_name": "MIXTURE_OR_TASK_NAME",
-            "feature_lengths": "TASK_FEATURE_LENGTHS",
-        }
-        raise UserError(f"{checkpoint}: does not say how it was trained; give {macros[name]}.")
+        raise _unsaid(checkpoint, name)
     return trained[name]
 
 
+def _unsaid(checkpoint: Any, name: str) -> UserError:
+    macros = {
+        "model_config": "MODEL (a file of gin/models)",
+        "mixture_or_task_name": "MIXTURE_OR_TASK_NAME",
+        "feature_lengths": "TASK_FEATURE_LENGTHS",
+    }
+    return UserError(f"{checkpoint}: does not say how it was trained; give {macros[name]}.")
+
+
 @contextlib.contextmanager
-def _settings_as_trained(
-    checkpoint: Path, trained: Mapping[str, Any], given: Mapping[str, Any]
-) -> Iterator[None]:
+def _settings_as_trained(source: loading.Source, given: Mapping[str, Any]) -> Iterator[None]:
     """Puts the data settings in force with which the checkpoint was trained, but for `given`."""
     names = {field.name for field in dataclasses.fields(settings_lib.DataSettings)} - _OWN_SETTINGS
     as_trained = {
-        name: value for name, value in (trained.get("data_settings") or {}).items() if name in names
+        name: value
+        for name, value in (source.settings.get("data_settings") or {}).items()
+        if name in names
     }
-    own_vocabulary = checkpoint.parent / "vocabulary" / "spiece.model"
-    if as_trained.get("vocabulary_path") is None and own_vocabulary.is_file():
-        as_trained["vocabulary_path"] = str(own_vocabulary)
+    # What the run itself keeps is surer than the path that it was once given.
+    if source.vocabulary_path is not None:
+        as_trained["vocabulary_path"] = str(source.vocabulary_path)
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(settings_lib.current(), **(as_trained | chosen))
     if settings.vocabulary_path is None:
-        raise UserError(
-            f"{own_vocabulary}: the vocabulary that the checkpoint was trained with is not there; "
-            "name it with --gin.VOCABULARY_PATH=PATH."
-        )
+        settings = dataclasses.replace(settings, vocabulary_path=str(source.require_vocabulary()))
     with settings_lib.override(settings):
         yield
-
-
-def _abstract_params(student: Student) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        student.abstract_params,
-        student.param_shardings,
-    )
 
 
 def _show_first_input(

@@ -153,7 +153,8 @@ class Evaluator:
 
     def _evaluate(self, split: _Split, params: Any, step: int) -> dict[str, Value]:
         examples = split.examples
-        outputs = map(examples.take_apart, self._answers(params, examples.label_inputs))
+        answers = self._answers(params, examples.label_inputs, examples.label_prompt)
+        outputs = map(examples.take_apart, answers)
         own_rationales, predictions = map(list, zip(*outputs, strict=True))
         score = metrics.SCORERS[examples.scorer]
         scores = [
@@ -166,7 +167,7 @@ class Evaluator:
         if examples.joint_separator is not None:
             rationales = own_rationales
         elif self._with_rationales:
-            rationales = self._answers(params, examples.rationale_inputs)
+            rationales = self._answers(params, examples.rationale_inputs, examples.rationale_prompt)
         if self._output_dir is not None and jax.process_index() == 0:
             rows = _rows(examples, predictions, scores, rationales)
             _write(self._output_dir / f"{split.name}-{step}.jsonl", rows)
@@ -180,8 +181,8 @@ class Evaluator:
             **_rationale_scores(examples, predictions, rationales),
         }
 
-    def _answers(self, params: Any, inputs: np.ndarray) -> list[str]:
-        return [self._vocabulary.decode(ids) for ids in self._decode(params, inputs)]
+    def _answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
+        return [self._vocabulary.decode(ids) for ids in self._decode(params, inputs, prompt)]
 
     def _losses(self, params: Any, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Value]:
         # Summed on the host in float64, so that a split's size costs no precision.
@@ -266,6 +267,7 @@ def _first(examples: pipeline.EvalExamples, count: int) -> pipeline.EvalExamples
         field.name: value[:count]
         for field in dataclasses.fields(examples)
         if isinstance(value := getattr(examples, field.name), list | np.ndarray)
+        and not field.name.endswith("_prompt")
     }
     return dataclasses.replace(examples, **cut)
 

@@ -39,6 +39,7 @@ class Transformer(nn.Module):
         *,
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         decoder_segment_ids: Int[Array, "B T"] | None = None,
+        decoder_source_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T V"]:
         """The logits of the token after each decoder input: `logits(hidden(...))`, float32."""
@@ -48,6 +49,7 @@ class Transformer(nn.Module):
                 decoder_input_tokens,
                 encoder_segment_ids=encoder_segment_ids,
                 decoder_segment_ids=decoder_segment_ids,
+                decoder_source_ids=decoder_source_ids,
                 deterministic=deterministic,
             )
         )
@@ -59,6 +61,7 @@ class Transformer(nn.Module):
         *,
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         decoder_segment_ids: Int[Array, "B T"] | None = None,
+        decoder_source_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T D"]:
         """The decoder's last hidden states, the input of `logits`.
@@ -70,6 +73,8 @@ class Transformer(nn.Module):
             from 1; 0 is padding. Derived from nonzero tokens if None: one sequence a row.
           decoder_segment_ids: likewise; a segment attends to the encoder's segment of its number.
             If None, a row is one sequence that attends to all that is not padding.
+          decoder_source_ids: the encoder's segment that each decoder token attends to, where that
+            is not the one of its own segment's number: several segments may share one.
           deterministic: no dropout; otherwise an rng named `dropout` must be given.
 
         Returns:
@@ -79,7 +84,12 @@ class Transformer(nn.Module):
             encoder_segment_ids = segments_of(encoder_input_tokens)
         encoded = self.encode(encoder_input_tokens, encoder_segment_ids, deterministic)
         return self.decode_hidden(
-            encoded, encoder_segment_ids, decoder_input_tokens, decoder_segment_ids, deterministic
+            encoded,
+            encoder_segment_ids,
+            decoder_input_tokens,
+            decoder_segment_ids,
+            deterministic,
+            decoder_source_ids=decoder_source_ids,
         )
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
@@ -116,6 +126,8 @@ class Transformer(nn.Module):
         decoder_input_tokens: Int[Array, "B T"],
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
+        *,
+        decoder_source_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Runs the decoder on all positions at once; arguments as `hidden`."""
         return self.decoder(
@@ -124,6 +136,7 @@ class Transformer(nn.Module):
             encoder_segment_ids,
             decoder_segment_ids,
             self._seeds(self.decoder.num_seeds, deterministic),
+            decoder_source_ids,
         )
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

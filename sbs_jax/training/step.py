@@ -17,7 +17,8 @@ from sbs_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 """int32 arrays: `encoder_input_tokens`, `encoder_segment_ids` [B, S]; `decoder_input_tokens`,
-`decoder_target_tokens`, `decoder_target_parts`, `decoder_segment_ids` [B, T]."""
+`decoder_target_tokens`, `decoder_target_parts`, `decoder_segment_ids` [B, T]; where targets share
+encoder inputs also `decoder_source_ids` [B, T], else these are the `decoder_segment_ids`."""
 
 Metrics = dict[str, jax.Array]
 

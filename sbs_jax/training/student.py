@@ -50,6 +50,15 @@ class Student:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
 
     @property
+    def placed_params(self) -> Any:
+        """`abstract_params` with their shardings, as `checkpoints.loading.load_params` wants it."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.abstract_params,
+            self.param_shardings,
+        )
+
+    @property
     def replicated(self) -> NamedSharding:
         """The sharding of a value that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
@@ -62,6 +71,7 @@ class Student:
             batch["decoder_input_tokens"],
             encoder_segment_ids=batch["encoder_segment_ids"],
             decoder_segment_ids=batch["decoder_segment_ids"],
+            decoder_source_ids=batch.get("decoder_source_ids"),
             deterministic=dropout_rng is None,
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
         )

@@ -73,7 +73,7 @@ def test_accuracy_is_the_tasks_own_metric(student, params, monkeypatch, tmp_path
     answers = [str(3 * i + 1) for i in range(13)]  # The value of i + (2 i + 1).
     answers[3] = "3 and 7"
     answers[5] = "16.5"
-    monkeypatch.setattr(evaluator, "_answers", lambda params, inputs: answers)
+    monkeypatch.setattr(evaluator, "_answers", lambda params, inputs, prompt: answers)
     result = evaluator(params, 0)["validation"]
     p = 11 / 13
     assert result["accuracy"] == pytest.approx(p)
@@ -203,7 +203,9 @@ def test_a_folder_that_cannot_be_written(student, params, tmp_path):
 def test_a_joint_students_label_is_taken_out_of_its_output(student, params, tmp_path, monkeypatch):
     evaluator = _evaluator(student, task="evaluator_toy_joint", output_dir=tmp_path)
     monkeypatch.setattr(
-        evaluator, "_answers", lambda params, inputs: ["It is so. Answer: (0 + 1)"] * len(inputs)
+        evaluator,
+        "_answers",
+        lambda params, inputs, prompt: ["It is so. Answer: (0 + 1)"] * len(inputs),
     )
     result = evaluator(params, 0)["validation"]
     rows = _rows(tmp_path / "validation-0.jsonl")

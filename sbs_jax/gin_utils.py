@@ -45,6 +45,9 @@ _MAINS = (
     "sbs_jax.trainer.train",
     "sbs_jax.evaluation.evaluate.evaluate",
     "sbs_jax.teaching.teach",
+    "sbs_jax.inference.batch.infer",
+    "sbs_jax.inference.interactive.interact",
+    "sbs_jax.inference.serving.run.serve",
 )
 
 log = logging.getLogger(__name__)
@@ -176,6 +179,20 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         compilation_cache_dir=known.compilation_cache_dir,
         help=known.help,
     )
+
+
+def with_gin_file(argv: Sequence[str], name: str) -> list[str]:
+    """Adds `--gin_file={name}` in front, unless `argv` has it.
+
+    >>> with_gin_file(['--gin.PORT=80'], 'runs/serve.gin')
+    ['--gin_file=runs/serve.gin', '--gin.PORT=80']
+    """
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    given = any(
+        one.removeprefix("--gin_file=").endswith(name) or (one == "--gin_file" and two == name)
+        for one, two in pairs
+    )
+    return list(argv) if given else [f"--gin_file={name}", *argv]
 
 
 def help_text(program: str, description: str, flags: Flags, config: config_lib.GinConfig) -> str:

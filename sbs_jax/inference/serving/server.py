@@ -98,3 +98,8 @@ def run(service: Service, listener: socket.socket, *, drain_seconds: float) -> N
     finally:
         service.close()
     log.info("All requests were answered.")
+
+
+def port(listener: socket.socket) -> int:
+    """The port of a socket from `listen`."""
+    return listener.getsockname()[1]

@@ -1,0 +1,30 @@
+r"""Answers inputs with a trained student.
+
+For instance:
+    python -m sbs_jax.infer --gin_file=runs/infer.gin --gin.CHECKPOINT_PATH=PATH \
+      --gin.INPUT_FILE=questions.jsonl --gin.OUTPUT_FILE=answers.jsonl
+
+Or at the terminal, input by input, with what mattered to each label:
+    python -m sbs_jax.infer --interactive --gin.CHECKPOINT_PATH=PATH
+"""
+
+import sys
+
+from sbs_jax import gin_utils
+
+_INTERACTIVE = "--interactive"
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    argv = sys.argv[1:]
+    target = "sbs_jax.inference.batch:infer"
+    if _INTERACTIVE in argv:
+        argv = [argument for argument in argv if argument != _INTERACTIVE]
+        argv = gin_utils.with_gin_file(argv, "runs/infer.gin")
+        target = "sbs_jax.inference.interactive:interact"
+    return gin_utils.run_main(target, argv, description=__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Answers all inputs of a file or a task: `python -m sbs_jax.infer` (gin/runs/infer.gin)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sbs_jax.errors import UserError
+from sbs_jax.inference.inputs import Item, read_items, read_task
+from sbs_jax.inference.loader import Loader
+from sbs_jax.inference.output import ResumableOutput
+from sbs_jax.inference.predictor import Predictor
+from sbs_jax.metrics import normalize_answer
+from sbs_jax.training.progress import Progress
+
+WINDOW = 16
+"""So many batches of inputs are held, sorted by length and written at a time."""
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def infer(
+    *,
+    loader: Loader,
+    output_file: str,
+    input_file: str | None = None,
+    input_field: str = "input",
+    mixture_or_task_name: str | None = None,
+    mixture_or_task_module: str | None = None,
+    split: str = "test",
+    explain: bool = False,
+    num_best: int = 1,
+    dry_run: bool = False,
+) -> int | None:
+    """Writes a JSON object a line: `id`, `input`, `label`, `confidence`, `truncated`, ….
+
+    Besides `rationale` with `explain`, `n_best` (labels with confidences, best first) with
+    `num_best` above 1, and `target` where the gold label is known. Rows are in the order of the
+    inputs. A call that was killed goes on where it was when it is repeated, and ends in the same
+    file, bit for bit. All processes of a run call this together; process 0 writes.
+
+    Args:
+      loader: the student.
+      output_file: is made, or gone on with.
+      input_file: see `inputs.read_items`.
+      input_field: the field of `input_file` that holds the inputs.
+      mixture_or_task_name: a task or data set, read where there is no `input_file`.
+      mixture_or_task_module: a module that registers it, imported first.
+      split: of the task.
+      explain: also write rationales.
+      num_best: how many labels are told.
+      dry_run: load the student, show its answer to the first input, write nothing.
+
+    Returns:
+      How many rows the file has; None after a dry run.
+
+    Raises:
+      UserError: something the user gave does not work; the sentence says what.
+    """
+    if input_file is None and mixture_or_task_name is None:
+        raise UserError("Give INPUT_FILE, or MIXTURE_OR_TASK_NAME with SPLIT.")
+    if num_best < 1:
+        raise UserError(f"NUM_BEST = {num_best} must be at least 1.")
+
+    def items() -> Iterator[Item]:
+        if input_file is not None:
+            return read_items(input_file, input_field)
+        return read_task(mixture_or_task_name, split, mixture_or_task_module)
+
+    first = next(items(), None)  # before anything slow: the file may not be there
+    if first is None:
+        raise UserError(f"{input_file or mixture_or_task_name}: holds no inputs.")
+    predictor = loader.load()
+    progress = Progress()
+    progress.note(f"{predictor.name}: {predictor.prompting.method}")
+    if dry_run:
+        progress.note(f"first input: {first.input}")
+        progress.note(f"its answer:  {_start(predictor, [first], 0, explain, num_best)()[0]}")
+        return None
+    made_with = {"EXPLAIN": explain, "NUM_BEST": num_best, **predictor.answers_depend_on()}
+    done, output = _resume(output_file, made_with, predictor.name, items)
+    try:
+        return _run(predictor, items(), output, done, explain, num_best, progress)
+    finally:
+        if output is not None:
+            progress.note(f"Written to {output.path}")
+            output.__exit__(None, None, None)
+
+
+def _run(
+    predictor: Predictor,
+    items: Iterator[Item],
+    output: ResumableOutput | None,
+    done: int,
+    explain: bool,
+    num_best: int,
+    progress: Progress,
+) -> int:
+    """Answers all windows but those that are done; `output` is None on other processes than 0."""
+    size = WINDOW * predictor.row_counts[-1]
+    count, fresh = 0, 0
+    begin = told = time.monotonic()
+    pending: tuple[int, Callable[[], list[dict[str, Any]]]] | None = None
+
+    def write() -> None:
+        nonlocal fresh, told
+        if pending is None:
+            return
+        rows = pending[1]()
+        if output is not None:
+            output.append(rows)
+        fresh += len(rows)
+        if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            progress.note(f"{pending[0] + len(rows):,} inputs, {fresh / (told - begin):,.1f}/s")
+
+    while window := list(itertools.islice(items, size)):
+        first, count = count, count + len(window)
+        if count <= done:
+            continue
+        if first < done and output is not None:
+            # A window is answered whole or not at all: batches, and so bits, depend on it.
+            output.cut(first)
+        try:
+            started = _start(predictor, window, first, explain, num_best)
+        finally:  # also where an input of this window is malformed
+            write()
+            pending = None
+        pending = (first, started)
+    write()
+    seconds = max(time.monotonic() - begin, 1e-9)
+    kept = f" ({count - fresh:,} were there)" if fresh < count else ""
+    rate = f", {fresh / seconds:,.1f}/s" if fresh else ""
+    progress.note(f"{count:,} inputs{kept}{rate}")
+    return count
+
+
+def _start(
+    predictor: Predictor, items: Sequence[Item], first: int, explain: bool, num_best: int
+) -> Callable[[], list[dict[str, Any]]]:
+    """Puts a window under way; `first` is the number of its first input."""
+    labels = [_ask(predictor, item) for item in items]
+    explained = []
+    if explain and not predictor.prompting.is_joint:
+        explained = [
+            predictor.ask_rationale(item.input, sample=first + number)
+            for number, item in enumerate(items)
+        ]
+    finish_labels = predictor.start_all(labels, num_best=num_best)
+    finish_rationales = predictor.start_all(explained)
+
+    def finish() -> list[dict[str, Any]]:
+        rationales = [answer.text for answer in finish_rationales()] or [None] * len(items)
+        rows = []
+        for item, answer, rationale in zip(items, finish_labels(), rationales, strict=True):
+            row: dict[str, Any] = {
+                "id": item.id,
+                "input": item.input,
+                "label": answer.label,
+                "confidence": answer.confidence,
+                "truncated": answer.truncated,
+            }
+            if item.target is not None:
+                row["target"] = item.target
+            if explain:
+                row["rationale"] = answer.rationale if rationale is None else rationale
+            if num_best > 1:
+                row["n_best"] = [
+                    {"label": label, "confidence": value} for label, value in answer.alternatives
+                ]
+            rows.append(row)
+        return rows
+
+    return finish
+
+
+def _ask(predictor: Predictor, item: Item) -> Any:
+    try:
+        query = predictor.ask_label(item.input, item.candidates, rationale=item.rationale)
+        closed = query.candidates or predictor.closed_set
+        if closed is not None and item.target is not None:
+            closed.find(item.target)
+        return query
+    except UserError as error:
+        raise UserError(f"{item.where}: {error}") from error
+
+
+def _resume(
+    path: str, made_with: dict[str, Any], checkpoint: str, items: Callable[[], Iterator[Item]]
+) -> tuple[int, ResumableOutput | None]:
+    """How many rows are there already, the same number on every process; and process 0's file."""
+    output: ResumableOutput | None = None
+    done, failed = 0, None
+    if jax.process_index() == 0:
+        try:
+            output = ResumableOutput(path, made_with, checkpoint=checkpoint)
+            done = _count_same(output, items())
+        except UserError as error:
+            failed = error
+            if output is not None:
+                output.__exit__(None, None, None)
+    if jax.process_count() > 1:
+        done = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if failed else done)))
+    if failed is not None:
+        raise failed
+    if done < 0:
+        raise UserError(f"{path}: process 0 cannot write it; its own message says why.")
+    return done, output
+
+
+def _count_same(output: ResumableOutput, items: Iterator[Item]) -> int:
+    """Counts the rows, all of which must be of the first inputs.
+
+    Raises:
+      UserError: one is of another input.
+    """
+    done = 0
+    for done, row in enumerate(output.rows(), start=1):
+        item = next(items, None)
+        if item is None:
+            raise UserError(
+                f"{output.path}: has more rows than there are inputs now; name another "
+                "OUTPUT_FILE, or remove this one to begin anew."
+            )
+        same_input = normalize_answer(str(row.get("input"))) == normalize_answer(item.input)
+        if not same_input or row.get("id") != item.id:
+            raise UserError(
+                f"{output.path}, line {done}: answers the input {str(row.get('input'))[:60]!r}, "
+                f"but {item.where} is {item.input[:60]!r}; name another OUTPUT_FILE, or remove "
+                "this one to begin anew."
+            )
+    return done

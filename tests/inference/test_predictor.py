@@ -1,0 +1,236 @@
+"""Answers of a random student, held against the network itself."""
+
+import numpy as np
+import pytest
+
+from sbs_jax.decoding.greedy import greedy_decode
+from sbs_jax.errors import UserError
+from sbs_jax.inference.predictor import Predictor, load_predictor
+from sbs_jax.inference.programs import Strategy
+from sbs_jax.inference.prompting import Prompting
+from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from tests.inference import toy
+
+TEXTS = toy.texts(11)
+
+
+def encoded(prompting, kind, text):
+    ids = toy.predictor().tokenizer.encode(prompting.encoder_text(kind, text))
+    ids = [*ids[: toy.INPUT_LENGTH - 1], EOS_ID]
+    return np.pad(ids, (0, toy.INPUT_LENGTH - len(ids))).astype(np.int32)
+
+
+def log_probability(tokens, target):
+    """Of `target` after `tokens`, by one plain pass of the network."""
+    student, params = toy.student()
+    inputs = np.concatenate([[0], target[:-1]])[None].astype(np.int32)
+    width = 40  # one compiled shape
+    padded = np.pad(inputs, ((0, 0), (0, width - inputs.shape[1])))
+    rows = len(student.mesh.devices.flat)
+    logits = _logits(student, params, np.tile(tokens, (rows, 1)), np.tile(padded, (rows, 1)))
+    logits = np.asarray(logits[0, : len(target)], np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return log_probs[np.arange(len(target)), target].sum()
+
+
+def _logits(student, params, encoder, decoder):
+    if not hasattr(_logits, "fn"):
+        _logits.fn = student.jit(lambda p, x, y: student.model.apply({"params": p}, x, y))
+    return _logits.fn(params, encoder, decoder)
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    """Labels of TEXTS in order, by plain greedy decoding of all rows in one shape."""
+    student, params = toy.student()
+    rows = np.stack([encoded(Prompting(), "label", text) for text in TEXTS])
+    rows = np.concatenate([rows, np.tile(rows[-1:], (16 - len(TEXTS), 1))])
+    decode = student.jit(
+        lambda p, x: greedy_decode(student.model, p, x, max_decode_len=toy.DECODE_LENGTH)
+    )
+    return np.asarray(decode(params, rows))[: len(TEXTS)]
+
+
+def test_open_labels_are_greedy_ones_in_order(greedy):
+    predictions = toy.predictor().labels(TEXTS)
+    tokenizer = toy.predictor().tokenizer
+    for text, tokens, prediction in zip(TEXTS, greedy, predictions, strict=True):
+        assert prediction.label == tokenizer.decode(tokens).strip()
+        whole = log_probability(encoded(Prompting(), "label", text), tokens[tokens != 0])
+        np.testing.assert_allclose(np.log(prediction.confidence), whole, rtol=1e-4)
+        assert prediction.alternatives == ((prediction.label, prediction.confidence),)
+        long = len(tokenizer.encode("predict: " + text)) >= toy.INPUT_LENGTH
+        assert prediction.truncated == long
+    assert {prediction.truncated for prediction in predictions} == {True, False}
+
+
+def test_closed_labels_are_ranked_by_the_softmax_of_their_probabilities():
+    tokenizer = toy.predictor().tokenizer
+    predictions = toy.predictor(candidates=toy.LABELS).labels(TEXTS[:3], num_best=3)
+    own = toy.predictor().labels(TEXTS[:3], toy.LABELS, num_best=3)
+    for text, prediction, other in zip(TEXTS, predictions, own, strict=False):
+        tokens = encoded(Prompting(), "label", text)
+        scores = [
+            log_probability(tokens, [*tokenizer.encode(label), EOS_ID]) for label in toy.LABELS
+        ]
+        shares = np.exp(scores - np.max(scores))
+        shares /= shares.sum()
+        expected = dict(zip(toy.LABELS, shares, strict=True))
+        assert dict(prediction.alternatives) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        assert prediction.label == max(expected, key=expected.get)
+        assert prediction.confidence == prediction.alternatives[0][1]
+        # Candidates of a query's own go another way through the network.
+        assert dict(other.alternatives) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_each_input_may_list_its_own_choices():
+    predictor = toy.predictor(candidates="choices")
+    texts = ["Where? (a) zoo (b) sea", "Who? (a) Anna (b) she (c) you"]
+    found = predictor.labels(texts, num_best=5)
+    assert {label for label, _ in found[0].alternatives} == {"zoo", "sea"}
+    assert {label for label, _ in found[1].alternatives} == {"Anna", "she", "you"}
+    for prediction in found:
+        assert sum(share for _, share in prediction.alternatives) == pytest.approx(1)
+    with pytest.raises(UserError, match="lists no choices"):
+        predictor.labels(["Where?"])
+
+
+def test_best_labels_are_ordered_by_probability():
+    found = toy.predictor(strategy=Strategy(num_beams=4)).labels(TEXTS[:2], num_best=3)
+    for prediction in found:
+        values = [value for _, value in prediction.alternatives]
+        assert values == sorted(values, reverse=True)
+        assert len({label for label, _ in prediction.alternatives}) == len(values)
+        assert prediction.confidence == values[0]
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "sample", "beam"])
+def test_rationales_do_not_depend_on_their_company(decoding):
+    predictor = toy.predictor(strategy=Strategy(decoding=decoding, num_beams=2, seed=3))
+    together = predictor.rationales(TEXTS)
+    assert len({rationale.text for rationale in together}) > 3
+    queries = [predictor.ask_rationale(text, sample=n) for n, text in enumerate(TEXTS)]
+    alone = predictor.run(queries[4:6])
+    assert alone == together[4:6]
+
+
+def test_prefixes_may_be_the_decoders():
+    predictor = toy.predictor(prefix_side="decoder")
+    (prediction,) = predictor.labels(TEXTS[:1])
+    prompt = predictor.tokenizer.encode("predict: ")
+    tokens = encoded(Prompting(prefix_side="decoder"), "label", TEXTS[0])
+    ids = [*predictor.tokenizer.encode("yes"), EOS_ID]
+    scores = predictor.labels(TEXTS[:1], ["yes", "no"], num_best=2)[0]
+    ratio = dict(scores.alternatives)["yes"] / dict(scores.alternatives)["no"]
+    other = [*predictor.tokenizer.encode("no"), EOS_ID]
+    expected = log_probability(tokens, [*prompt, *ids]) - log_probability(tokens, [*prompt, *other])
+    np.testing.assert_allclose(np.log(ratio), expected, rtol=1e-3)
+    assert prediction.label != toy.predictor().labels(TEXTS[:1])[0].label
+
+
+def test_a_joint_students_label_is_ranked_behind_its_own_rationale():
+    predictor = toy.predictor(method="joint", candidates=("yes", "no"))
+    prompting = predictor.prompting
+    (prediction,) = predictor.labels(TEXTS[:1], num_best=2)
+    (written,) = toy.predictor().labels(TEXTS[:1])  # the same prefix, so the same words
+    assert prediction.rationale == prompting.take_apart(written.label)[0]
+    tokens = encoded(prompting, "label", TEXTS[0])
+    before = prediction.rationale + prompting.joint_separator
+    scores = {
+        label: log_probability(tokens, [*predictor.tokenizer.encode(before + label), EOS_ID])
+        for label in ("yes", "no")
+    }
+    shares = dict(prediction.alternatives)
+    np.testing.assert_allclose(
+        np.log(shares["yes"] / shares["no"]), scores["yes"] - scores["no"], rtol=1e-3
+    )
+    with pytest.raises(UserError, match="explains itself with its label"):
+        predictor.rationales(TEXTS[:1])
+
+
+def test_an_open_joint_answer_is_taken_apart(monkeypatch):
+    predictor = toy.predictor(method="joint")
+    tokenizer = predictor.tokenizer
+    ids = [*tokenizer.encode("She had 3. Answer: 7"), EOS_ID]
+    answer = np.tile(np.array(ids, np.int32), (8, 1))
+    monkeypatch.setattr(predictor._programs, "write", lambda params, batch: answer)
+    (prediction,) = predictor.labels(TEXTS[:1])
+    assert (prediction.rationale, prediction.label) == ("She had 3.", "7")
+    tokens = encoded(predictor.prompting, "label", TEXTS[0])
+    start = next(n for n in range(len(ids)) if tokenizer.decode(ids[:n]).endswith("Answer:"))
+    expected = log_probability(tokens, ids) - log_probability(tokens, ids[:start])
+    np.testing.assert_allclose(np.log(prediction.confidence), expected, rtol=1e-4)
+    # Without the separator there is no label, and no confidence in it.
+    cut = np.tile(np.array([*tokenizer.encode("She had"), EOS_ID], np.int32), (8, 1))
+    monkeypatch.setattr(predictor._programs, "write", lambda params, batch: cut)
+    (prediction,) = predictor.labels(TEXTS[:1])
+    assert (prediction.label, prediction.confidence) == ("", 0.0)
+
+
+def test_saliency_is_of_the_input_alone():
+    predictor = toy.predictor(candidates=("yes", "no"))
+    found = predictor.saliency("Anna has 3 apples", "yes")
+    assert "".join(found.pieces).strip() == "Anna has 3 apples"
+    assert len(found.scores) == len(found.pieces)
+    assert max(map(abs, found.scores)) > 0
+    assert found.scores != predictor.saliency("Anna has 3 apples", "no").scores
+    by_itself = predictor.saliency("Anna has 3 apples")
+    assert by_itself.label == predictor.labels(["Anna has 3 apples"])[0].label
+    with pytest.raises(UserError, match="none of the candidates"):
+        predictor.saliency("Anna", "perhaps")
+
+
+def test_a_checkpoint_is_asked_as_it_was_trained(tmp_path):
+    folder = toy.write_model_dir(
+        tmp_path / "run", method="joint", data_settings={"label_prefix": "[label] "}
+    )
+    loaded = load_predictor(str(folder), batch_size=8)
+    assert loaded.prompting == Prompting(method="joint", label_prefix="[label] ")
+    assert loaded.input_length == toy.INPUT_LENGTH
+    given = load_predictor(
+        str(folder), batch_size=8, prompting={"method": "sbs", "label_prefix": "predict: "}
+    )
+    assert given.labels(TEXTS[:2]) == toy.predictor().labels(TEXTS[:2])
+    assert loaded.fingerprint == given.fingerprint != ""
+    with pytest.raises(UserError, match="declares no labels, or is not registered"):
+        load_predictor(str(folder), candidates="task")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": ("a", "a ")}, "are the same to the vocabulary"),
+        ({"candidates": "yes"}, "is no list of labels"),
+        ({"batch_size": 0}, "BATCH_SIZE = 0 must be at least 1"),
+        ({"input_length": 1}, "must be at least 2"),
+        ({"max_decode_len": 0}, "MAX_DECODE_LENGTH = 0"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(UserError, match=message):
+        toy.predictor(**options)
+
+
+def test_a_tokenizer_that_does_not_fit_the_embedding_is_told():
+    import dataclasses
+
+    from sbs_jax.training.student import Student
+
+    student, params = toy.student()
+    small = Student(dataclasses.replace(toy.CONFIG, vocab_size=128), student.mesh)
+    with pytest.raises(UserError, match=r"pieces, but the embedding of student has 128 rows"):
+        Predictor(small, params, Tokenizer(toy.vocabulary()))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"decoding": "nucleus"}, "RATIONALE_DECODING = 'nucleus' is unknown"),
+        ({"temperature": -1.0}, "TEMPERATURE = -1.0"),
+        ({"top_p": 0.0}, "TOP_P"),
+        ({"num_beams": 0}, "NUM_BEAMS"),
+    ],
+)
+def test_strategies_out_of_range(values, message):
+    with pytest.raises(UserError, match=message):
+        Strategy(**values)

@@ -148,7 +148,7 @@ def train(
     if initial_checkpoint_path is not None and not folders.complete_checkpoints(folder):
         source = loading.identify(initial_checkpoint_path)
         loading.require_same_network(source, model_config)
-    data_settings = _data_settings(model_config, None if dry_run else folder, source)
+    data_settings = fitted_settings(model_config, None if dry_run else folder, source)
     with settings.override(data_settings):
         vocabulary = pipeline.load_vocabulary(mixture_or_task_name)
         require_fit(vocabulary, model_config.vocab_size)
@@ -199,16 +199,15 @@ def train(
                 initial_checkpoint_path=initial_checkpoint_path,
                 load_params=loading.load_params_of,
             )
-            metadata = {
-                "model_config": dataclasses.asdict(model_config),
-                **_student_settings(mixture_or_task_name),
-                "mixture_or_task_module": mixture_or_task_module,
-                "feature_lengths": dict(feature_lengths),
-                "data_settings": dataclasses.asdict(settings.current()),
-                "rationale_weight": None if callable(rationale_weight) else rationale_weight,
-                "loss_normalization": loss_normalization,
-                "initial_checkpoint": start.initial_checkpoint,
-            }
+            metadata = run_metadata(
+                model_config,
+                mixture_or_task_name,
+                mixture_or_task_module=mixture_or_task_module,
+                feature_lengths=feature_lengths,
+                rationale_weight=rationale_weight,
+                loss_normalization=loss_normalization,
+                initial_checkpoint=start.initial_checkpoint,
+            )
             if jax.process_index() == 0:
                 record.write(folder, model_config, metadata)
                 if data_settings.vocabulary_path is not None:
@@ -235,6 +234,29 @@ def train(
         return finished
 
 
+def run_metadata(
+    model_config: T5Config,
+    task: str,
+    *,
+    mixture_or_task_module: str | None,
+    feature_lengths: Mapping[str, int],
+    rationale_weight: float | Schedule,
+    loss_normalization: Normalization,
+    initial_checkpoint: str | None,
+) -> dict[str, Any]:
+    """What is saved beside a run's weights, as JSON; with the data settings in force."""
+    return {
+        "model_config": dataclasses.asdict(model_config),
+        **_student_settings(task),
+        "mixture_or_task_module": mixture_or_task_module,
+        "feature_lengths": dict(feature_lengths),
+        "data_settings": dataclasses.asdict(settings.current()),
+        "rationale_weight": None if callable(rationale_weight) else rationale_weight,
+        "loss_normalization": loss_normalization,
+        "initial_checkpoint": initial_checkpoint,
+    }
+
+
 def _student_settings(task: str) -> dict[str, Any]:
     """What is learned of a data set, as far as the task was registered through this project."""
     info = registration.task_info(task)
@@ -242,7 +264,7 @@ def _student_settings(task: str) -> dict[str, Any]:
     return {"mixture_or_task_name": task} | {name: getattr(info, name, None) for name in known}
 
 
-def _data_settings(
+def fitted_settings(
     model_config: T5Config, model_dir: Path | None, source: loading.Source | None
 ) -> settings.DataSettings:
     """The data settings in force, fitted to this run; no `model_dir` for a run that writes none.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.checkpoints import folders
+from sbs_jax.checkpoints import folders, loading, record
 from sbs_jax.checkpoints.manager import CheckpointManager, restore_params
 from sbs_jax.configuration import dump, lookup
 from sbs_jax.data import pipeline, registration
@@ -32,6 +32,7 @@ from sbs_jax.experiments.lanes import Lanes, LaneState, make_lane_step
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.io import atomic_write_text
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.trainer import fitted_settings, run_metadata
 from sbs_jax.training.hooks import StopRequest
 from sbs_jax.training.loop import fit
 from sbs_jax.training.progress import Progress
@@ -210,7 +211,20 @@ class Group:
                         fresh=lambda: self._fresh_state(lane),
                         checkpoints=checkpoints,
                         initial_checkpoint_path=given.get("initial_checkpoint_path"),
+                        load_params=loading.load_params_of,
                     )
+                metadata = run_metadata(
+                    given["model_config"],
+                    self.task,
+                    mixture_or_task_module=given.get("mixture_or_task_module"),
+                    feature_lengths=given["feature_lengths"],
+                    rationale_weight=given.get("rationale_weight", 1.0),
+                    loss_normalization=given.get("loss_normalization", "token_mean"),
+                    initial_checkpoint=start.initial_checkpoint,
+                )
+                record.write(lane.folder, given["model_config"], metadata)
+                if lane.data.vocabulary_path is not None:
+                    record.keep_vocabulary(lane.folder, lane.data.vocabulary_path)
                 atomic_write_text(lane.folder / "config.gin", lane.config_text)
                 finished = fit(
                     start=start,
@@ -223,7 +237,7 @@ class Group:
                     eval_period=given.get("eval_period"),
                     checkpoints=checkpoints,
                     checkpoint_period=given.get("checkpoint_period"),
-                    metadata=self._metadata(lane),
+                    metadata=metadata,
                     writer=writer,
                     log_period=given.get("log_period", 10),
                     progress=Progress(enabled=number == 0),
@@ -315,17 +329,6 @@ class Group:
             )
         return batches
 
-    def _metadata(self, lane: Lane) -> dict[str, Any]:
-        weight = lane.arguments.get("rationale_weight", 1.0)
-        return {
-            "model_config": dataclasses.asdict(lane.arguments["model_config"]),
-            "mixture_or_task_name": self.task,
-            "mixture_or_task_module": lane.arguments.get("mixture_or_task_module"),
-            "feature_lengths": dict(lane.arguments["feature_lengths"]),
-            "data_settings": dataclasses.asdict(lane.data),
-            "rationale_weight": weight if not callable(weight) else None,
-        }
-
 
 class _LaneCheckpoints(CheckpointManager):
     """Cuts a lane's state out of the stack when it is saved, one lane at a time."""
@@ -361,10 +364,11 @@ class _LaneStop(StopRequest):
 def _read(sweep: SweepFolder, base: runs_lib.Base, run: Run) -> Lane:
     folder = sweep.folder(run.name)
     arguments = single.apply(base, run, folder)
-    data = data_settings.current()
-    size = arguments["model_config"].vocab_size
-    data = dataclasses.replace(
-        data, vocabulary_size=min(data.vocabulary_size, size), model_dir=str(folder)
-    )
+    path = arguments.get("initial_checkpoint_path")
+    known = path is None or folders.complete_checkpoints(folder)
+    source = None if known else loading.identify(path)
+    if source is not None:
+        loading.require_same_network(source, arguments["model_config"])
+    data = fitted_settings(arguments["model_config"], folder, source)
     text = f"# {run.name}\n\n{dump.config_text()}"
     return Lane(run, folder, arguments, data, text)

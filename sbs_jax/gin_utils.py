@@ -45,6 +45,7 @@ _MAINS = (
     "sbs_jax.trainer.train",
     "sbs_jax.evaluation.evaluate.evaluate",
     "sbs_jax.teaching.teach",
+    "sbs_jax.checkpoints.exporting.export",
     "sbs_jax.inference.batch.infer",
     "sbs_jax.inference.interactive.interact",
     "sbs_jax.inference.serving.run.serve",

@@ -247,6 +247,61 @@ def params_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[s
     return state_dict
 
 
+def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
+    """The `config.json` of a T5 or umT5, as transformers 4 and 5 read it.
+
+    Args:
+      config: the network.
+      dtype: of the weights' file.
+
+    Returns:
+      JSON.
+
+    Raises:
+      UserError: transformers has no such network.
+    """
+    activation = next(
+        (name for name, ours in _ACTIVATIONS.items() if ours == config.mlp_activations), None
+    )
+    if activation is None:
+        raise UserError(
+            f"mlp_activations = {config.mlp_activations!r}: Hugging Face's T5 has no such MLP; it "
+            f"has {', '.join(str(ours) for ours in dict.fromkeys(_ACTIVATIONS.values()))}."
+        )
+    per_layer = config.relative_attention_per_layer
+    tied = config.logits_via_embedding
+    if per_layer and tied and not config.scales_logits:
+        raise UserError(
+            "Hugging Face's umT5 scales the logits of a tied head; this network does not."
+        )
+    return {
+        "architectures": [f"{'UMT5' if per_layer else 'T5'}ForConditionalGeneration"],
+        "model_type": "umt5" if per_layer else "t5",
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "feed_forward_proj": activation,
+        "relative_attention_num_buckets": config.relative_attention_num_buckets,
+        "relative_attention_max_distance": config.relative_attention_max_distance,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "dropout_rate": config.dropout_rate,
+        "is_encoder_decoder": True,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        # To transformers 4 this says whether the head is tied, to 5 (which sees that by itself)
+        # whether logits are scaled; T5 of 5 has the second key as well.
+        "tie_word_embeddings": tied if not per_layer else config.scales_logits,
+        **({} if per_layer else {"scale_decoder_outputs": config.scales_logits}),
+        "dtype": dtype,
+    }
+
+
 def huggingface_sources(config: T5Config) -> dict[str, TensorName]:
     """Where each of our parameters (`encoder/layers_0/mlp/wo/kernel`) lies in Hugging Face's."""
     return dict(_sources(config))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sbs_jax.checkpoints.tensors import Index
+from sbs_jax.checkpoints.tensors import Index, StoredTensor
 from sbs_jax.errors import UserError
+from sbs_jax.io import atomic_open
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -92,6 +95,49 @@ def open_safetensors(folder: str | Path) -> dict[str, FileTensor]:
     if lost := sorted(set(weight_map) - set(tensors)):
         raise UserError(f"{index}: {some(lost)} not in the shard that it names.")
     return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: str) -> None:
+    """Writes tensors into one file, atomically; one of them at a time is in memory.
+
+    Args:
+      path: the file.
+      tensors: by name. They are read whole, one after another.
+      dtype: of the file, `float32`, `float16` or `bfloat16`; values are rounded to it.
+
+    Raises:
+      UserError: a value is too large for float16.
+    """
+    kind = next(kind for kind, known in _DTYPES.items() if known.name == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + math.prod(tensor.shape) * _DTYPES[kind].itemsize
+        header[name] = {
+            "dtype": kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with atomic_open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, tensor in tensors.items():
+            whole = np.asarray(tensor[(slice(None),) * len(tensor.shape)])
+            with np.errstate(over="ignore"):
+                rounded = np.ascontiguousarray(whole, dtype=_DTYPES[kind])
+            if kind == "F16":
+                _require_no_overflow(name, whole, rounded)
+            # bfloat16 has no buffer protocol.
+            file.write(memoryview(rounded.reshape(-1).view(np.uint8)))
+
+
+def _require_no_overflow(name: str, values: np.ndarray, rounded: np.ndarray) -> None:
+    if not np.isfinite(rounded).all() and np.isfinite(values).all():
+        raise UserError(
+            f"{name} holds {float(np.abs(values).max()):.4g}, more than float16 can (65504); "
+            "export with --gin.DTYPE=bfloat16 or float32."
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""Out to Hugging Face: `python -m sbs_jax.export` (gin/runs/export.gin binds the arguments)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+from sbs_jax.checkpoints import folders, loading, model_card, record, tokenizer_files
+from sbs_jax.checkpoints.huggingface import (
+    CONFIG_FILE,
+    config_to_huggingface,
+    huggingface_sources,
+)
+from sbs_jax.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, write_safetensors
+from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_shapes
+from sbs_jax.errors import UserError
+from sbs_jax.io import atomic_open, atomic_write_text, read_jsonl
+from sbs_jax.models.config import T5Config
+from sbs_jax.models.network import Transformer
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+_LOG = logging.getLogger(__name__)
+
+
+def export(
+    *,
+    checkpoint_path: str,
+    output_dir: str,
+    dtype: str = "float32",
+    model_config: T5Config | None = None,
+    vocabulary_path: str | None = None,
+    eval_output_dir: str | None = None,
+) -> Path:
+    """Writes a folder that transformers, and what converts from it, can load.
+
+    It holds `config.json`, `generation_config.json`, `model.safetensors`, `spiece.model`,
+    `tokenizer.json` with its configuration, `README.md` (a model card), and for a student of ours
+    `student.json`, by which sbs_jax knows its settings again.
+
+    Args:
+      checkpoint_path: see `loading.identify`.
+      output_dir: the folder; files of the same names are replaced.
+      dtype: of the weights, `float32`, `float16` or `bfloat16`.
+      model_config: the network's dimensions, for checkpoints that do not say theirs (T5X's).
+      vocabulary_path: a SentencePiece model; by default the checkpoint's own.
+      eval_output_dir: of `sbs_jax.eval`, whose scores go into the model card.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: something the user gave does not work; the sentence says what.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"DTYPE = {dtype!r} must be one of {', '.join(map(repr, DTYPES))}.")
+    source = loading.identify(checkpoint_path)
+    folder = Path(output_dir).expanduser().absolute()
+    _require_free(folder, source)
+    config = _config(source, model_config)
+    vocabulary = Path(vocabulary_path or source.require_vocabulary()).expanduser()
+    proto = tokenizer_files.read_sentencepiece(vocabulary)
+    if len(proto.pieces) > config.vocab_size:
+        raise UserError(
+            f"{vocabulary}: has {len(proto.pieces)} pieces, but the embedding has "
+            f"{config.vocab_size} rows; name the vocabulary that the weights were trained with by "
+            "--gin.VOCABULARY_PATH=PATH."
+        )
+    config_json = config_to_huggingface(config, dtype)
+    scores = {} if eval_output_dir is None else _eval_scores(Path(eval_output_dir).expanduser())
+    settings = _without_paths(source.settings)
+    lengths = settings.get("feature_lengths") or {}
+
+    # The weights first: they are what may fail.
+    tensors = _weights(source, config)
+    write_safetensors(folder / WEIGHTS_FILE, tensors, dtype)
+    _write_json(folder / CONFIG_FILE, config_json)
+    generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    if "targets" in lengths:
+        generation["max_new_tokens"] = lengths["targets"]
+    _write_json(folder / "generation_config.json", generation)
+    with atomic_open(folder / loading.VOCABULARY_FILE, "wb") as file:
+        file.write(vocabulary.read_bytes())
+    texts = tokenizer_files.tokenizer_files(proto, max_length=lengths.get("inputs"))
+    for name, text in texts.items():
+        atomic_write_text(folder / name, text)
+    record.write(folder, config, settings)
+    card = model_card.write(
+        name=folder.name,
+        config=config,
+        dtype=dtype,
+        settings=settings,
+        step=source.step,
+        own_scores=_own_scores(source),
+        scores=scores,
+    )
+    atomic_write_text(folder / "README.md", card)
+    if config.relative_attention_per_layer and not config.scales_logits:
+        _LOG.warning(
+            "transformers 5 divides the logits of every umT5 by the square root of d_model, which "
+            "this network does not: greedy text is the same, probabilities are not."
+        )
+    _LOG.info("Written to %s", folder)
+    return folder
+
+
+def _config(source: loading.Source, given: T5Config | None) -> T5Config:
+    if given is not None:
+        loading.require_same_network(source, given)
+        return given
+    if source.config is None:
+        raise UserError(
+            f"{source.folder}: does not say the dimensions of its network; give MODEL (a file of "
+            "gin/models)."
+        )
+    return source.config
+
+
+def _require_free(folder: Path, source: loading.Source) -> None:
+    if folders.same_place(folder, os.fspath(source.folder)):
+        raise UserError(f"OUTPUT_DIR {folder}: is the folder that is exported; choose another one.")
+    if folders.complete_checkpoints(folder):
+        raise UserError(f"OUTPUT_DIR {folder}: is the MODEL_DIR of a run; choose another folder.")
+    if (folder / INDEX_FILE).exists():
+        raise UserError(
+            f"OUTPUT_DIR {folder}: holds the shards of other weights ({INDEX_FILE}); choose "
+            "another folder."
+        )
+
+
+def _weights(source: loading.Source, config: T5Config) -> dict[str, StoredTensor]:
+    """Hugging Face's tensors by name, still to be read where that is possible."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
+    abstract = nn.unbox(boxed)["params"]
+    if source.kind == "sbs_jax":
+        # In the host's memory: there is room on no device for what a mesh had trained.
+        host = jax.sharding.SingleDeviceSharding(_host())
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), abstract
+        )
+        stored = traverse_util.flatten_dict(loading.load_params(source, placed), sep="/")
+    else:
+        stored = loading.stored_params(source)
+    shapes = traverse_util.flatten_dict(abstract, sep="/")
+    require_same_shapes(
+        {name: tuple(tensor.shape) for name, tensor in stored.items()},
+        {name: tuple(leaf.shape) for name, leaf in shapes.items()},
+        where=str(source.folder),
+        advice="use the MODEL of this checkpoint",
+    )
+    return {
+        name.name: Transposed(stored[path]) if name.transposed else stored[path]
+        for path, name in huggingface_sources(config).items()
+    }
+
+
+def _host() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out.
+        return jax.local_devices()[0]
+
+
+def _own_scores(source: loading.Source) -> dict[str, float]:
+    """What the run's own evaluation of this very checkpoint gave."""
+    if source.kind != "sbs_jax":
+        return {}
+    return dict(folders.read_info(source.folder)["metrics"] or {})
+
+
+def _eval_scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of each split that `sbs_jax.eval` wrote."""
+    rows = [row for _, row in read_jsonl(folder / "eval_metrics.jsonl")]
+    return {str(row["split"]): row for row in rows if "split" in row}
+
+
+def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the places of one machine."""
+    kept = copy.deepcopy(dict(settings))
+    for name in ("data_dir", "model_dir", "vocabulary_path"):
+        (kept.get("data_settings") or {}).pop(name, None)
+    if kept.get("initial_checkpoint"):
+        kept["initial_checkpoint"] = os.path.basename(str(kept["initial_checkpoint"]).rstrip("/"))
+    kept.pop("model_config", None)
+    return kept
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,186 @@
+"""The model card of an exported student: what it is, how good it is, how to ask it."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import sbs_jax
+from sbs_jax.models.config import T5Config
+from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
+
+_METHODS = {
+    "sbs": "Distilling step-by-step: it learned to give the label and, when asked, the rationale "
+    "(loss = label loss + λ · rationale loss)",
+    "standard": "Finetuning on labels alone",
+    "rationale": "Finetuning on rationales alone",
+    "joint": "Finetuning on one target: the rationale, then the label",
+    "rationale_input": "Finetuning on labels, where the input contains a rationale",
+}
+_SCORES = ("accuracy", "label_loss", "rationale_loss", "rouge_l", "chrf", "faithfulness")
+
+
+def write(
+    *,
+    name: str,
+    config: T5Config,
+    dtype: str,
+    settings: Mapping[str, Any],
+    step: int | None,
+    own_scores: Mapping[str, float],
+    scores: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Writes README.md of an exported folder.
+
+    Args:
+      name: of the model.
+      config: its dimensions.
+      dtype: of its weights.
+      settings: see `loading.Source.settings`; {} for weights of others.
+      step: of the checkpoint.
+      own_scores: `validation/accuracy` and the like, of training's own evaluation.
+      scores: of `sbs_jax.eval`, by split.
+
+    Returns:
+      Markdown, with Hugging Face's front matter.
+    """
+    sections = [
+        "---\nlibrary_name: transformers\npipeline_tag: text2text-generation\n"
+        "tags:\n- t5\n- distilling-step-by-step\n- sbs_jax\n---",
+        f"# {name}",
+        f"A T5 of {_count(config):,} parameters ({dtype}), exported by sbs_jax "
+        f"{sbs_jax.__version__}.",
+    ]
+    if settings.get("method") or settings.get("mixture_or_task_name"):
+        sections += ["## Training", _training(settings, step)]
+    if table := _score_table(own_scores, scores):
+        sections += ["## Scores", table]
+    sections += ["## How to ask", _how_to_ask(name, settings)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _training(settings: Mapping[str, Any], step: int | None) -> str:
+    method = settings.get("method")
+    rows = {
+        "Method": f"`{method}`: {_METHODS[method]}" if method in _METHODS else method,
+        "Data": settings.get("mixture_or_task_name"),
+        "Labels by": settings.get("label_source"),
+        "Rationales by": settings.get("rationale_source") if method != "standard" else None,
+        "λ (weight of the rationale loss)": _weight(settings) if method == "sbs" else None,
+        "Steps": step,
+        "Started from": settings.get("initial_checkpoint"),
+    }
+    return "\n".join(f"- {key}: {value}" for key, value in rows.items() if value is not None)
+
+
+def _weight(settings: Mapping[str, Any]) -> str:
+    weight = settings.get("rationale_weight")
+    return "a schedule" if weight is None else f"{weight:g}"
+
+
+def _score_table(
+    own_scores: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+    found = {split: dict(values) for split, values in scores.items()}
+    for key, value in own_scores.items():
+        split, slash, metric = key.partition("/")
+        if slash and split not in scores:
+            found.setdefault(split, {})[metric] = value
+    rows = []
+    for split, values in sorted(found.items()):
+        for metric in _SCORES:
+            value = values.get(metric)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                continue
+            stderr = values.get(f"{metric}_stderr")
+            told = f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr else "")
+            examples = values.get("examples")
+            rows.append(
+                f"| {split} | {metric.replace('_', ' ')} | {told} | "
+                f"{'' if examples is None else int(examples)} |"
+            )
+    if not rows:
+        return None
+    return "\n".join(
+        ["| split | score | value ± standard error | examples |", "|---|---|---|---|", *rows]
+    )
+
+
+def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
+    data = settings.get("data_settings") or {}
+    label = data.get("label_prefix", DEFAULT_LABEL_PREFIX)
+    rationale = data.get("rationale_prefix", DEFAULT_RATIONALE_PREFIX)
+    method = settings.get("method")
+    if not settings:
+        return _code(name, ['text = "…"'], "text")
+    told = {
+        "sbs": f"`{label}` in front of an input asks for the label, `{rationale}` for the "
+        "explanation:",
+        "rationale": f"`{rationale}` stands in front of an input:",
+        "joint": f"`{label}` stands in front of an input. The answer is the rationale, then "
+        f"`{data.get('joint_separator', '')}`, then the label:",
+        "rationale_input": f"`{label}` stands in front of an input, and "
+        f"`{data.get('rationale_input_separator', '')}` between the input and a rationale:",
+    }.get(method or "", f"`{label}` stands in front of an input:")
+    prefixes = {"sbs": [label, rationale], "rationale": [rationale]}.get(method or "", [label])
+    if data.get("prefix_side") == "decoder":
+        told = (
+            "The prefixes "
+            + " and ".join(f"`{prefix}`" for prefix in prefixes)
+            + " are what the decoder is fed first; the input stands alone:"
+        )
+        return told + "\n\n" + _decoder_code(name, prefixes)
+    lines = ['question = "…"', f"for prefix in {json.dumps(prefixes, ensure_ascii=False)}:"]
+    return told + "\n\n" + _code(name, lines, "prefix + question", indent="    ")
+
+
+def _code(name: str, lines: list[str], text: str, indent: str = "") -> str:
+    body = [
+        f'{indent}inputs = tokenizer({text}, return_tensors="pt")',
+        f"{indent}outputs = model.generate(**inputs)",
+        f"{indent}print(tokenizer.decode(outputs[0], skip_special_tokens=True))",
+    ]
+    return _block(name, [*lines, *body])
+
+
+def _decoder_code(name: str, prefixes: list[str]) -> str:
+    return _block(
+        name,
+        [
+            'inputs = tokenizer("…", return_tensors="pt")',
+            f"for prefix in {json.dumps(prefixes, ensure_ascii=False)}:",
+            "    prompt = [0, *tokenizer(prefix, add_special_tokens=False).input_ids]",
+            "    outputs = model.generate(**inputs, decoder_input_ids=torch.tensor([prompt]))",
+            "    print(tokenizer.decode(outputs[0, len(prompt) :], skip_special_tokens=True))",
+        ],
+        imports="import torch\n",
+    )
+
+
+def _block(name: str, lines: list[str], imports: str = "") -> str:
+    start = textwrap.dedent(
+        f"""\
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained("{name}")
+        model = AutoModelForSeq2SeqLM.from_pretrained("{name}")
+        """
+    )
+    return "```python\n" + imports + start + "\n".join(lines) + "\n```"
+
+
+def _count(config: T5Config) -> int:
+    """The number of parameters."""
+    joined = config.num_heads * config.head_dim
+    attention = 4 * config.emb_dim * joined + config.emb_dim
+    gates = len(config.mlp_activations)
+    mlp = (gates + 1) * config.emb_dim * config.mlp_dim + config.emb_dim
+    table = config.relative_attention_num_buckets * config.num_heads
+    encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+    tables = encoder + decoder if config.relative_attention_per_layer else 2
+    embeddings = config.vocab_size * config.emb_dim * (1 if config.logits_via_embedding else 2)
+    stacks = encoder * (attention + mlp) + decoder * (2 * attention + mlp)
+    return embeddings + stacks + tables * table + 2 * config.emb_dim

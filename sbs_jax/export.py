@@ -1,0 +1,19 @@
+r"""Writes weights of any origin as a folder of Hugging Face's transformers.
+
+For instance:
+    python -m sbs_jax.export --gin_file=runs/export.gin \
+      --gin.CHECKPOINT_PATH=MODEL_DIR --gin.OUTPUT_DIR=PATH
+"""
+
+import sys
+
+from sbs_jax import gin_utils
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    return gin_utils.run_main("sbs_jax.checkpoints.exporting:export", description=__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

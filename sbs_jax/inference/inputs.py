@@ -102,23 +102,30 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _table(file: Path, ending: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = (line for _, line in _lines(file))
-    reader = csv.DictReader(lines, delimiter="," if ending == ".csv" else "\t", strict=True)
+    number = 0  # csv's own count leaves out the line that it fails at
+
+    def lines() -> Iterator[str]:
+        nonlocal number
+        for count, line in _lines(file):
+            number = count
+            yield line
+
+    reader = csv.DictReader(lines(), delimiter="," if ending == ".csv" else "\t", strict=True)
     while True:
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
+            raise UserError(f"{file}, line {number}: not valid CSV ({error}).") from error
         if None in row or None in row.values():
             raise UserError(
-                f"{file}, line {reader.line_num}: has another number of fields than the first line."
+                f"{file}, line {number}: has another number of fields than the first line."
             )
         if row.get("candidates"):
             row["candidates"] = row["candidates"].split("|")
         # An empty cell is no value.
-        yield reader.line_num, {name: value for name, value in row.items() if value != ""}
+        yield number, {name: value for name, value in row.items() if value != ""}
 
 
 def _item(row: Mapping[str, Any], where: str, number: str, field: str) -> Item:

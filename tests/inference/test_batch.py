@@ -1,0 +1,288 @@
+"""`infer` over files: order, resuming, refusals; and as processes that are killed."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sbs_jax.errors import UserError
+from sbs_jax.inference import batch
+from sbs_jax.inference.loader import Loader
+from tests import processes
+from tests.inference import toy
+
+COUNT = 75
+MANY = 800
+LABELS = list(toy.LABELS)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return toy.write_model_dir(tmp_path_factory.mktemp("student") / "run")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inputs") / "questions.jsonl"
+    write(path, toy.texts(COUNT))
+    return path
+
+
+def write(path, texts):
+    rows = [{"id": f"q{n}", "input": text, "label": "no"} for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def infer(model_dir, output, questions, candidates=LABELS, batch_size=8, **options):
+    loader = Loader(str(model_dir), batch_size=batch_size, candidates=candidates)
+    return batch.infer(loader=loader, output_file=str(output), input_file=str(questions), **options)
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    monkeypatch.setattr(batch, "WINDOW", 2)
+
+
+@pytest.fixture(scope="module")
+def finished(model_dir, questions, tmp_path_factory):
+    """What an undisturbed call wrote in windows of 16."""
+    path = tmp_path_factory.mktemp("finished") / "out.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "WINDOW", 2)
+        assert infer(model_dir, path, questions, explain=True, num_best=2) == COUNT
+    return path
+
+
+def test_rows_are_those_of_the_predictor_in_the_files_order(finished):
+    predictor = toy.predictor(candidates=toy.LABELS)
+    expected = predictor.labels(toy.texts(COUNT), num_best=2)
+    rationales = predictor.rationales(toy.texts(COUNT))
+    rows = read(finished)
+    assert [row["id"] for row in rows] == [f"q{n}" for n in range(COUNT)]
+    for row, text, prediction, rationale in zip(
+        rows, toy.texts(COUNT), expected, rationales, strict=True
+    ):
+        assert (row["input"], row["target"]) == (text, "no")
+        assert (row["label"], row["truncated"]) == (prediction.label, prediction.truncated)
+        assert row["confidence"] == pytest.approx(prediction.confidence, rel=1e-5)
+        assert row["rationale"] == rationale.text
+        assert [best["label"] for best in row["n_best"]] == [
+            label for label, _ in prediction.alternatives
+        ]
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("kept", [0, 1, 16, 20, COUNT - 1, COUNT])
+def test_a_call_goes_on_where_it_was_to_the_bit(
+    model_dir, questions, finished, tmp_path, capsys, kept
+):
+    path = tmp_path / "out.jsonl"
+    whole = finished.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text("".join(lines[:kept]) + ('{"id": "q' if kept < COUNT else ""))
+    record = finished.with_name("out.jsonl.run.json").read_text()
+    path.with_name("out.jsonl.run.json").write_text(record)
+    assert infer(model_dir, path, questions, explain=True, num_best=2) == COUNT
+    assert path.read_text() == whole
+    if kept == COUNT:
+        assert f"({COUNT} were there)" in capsys.readouterr().out
+
+
+def test_changed_inputs_and_checkpoints_are_refused(
+    model_dir, questions, finished, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("changed")
+    path = folder / "out.jsonl"
+    for name in ("out.jsonl", "out.jsonl.run.json"):
+        (folder / name).write_text(finished.with_name(name).read_text())
+    before = path.read_text()
+    options = {"explain": True, "num_best": 2}
+    texts = toy.texts(COUNT)
+    write(folder / "other.jsonl", [*texts[:3], "Something else?", *texts[4:]])
+    with pytest.raises(UserError, match=r"out\.jsonl, line 4: answers the input 'Anna has 3"):
+        infer(model_dir, path, folder / "other.jsonl", **options)
+    write(folder / "short.jsonl", texts[:5])
+    with pytest.raises(UserError, match="more rows than there are inputs"):
+        infer(model_dir, path, folder / "short.jsonl", **options)
+    with pytest.raises(UserError, match="begun with EXPLAIN = True, not False"):
+        infer(model_dir, path, questions, num_best=2)
+    with pytest.raises(UserError, match=r"begun with CANDIDATES = \['yes', 'no', 'perhaps'\], not"):
+        infer(model_dir, path, questions, candidates=None, **options)
+    other = toy.write_model_dir(folder / "run", seed=1)
+    with pytest.raises(UserError, match="begun with another checkpoint"):
+        infer(other, path, questions, **options)
+    assert path.read_text() == before
+    # More inputs at the end are no other inputs.
+    write(folder / "longer.jsonl", [*texts, "One more?"])
+    assert infer(model_dir, path, folder / "longer.jsonl", **options) == COUNT + 1
+    assert path.read_text().startswith("".join(before.splitlines(keepends=True)[:64]))
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_malformed_line_is_told_and_what_came_before_it_is_kept(model_dir, tmp_path):
+    questions = tmp_path / "q.jsonl"
+    write(questions, toy.texts(40))
+    with questions.open("a") as file:
+        file.write('{"input": "x", "label": "maybe"}\n')
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match=r"q\.jsonl, line 41: The label 'maybe' is none of the"):
+        infer(model_dir, path, questions)
+    assert [row["id"] for row in read(path)] == [f"q{n}" for n in range(32)]
+
+
+def test_mistakes(model_dir, questions, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="Give INPUT_FILE, or MIXTURE_OR_TASK_NAME"):
+        batch.infer(loader=Loader(str(model_dir)), output_file=str(out))
+    with pytest.raises(UserError, match="NUM_BEST = 0"):
+        infer(model_dir, out, questions, num_best=0)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match="holds no inputs"):
+        infer(model_dir, out, tmp_path / "empty.txt")
+    with pytest.raises(UserError, match="CANDIDATES = 'yes' is no list of labels"):
+        Loader("x", candidates="yes")
+    with pytest.raises(UserError, match="METHOD = 'both' is unknown"):
+        Loader("x", method="both")
+    assert not out.exists()
+
+
+def test_a_dry_run_writes_nothing(model_dir, questions, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    assert infer(model_dir, out, questions, dry_run=True) is None
+    told = capsys.readouterr().out
+    assert "first input: Anna has 0 apples?" in told
+    assert "'label':" in told
+    assert not out.exists()
+
+
+def test_a_split_of_a_task(model_dir, tmp_path):
+    import sbs_jax.tasks  # noqa: F401 (registers svamp)
+    from sbs_jax.data import settings
+    from sbs_jax.data.settings import DataSettings
+    from tests.release_layout import write_release
+
+    write_release(tmp_path / "data", train=20, test=5)
+    loader = Loader(str(model_dir), batch_size=8)
+    with settings.override(DataSettings(data_dir=str(tmp_path / "data"))):
+        batch.infer(
+            loader=loader, output_file=str(tmp_path / "out.jsonl"), mixture_or_task_name="svamp"
+        )
+        with pytest.raises(UserError, match="did you mean"):
+            batch.infer(
+                loader=loader, output_file=str(tmp_path / "x"), mixture_or_task_name="svamq"
+            )
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["id"] for row in rows] == [f"svamp_test-{n}" for n in range(1, 6)]
+    assert rows[0]["target"].startswith("( ")
+
+
+def flags(model_dir, questions, output):
+    return [
+        "--gin_file=runs/infer.gin",
+        *processes.macros(
+            CHECKPOINT_PATH=model_dir,
+            INPUT_FILE=questions,
+            OUTPUT_FILE=output,
+            EXPLAIN=True,
+            BATCH_SIZE=4,
+            CANDIDATES=LABELS,
+        ),
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_process_and_two_processes_write_what_one_writes(model_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    questions = folder / "many.jsonl"
+    write(questions, toy.texts(MANY))
+    killed = folder / "killed.jsonl"
+    process = processes.run("infer", *flags(model_dir, questions, killed), devices=2, wait=False)
+    deadline = time.monotonic() + 300
+    while not (killed.exists() and killed.stat().st_size >= 10_000):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = killed.read_bytes().count(b"\n")
+    assert 0 < done < MANY
+    again = processes.run("infer", *flags(model_dir, questions, killed), devices=2)
+    assert "were there" in again.output
+
+    # The same in one go, by two processes that have a device each.
+    together = folder / "together.jsonl"
+    address = f"localhost:{processes.free_port()}"
+    several = [
+        processes.run(
+            "infer",
+            *flags(model_dir, questions, together),
+            f"--coordinator_address={address}",
+            "--process_count=2",
+            f"--process_index={index}",
+            wait=False,
+        )
+        for index in (0, 1)
+    ]
+    for process in several:
+        _, errors = process.communicate(timeout=570)
+        assert process.returncode == 0, errors[-3000:]
+    assert together.read_bytes() == killed.read_bytes()
+    assert len(read(together)) == MANY
+
+
+@pytest.mark.slow
+def test_the_terminal_shows_label_rationale_and_what_mattered(model_dir):
+    command = [sys.executable, "-m", "sbs_jax.infer", "--interactive"]
+    command += processes.macros(CHECKPOINT_PATH=model_dir, CANDIDATES=LABELS)
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(processes.ROOT),
+        "TERM": "xterm-256color",
+        "COLORTERM": "truecolor",
+    }
+    piped = subprocess.run(
+        command,
+        input="Anna has 3 apples\n\nAnd now?\n",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert piped.returncode == 0, piped.stderr
+    label = toy.predictor(candidates=toy.LABELS).labels(["Anna has 3 apples"])[0].label
+    assert f"label       {label}  (" in piped.stdout
+    assert piped.stdout.count("rationale   ") == piped.stdout.count("mattered    ") == 2
+    assert "\x1b" not in piped.stdout
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True
+    )
+    os.close(theirs)
+    shown = read_until(ours, b"input> ")
+    os.write(ours, b"Anna has 3 apples\n")
+    shown += read_until(ours, b"input> ")
+    os.write(ours, b"\x04")
+    assert process.wait(timeout=60) == 0
+    os.close(ours)
+    text = shown.decode()
+    assert f"{label}  (" in text
+    assert "\x1b[1;37;48;2;" in text  # white on a colour: a piece that mattered
+
+
+def read_until(file, wanted):
+    seen = b""
+    deadline = time.monotonic() + 300
+    while wanted not in seen:
+        assert time.monotonic() < deadline, seen
+        seen += os.read(file, 4096)
+    return seen

@@ -118,8 +118,23 @@ def find_accelerators() -> list[str]:
 class LocalEngine:
     """Runs jobs in processes of this machine, as many at a time as there are slots."""
 
-    def __init__(self, sweep: SweepFolder, slots: Sequence[Slot]) -> None:
+    def __init__(
+        self,
+        sweep: SweepFolder,
+        slots: Sequence[Slot],
+        command: Callable[[SweepFolder, Job, Slot], list[str]] | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          sweep: whose runs.
+          slots: see `plan_slots`.
+          command: of a job's process; by default `worker_command`'s.
+        """
         self._sweep = sweep
+        self._command = command or (
+            lambda sweep, job, slot: worker_command(sweep, job, cpus=slot.cpus)
+        )
         self._free = list(slots)
         self._at_work: dict[Job, tuple[subprocess.Popen[bytes], Slot]] = {}
         self._stopping = False
@@ -180,7 +195,7 @@ class LocalEngine:
                 link.symlink_to(os.path.relpath(log, link.parent))
         with log.open("ab") as output:
             process = subprocess.Popen(
-                worker_command(self._sweep, job, cpus=slot.cpus),
+                self._command(self._sweep, job, slot),
                 # Its end of the pipe closes with this process, however that ends.
                 stdin=subprocess.PIPE,
                 stdout=output,

@@ -1,0 +1,56 @@
+import jax
+import pytest
+
+from sbs_jax.configuration import config as config_lib
+from sbs_jax.experiments import cost
+from sbs_jax.models.config import T5Config
+from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.training.student import Student
+from tests.batches import random_batch
+
+GATED = T5Config(
+    vocab_size=64, emb_dim=32, num_heads=3, head_dim=8, mlp_dim=48,
+    num_encoder_layers=2, num_decoder_layers=1, dropout_rate=0.0,
+)  # fmt: skip
+TIED = T5Config(
+    vocab_size=96, emb_dim=16, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1,
+    num_decoder_layers=2, mlp_activations=("relu",), logits_via_embedding=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [GATED, TIED], ids=["gated", "tied"])
+def test_parameters_are_those_of_the_network(config):
+    assert cost.num_params(config) == Student(config, make_mesh()).num_params
+
+
+def test_flops_are_what_xla_counts():
+    student = Student(GATED, make_mesh(1, 1, jax.devices()[:1]))
+    batch = random_batch(rows=4, inputs=96, targets=48)
+
+    def loss(params):
+        return student.apply(params, batch, None).sum()
+
+    counted = jax.jit(jax.grad(loss)).lower(student.abstract_params).cost_analysis()["flops"]
+    # XLA also counts what is no product of matrices.
+    assert cost.step_flops(GATED, 4, 96, 48) == pytest.approx(counted, rel=0.25)
+
+
+def test_a_configuration_tells_its_cost_without_being_applied():
+    config = config_lib.read(["examples/svamp_t5_1_1_tiny.gin"], target="sbs_jax.trainer.train")
+    found = cost.estimate(config)
+    assert found.parameters == cost.num_params(cost.read_student(config))
+    assert found.tokens == 500 * 24 * (256 + 192)
+    student = cost.read_student(config)
+    assert found.flops == 500 * cost.step_flops(student, 24, 256, 192)
+
+
+def test_rows_that_depend_on_the_examples_have_no_cost_beforehand():
+    config = config_lib.read(["examples/quickstart.gin"], target="sbs_jax.trainer.train")
+    assert cost.estimate(config).flops is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(None, "–"), (12, "12"), (690_000, "690 k"), (1.26e15, "1.26 P")]
+)
+def test_large_numbers_are_short(count, text):
+    assert cost.in_words(count) == text

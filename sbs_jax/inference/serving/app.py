@@ -288,14 +288,19 @@ def _busy(sentence: str, retry_after: int) -> Response:
 
 def _sentence(error: RequestValidationError) -> str:
     """The most specific of a request's mistakes, with its place: `inputs.3.candidates: …`."""
-    worst = max(error.errors(), key=lambda found: len(found["loc"]))
+    # Where a value may be of several types, those that it has not say the least.
+    worst = max(
+        error.errors(),
+        key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])),
+    )
     if worst["type"] == "json_invalid":
         return "The body is no JSON."
     # Among them are names of types that were tried; a client's own key is told as it is.
     place = [part for part in worst["loc"][1:] if isinstance(part, int) or part in _FIELDS]
     if worst["type"] == "extra_forbidden":
         place.append(worst["loc"][-1])
-    if not place:
+    if not place and (worst["type"] == "missing" or worst["type"].endswith("_type")):
         return "The body is no JSON object; send one with Content-Type: application/json."
-    sentence = f"{'.'.join(map(str, place))}: {worst['msg']}."
+    where = f"{'.'.join(map(str, place))}: " if place else ""
+    sentence = f"{where}{worst['msg']}."
     return sentence.encode("utf-8", "replace").decode("utf-8")[:500]

@@ -69,15 +69,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(service: Service, listener: socket.socket, *, drain_seconds: float) -> None:
-    """Serves until SIGTERM or SIGINT; answers every request under way before it returns.
-
-    Args:
-      service: not started yet.
-      listener: from `listen`.
-      drain_seconds: for so long after the signal, new connections are still served, while
-        `/healthz` says 503: time for a load balancer to look elsewhere.
-    """
+def make_server(service: Service, *, drain_seconds: float) -> uvicorn.Server:
+    """The HTTP server around a service; see `run`."""
     config = uvicorn.Config(
         create_app(service),
         http="httptools",
@@ -91,7 +84,19 @@ def run(service: Service, listener: socket.socket, *, drain_seconds: float) -> N
         proxy_headers=False,
         timeout_keep_alive=30,
     )
-    server = _Server(config, service, drain_seconds)
+    return _Server(config, service, drain_seconds)
+
+
+def run(service: Service, listener: socket.socket, *, drain_seconds: float) -> None:
+    """Serves until SIGTERM or SIGINT; answers every request under way before it returns.
+
+    Args:
+      service: not started yet.
+      listener: from `listen`.
+      drain_seconds: for so long after the signal, new connections are still served, while
+        `/healthz` says 503: time for a load balancer to look elsewhere.
+    """
+    server = make_server(service, drain_seconds=drain_seconds)
     service.start()
     try:
         server.run(sockets=[listener])

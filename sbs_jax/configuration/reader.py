@@ -368,6 +368,11 @@ class _Reader:
         for folder in self._search_paths:
             path = folder / expanded
             if path.is_file():
+                if path.resolve().parent == gin_folder() / "t5x":
+                    raise UserError(
+                        f"{name}: is a gin file for T5X's own programs, such as python -m "
+                        "t5x.train; docs/t5x.md says how to use it."
+                    )
                 return path
         where = f"{included_at}: " if included_at else ""
         hint = ""

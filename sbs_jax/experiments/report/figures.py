@@ -21,6 +21,7 @@ from sbs_jax.experiments.report.aggregate import (
     describe,
     format_count,
 )
+from sbs_jax.experiments.report.tables import matching_standard, teacher_name
 
 MAX_PANELS = 12
 _SIZE = ("MODEL", "parameters")
@@ -109,9 +110,9 @@ def draw_size(results: Results, output_dir: Path) -> Drawn | None:
         _percent_axis(axes)
         axes.set(title=panel.title, ylabel=_accuracy(results))
     caption = f"{_points(results)} After the paper's Figures 6 and 7. " + (
-        "The dotted line is the teacher's own few-shot accuracy."
+        "The dotted line is the teacher's own (few-shot) accuracy."
         if results.teacher is not None
-        else "The teacher's few-shot accuracy is not known to this sweep."
+        else "The teacher's own accuracy is not known to this sweep."
     )
     return finish(figure, all_axes, output_dir, "accuracy_by_model_size",
                    "Accuracy against student size", caption)  # fmt: skip
@@ -204,7 +205,7 @@ def make_panels(
         if len({c.number(value) for c in group}) < 2:
             continue
         lines: dict[str, list[Configuration]] = {}
-        for c in group:
+        for c in sorted(group, key=results.configurations.index):
             lines.setdefault(c.method, []).append(c)
         title = describe(group[0], others)
         panels.append(
@@ -295,8 +296,6 @@ def crossing(line: Sequence[tuple[float, float]], level: float) -> float | None:
 
 
 def _standard_line(axes: Axes, results: Results, like: Configuration) -> str:
-    from sbs_jax.experiments.report.tables import matching_standard
-
     standard = matching_standard(results, like)
     if standard is None or results.split not in standard.scores:
         return ""
@@ -328,9 +327,8 @@ def _chosen(
 def _teacher_line(axes: Axes, results: Results) -> None:
     assert results.teacher is not None
     level = 100 * results.teacher.accuracy
-    name = results.teacher.name or "teacher"
     axes.axhline(level, color=style.INK, linestyle=":", linewidth=1.4,
-                 label=f"{name}, few-shot ({level:.1f} %)")  # fmt: skip
+                 label=f"{teacher_name(results)} itself ({level:.1f} %)")  # fmt: skip
 
 
 def _percent_axis(axes: Axes) -> None:

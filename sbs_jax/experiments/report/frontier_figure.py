@@ -50,7 +50,7 @@ def draw_frontier(results: Results, output_dir: Path) -> figures.Drawn | None:
             size, fraction = line[0]
             told.append(
                 f"{method}: the smallest that beats it has {format_count(size)} parameters, with "
-                f"{100 * fraction:g} % of the data or more."
+                f"{100 * fraction:g} % of the data."
             )
         else:
             told.append(f"{method}: none of these students beats it.")
@@ -67,7 +67,7 @@ def draw_frontier(results: Results, output_dir: Path) -> figures.Drawn | None:
         axes.set(title=method, ylabel="training data used, % (log scale)")
     caption = (
         f"Which students have a mean {results.split} accuracy above the teacher's "
-        f"{100 * teacher.accuracy:.2f} % (few-shot{', ' + teacher.name if teacher.name else ''}); "
+        f"{100 * teacher.accuracy:.2f} %; "
         "the dashed line joins the least data for each size. Of several λ the one that is best on "
         f"validation counts. After the paper's Figures 8 and 9. {' '.join(told)}"
     )

@@ -17,6 +17,7 @@ from sbs_jax.experiments.report.examples import script_json
 from sbs_jax.experiments.report.figures import Drawn
 from sbs_jax.experiments.report.tables import Table
 
+_LONG = 60  # characters
 _FIELD = re.compile(r"\$([a-z_]+)\$")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Characters that HTML forbids, and those that turn the direction of the text around them.
@@ -87,7 +88,9 @@ def table_html(table: Table) -> str:
     )
     body = "\n".join(
         "<tr>"
-        + "".join(f"<td{_numeric(table, i)}>{escape(cell)}</td>" for i, cell in enumerate(row))
+        + "".join(
+            f"<td{_cell_class(table, i, cell)}>{escape(cell)}</td>" for i, cell in enumerate(row)
+        )
         + "</tr>"
         for row in table.rows
     )
@@ -130,7 +133,9 @@ def _summary(results: Results) -> str:
 def _figure(figure: Drawn) -> str:
     svg = style.inline_svg(figure.svg, figure.name, escape(f"{figure.title}. {figure.caption}"))
     return (
-        f'<figure id="{figure.name}"><h3>{escape(figure.title)}</h3>\n{svg}\n'
+        f'<figure id="{figure.name}"><h3>{escape(figure.title)}</h3>\n'
+        f'<div class="drawing" tabindex="0" role="region" aria-label="{escape(figure.title)}">'
+        f"{svg}</div>\n"
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
     )
 
@@ -148,6 +153,13 @@ def _configurations(results: Results, differing: Table | None) -> str:
 
 def _numeric(table: Table, column: int) -> str:
     return ' class="number"' if column in table.numeric else ""
+
+
+def _cell_class(table: Table, column: int, text: str) -> str:
+    # Numbers and names stay on a line; sentences are broken.
+    if column not in table.numeric and (len(text) > _LONG or "\n" in text):
+        return ' class="long"'
+    return _numeric(table, column)
 
 
 def _visible(found: re.Match[str]) -> str:

@@ -206,7 +206,7 @@ def _read_run(sweep: str, folder: Path, planned: Mapping[str, Any]) -> Run:
     _fill_in(settings)
     if settings.get("MODEL") is not None:
         settings.pop("gin_file", None)  # That it was added says the same less shortly.
-    reason = "" if status == DONE else str(record.get("error") or "") or _log_end(folder)
+    reason = "" if status == DONE else _text(record.get("error")) or _log_end(folder)
     step, seconds = record.get("selected_step"), record.get("seconds")
     return Run(
         sweep=sweep,
@@ -224,15 +224,19 @@ def _read_run(sweep: str, folder: Path, planned: Mapping[str, Any]) -> Run:
 
 
 def _fill_in(settings: dict[str, Any]) -> None:
-    """Replaces `svamp_sbs_teacher` by its data set, METHOD and LABEL_SOURCE."""
+    """Takes `svamp_sbs_teacher` apart into the data set and what else was not said."""
     dataset, method, sources = split_task_name(str(settings.get("task") or ""))
-    if method is not None:
-        settings |= {"task": dataset, "METHOD": method}
-        settings["LABEL_SOURCE"] = "teacher" if sources.endswith("_teacher") else "gold"
-        if "_human" in sources:
-            settings["RATIONALE_SOURCE"] = "human"
-    elif settings.get("METHOD") is not None and settings.get("LABEL_SOURCE") is None:
-        settings["LABEL_SOURCE"] = "gold"
+    if method is None:
+        return
+    settings["task"] = dataset
+    said = {
+        "METHOD": method,
+        "LABEL_SOURCE": "teacher" if sources.endswith("_teacher") else "gold",
+        "RATIONALE_SOURCE": "human" if "_human" in sources else "teacher",
+    }
+    for name, value in said.items():
+        if settings.get(name) is None:
+            settings[name] = value
 
 
 def _score(path: Path, what: str, value: Any) -> Score:
@@ -301,6 +305,11 @@ def _read_config(folder: Path) -> dict[str, str]:
             value = value.replace(place, "MODEL_DIR")
         values[key] = value
     return {key: value for key, value in values.items() if key not in _NOT_CONFIGURATION}
+
+
+def _text(value: Any) -> str:
+    """A record's error, one text or several lines."""
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
 def _log_end(folder: Path) -> str:

@@ -161,7 +161,10 @@ def inline_svg(svg: str, prefix: str, description: str) -> str:
     names |= {color: f"shade-{i}" for i, color in enumerate(_SEQUENCE)}
     for color, name in names.items():
         svg = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var(--{name})", svg)
-    # The page sets the width; the viewBox keeps the proportions.
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    # In points. Neither so wide that its letters are huge, nor so narrow that they are tiny.
+    width = float(re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)[1])
+    size = f"min-width: {width:.0f}px; max-width: {1.6 * width:.0f}px"
+    head, rest = svg.split(">", 1)
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)  # The viewBox keeps the proportions.
+    head = head.replace("<svg", f'<svg role="img" aria-label="{description}" style="{size}"', 1)
+    return f"{head}>{rest}"

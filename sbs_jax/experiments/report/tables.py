@@ -94,17 +94,17 @@ def results_table(results: Results) -> Table:
         split: {c.scores[split].examples for c in results.configurations if split in c.scores}
         for split in splits
     }
-    notes += [
-        f"{split.capitalize()} is of {found.copy().pop():,} examples."
+    told = [
+        f"{split} has {found.copy().pop():,} examples"
         for split, found in counts.items()
         if len(found) == 1 and None not in found
     ]
+    if told:
+        notes.append(f"{', '.join(told)}.".capitalize())
     if results.teacher is not None:
-        notes.append(
-            f"Teacher, few-shot{_named(results.teacher.name)}: {teacher_percent(results)}."
-        )
+        notes.append(f"{teacher_name(results)} itself: {teacher_percent(results)}.")
     return Table(
-        "Results",
+        "Accuracy",
         tuple(columns),
         tuple(rows),
         frozenset(range(first, len(columns))),
@@ -220,7 +220,7 @@ def runs_table(results: Results) -> Table:
     columns = [*(["sweep"] if many else []), "run", "status"]
     columns += ["validation, %", "test, %", "step", "seconds", "remark"]
     first = len(columns) - 5
-    return Table("Runs", tuple(columns), tuple(rows), frozenset(range(first, first + 4)))
+    return Table("Every run", tuple(columns), tuple(rows), frozenset(range(first, first + 4)))
 
 
 def results_csv(results: Results) -> str:
@@ -253,6 +253,12 @@ def percent(mean: Mean | None, *, with_n: bool = False) -> str:
         return f"{100 * mean.mean:.2f} ({ONE_SEED})"
     text = f"{100 * mean.mean:.2f} ± {100 * mean.standard_error:.2f}"
     return f"{text} ({mean.n})" if with_n else text
+
+
+def teacher_name(results: Results) -> str:
+    """What to call the teacher."""
+    name = results.teacher.name if results.teacher is not None else ""
+    return "The teacher" if name in ("", "teacher") else name
 
 
 def teacher_percent(results: Results) -> str:
@@ -325,7 +331,7 @@ def _published_row(results: Results, c: Configuration) -> str | None:
     if c.settings.get("RATIONALE_SOURCE") not in (None, "teacher"):
         return None
     # The authors' release holds PaLM's rationales, so no name means these.
-    is_palm = not teacher or "palm" in teacher.lower()
+    is_palm = teacher in ("", "teacher") or "palm" in teacher.lower()
     if c.method == "joint" and is_palm:
         return "single task"
     if c.method == "sbs" and "neox" in teacher.lower():
@@ -356,10 +362,6 @@ def _interval(mean: Mean) -> tuple[float, float]:
     # Beyond the table, this is at most 0.02 too large.
     t = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96 + 2.7 / freedom
     return mean.mean - t * mean.standard_error, mean.mean + t * mean.standard_error
-
-
-def _named(name: str) -> str:
-    return f" ({name})" if name else ""
 
 
 def _csv_value(value: object) -> str:

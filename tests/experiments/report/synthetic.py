@@ -55,10 +55,10 @@ def write_sweep(
         runs.append({"name": run_name(bindings), "bindings": bindings})
         settings = {
             "METHOD": "sbs", "RATIONALE_WEIGHT": 1.0, "TRAIN_FRACTION": 1.0, "SEED": 0,
-            "MODEL": "t5_1_1_tiny", "LABEL_SOURCE": "gold",
+            "MODEL": "t5_1_1_tiny", "LABEL_SOURCE": "gold", "RATIONALE_SOURCE": "teacher",
+            "TRAIN_EXAMPLES": None, "TRAIN_STEPS": 500, "task": task,
         } | bindings  # fmt: skip
         settings["parameters"] = SIZES[settings["MODEL"]]
-        settings["task"] = f"{task}_{settings['METHOD']}"
         rng = random.Random(runs[-1]["name"])
         mean = (accuracy or default_accuracy)(settings)
         if accuracy is None:

@@ -15,7 +15,7 @@
   const theme = () => root.dataset.theme || (system.matches ? "dark" : "light");
   const other = () => (theme() === "dark" ? "light" : "dark");
   const themeButton = byId("theme");
-  const nameTheme = () => { themeButton.textContent = other(); };
+  const nameTheme = () => { themeButton.textContent = `${other()} mode`; };
   function switchTheme() {
     root.dataset.theme = other();
     remembered.set(root.dataset.theme);
@@ -31,10 +31,12 @@
   // Texts reach the page through textContent alone; what cannot be seen is shown as a sign.
   const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
   const DIRECTIONS = /[\u202a-\u202e\u2066-\u2069]/g;
+  const HALVES = /[\ud800-\udfff]/gu; // With the flag u, only those that stand alone.
   const hex = (sign) => "⟨U+" + sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "⟩";
   const visible = (text) => text
     .replace(CONTROLS, (c) => (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : hex(c)))
-    .replace(DIRECTIONS, hex);
+    .replace(DIRECTIONS, hex)
+    .replace(HALVES, "\ufffd");
 
   function element(name, className, text) {
     const made = document.createElement(name);
@@ -76,7 +78,9 @@
     return [onlyA, onlyB];
   }
 
-  const words = (text) => text.match(/\S+/g) || [];
+  // Words, signs and white space; a text is its pieces, joined.
+  const pieces = (text) => text.match(/\s+|[\p{L}\p{M}\p{N}_]+|[^\s\p{L}\p{M}\p{N}_]/gu) || [];
+  const words = (text) => pieces(text).filter((piece) => piece.trim());
 
   /** A box with a text whose words are marked where `only` says so; its white space is kept. */
   function markedText(text, only, className) {
@@ -91,9 +95,8 @@
       if (marked.length > ends.length) box.append(visible(marked.slice(ends.length)));
       plain = marked = "";
     };
-    for (const piece of text.split(/(\s+)/)) {
-      if (!piece) continue;
-      if (/^\s/.test(piece)) {
+    for (const piece of pieces(text)) {
+      if (!piece.trim()) {
         if (marked) marked += piece; else plain += piece;
         continue;
       }
@@ -161,7 +164,7 @@
   function update(keep) {
     const wanted = keep === undefined ? shown[place] : keep;
     const passes = FILTERS[Number(filterMenu.value)][1];
-    const sought = words(search.value.toLowerCase());
+    const sought = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const common = sought.length ? textsOfSet() : null;
     const ofA = sought.length ? textsOfRun(a) : null, ofB = sought.length ? textsOfRun(b) : null;
     shown = [];

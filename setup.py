@@ -78,6 +78,16 @@ setup(
         "hub": ["huggingface_hub>=1,<3"],
         # The HTTP service of `python -m sbs_jax.serve`.
         "serve": SERVE,
+        # The commit that docs/t5x.md was tried with; it says how to install this without a second
+        # TensorFlow, which T5X's own requirements ask for.
+        "t5x": [
+            "t5x @ git+https://github.com/google-research/t5x"
+            "@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16",
+            "tensorboard",
+            "fiddle",
+            "cached_property",
+            "grain",
+        ],
         "test": [
             *SERVE,
             "schemathesis>=4,<5",

@@ -1,0 +1,145 @@
+"""Lanes against steps taken alone: parameters and metrics equal to 1e-5."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from sbs_jax.experiments import lanes as lanes_lib
+from sbs_jax.experiments.lanes import Lanes, make_lane_step, stack_batches
+from sbs_jax.models.config import T5Config
+from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.training.optimizers import adamw
+from sbs_jax.training.step import make_train_step
+from sbs_jax.training.student import Student
+from tests.batches import random_batch
+
+CONFIG = T5Config(
+    vocab_size=64, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
+    num_decoder_layers=1, dropout_rate=0.1,
+)  # fmt: skip
+WEIGHTS = (0.0, 0.3, 3.0)
+ROWS = (8, 8, 4)  # lanes may need different numbers of rows
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Student(CONFIG, make_mesh(2, 1, jax.devices()[:2]))
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    return adamw(1e-2)
+
+
+def fresh(student, optimizer, lane):
+    return student.create_state(student.init_params(lane), optimizer, lane)
+
+
+def batch_of(lane, step):
+    return random_batch(rows=ROWS[lane], seed=10 * lane + step)
+
+
+@pytest.fixture(scope="module")
+def alone(student, optimizer):
+    """By lane: parameters after all steps, and the loss of each."""
+    results = []
+    for lane, weight in enumerate(WEIGHTS):
+        abstract = student.abstract_state(optimizer, lane)
+        step = make_train_step(student.apply, optimizer, rationale_weight=weight)
+        step = student.jit_train_step(step, abstract)
+        state, losses = fresh(student, optimizer, lane), []
+        for number in range(STEPS):
+            state, metrics = step(state, batch_of(lane, number))
+            losses.append(float(metrics["loss"]))
+        results.append((jax.device_get(state.params), losses))
+    return results
+
+
+def together(student, optimizer, steps=(STEPS,) * 3):
+    """The same, by lanes that take so many steps each, in threads that meet."""
+    abstract = student.abstract_state(optimizer, 0)
+    meeting = Lanes(student, make_lane_step(student, optimizer), abstract, WEIGHTS)
+    results = [None] * len(WEIGHTS)
+
+    def go(lane):
+        try:
+            state, losses = fresh(student, optimizer, lane), []
+            for number in range(steps[lane]):
+                state, metrics = meeting.step(lane, state, batch_of(lane, number))
+                losses.append(jax.device_get(metrics)["loss"].item())
+                state.block_until_ready()
+            results[lane] = (jax.device_get(state.params), losses)
+        finally:
+            meeting.leave(lane)
+
+    threads = [threading.Thread(target=go, args=(lane,)) for lane in range(len(WEIGHTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def assert_equal(one, two):
+    params, losses = one
+    expected, expected_losses = two
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), params, expected
+    )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_lanes_are_what_separate_runs_are(student, optimizer, alone, platform, monkeypatch):
+    """Side by side as on an accelerator, and one after another as on a CPU."""
+    over = lanes_lib._over_lanes
+    monkeypatch.setattr(lanes_lib, "_over_lanes", lambda step, _: over(step, platform))
+    for lane, result in enumerate(together(student, optimizer)):
+        assert_equal(result, alone[lane])
+
+
+def test_a_lane_that_leaves_does_not_disturb_the_others(student, optimizer, alone):
+    results = together(student, optimizer, steps=(1, STEPS, STEPS))
+    assert len(results[0][1]) == 1
+    for lane in (1, 2):
+        assert_equal(results[lane], alone[lane])
+
+
+def test_every_lane_hears_of_an_error(student, optimizer):
+    abstract = student.abstract_state(optimizer, 0)
+    meeting = Lanes(student, lambda *_: 1 / 0, abstract, (1.0, 1.0))
+    errors = []
+
+    def go(lane):
+        try:
+            meeting.step(lane, fresh(student, optimizer, lane), batch_of(lane, 0))
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=go, args=(lane,)) for lane in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == ["the step of all lanes failed: division by zero"] * 2
+
+
+def test_a_state_of_an_earlier_step_is_refused(student, optimizer):
+    abstract = student.abstract_state(optimizer, 0)
+    meeting = Lanes(student, make_lane_step(student, optimizer), abstract, (1.0,))
+    first, _ = meeting.step(0, fresh(student, optimizer, 0), batch_of(0, 0))
+    meeting.step(0, first, batch_of(0, 1))
+    with pytest.raises(RuntimeError, match="earlier step"):
+        first.materialize()
+
+
+def test_short_batches_get_empty_rows_at_their_end():
+    stacked = stack_batches([batch_of(lane, 0) for lane in range(3)])
+    assert stacked["encoder_input_tokens"].shape == (3, 8, 24)
+    assert not stacked["decoder_segment_ids"][2, 4:].any()
+    np.testing.assert_array_equal(
+        stacked["decoder_target_tokens"][2, :4], batch_of(2, 0)["decoder_target_tokens"]
+    )

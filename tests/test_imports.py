@@ -50,9 +50,10 @@ def imported(packages, forbidden):
         # tensorboardX, which training writes with, imports torch where there is one.
         (sorted(set(CORE) - {"training"}), ("torch",)),
         (("teacher",), ("tensorflow", "jax", "torch")),
+        (("report", "experiments.report"), ("tensorflow", "jax", "torch")),
         (("parts", "errors", "io", "metrics", "parsers"), ("jax", "tensorflow", "numpy")),
     ],
-    ids=["core", "torch", "teacher", "leaves"],
+    ids=["core", "torch", "teacher", "report", "leaves"],
 )
 def test_importing_pulls_in_nothing_heavy(packages, forbidden):
     assert imported(packages, forbidden) == ""

@@ -84,8 +84,6 @@ def draw_fraction(results: Results, output_dir: Path) -> Drawn | None:
                          label="standard on 100 % of the data"
                          + (f" ({level:.1f} %)" if len(panels) == 1 else ""))  # fmt: skip
             told.append(_crossing(axes, results, panel, level))
-        if results.teacher is not None:
-            _teacher_line(axes, results)
         _percent_axis(axes)
         axes.set(title=panel.title, xlabel="training data used, %", ylabel=_accuracy(results))
         _fraction_ticks(axes, panel)

@@ -11,6 +11,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.experiments.report import examples as examples_lib
 from sbs_jax.experiments.report import tables
 from sbs_jax.experiments.report.aggregate import Results, aggregate
+from sbs_jax.experiments.report.published import published_tables
 from sbs_jax.experiments.report.reading import read_sweep
 from sbs_jax.io import atomic_write_text
 
@@ -21,7 +22,7 @@ class Report:
 
     Attributes:
       results: that it shows.
-      main_tables: the results, and what each method gains on `standard`.
+      main_tables: the results, and what rationales gain.
       files: that were written.
     """
 
@@ -75,9 +76,8 @@ def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Repor
     from sbs_jax.experiments.report.page import make_page
 
     collected = examples_lib.collect(results, choice)
-    main = [tables.results_table(results), tables.differences_table(results)]
-    main_tables = tuple(table for table in main if table is not None)
-    published = tables.published_tables(results)
+    main_tables = (tables.results_table(results), *tables.gain_tables(results))
+    published = published_tables(results)
     runs = tables.runs_table(results)
     target.mkdir(parents=True, exist_ok=True)
     figures = draw_all(results, target)

@@ -160,7 +160,8 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
     return Sweep(
         folder=folder,
         name=name,
-        command=str(record.get("command") or ""),
+        # A report may be shown to others: where the sweep lay on this machine is left out.
+        command=str(record.get("command") or "").replace(str(folder.resolve()), folder.name),
         axes=axes,
         runs=tuple(_read_run(name, folder / "runs" / run["name"], run) for run in planned),
         teacher=_read_teacher(folder / "teacher.json"),

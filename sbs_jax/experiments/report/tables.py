@@ -6,14 +6,12 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 
 from sbs_jax.experiments.report.aggregate import (
-    WITHOUT_RATIONALE_LOSS,
     Configuration,
     Mean,
     Results,
-    format_count,
     format_setting,
     order,
     short,
@@ -23,17 +21,11 @@ from sbs_jax.experiments.report.reading import SPLITS
 NO_VALUE = "–"
 ONE_SEED = "one seed: no standard error"
 
+_WEIGHT = "RATIONALE_WEIGHT"
+_OF_METHOD = {"METHOD", "RATIONALE_SOURCE", "parameters"}  # What may differ between methods.
+
 # Two-sided 5 % quantiles of Student's t with 1, 2, … degrees of freedom.
 _STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-# Hsieh et al. 2023, Tables 1 and 2: test accuracy in percent of T5-base on all training data.
-DATASETS = {"esnli": "e-SNLI", "anli1": "ANLI", "cqa": "CQA", "svamp": "SVAMP"}
-PUBLISHED = {
-    "standard": (88.38, 43.58, 62.19, 62.63),
-    "sbs from GPT-NeoX 20B": (89.12, 48.15, 63.25, 63.00),
-    "sbs from PaLM 540B": (89.51, 49.58, 63.29, 65.50),
-    "single task": (88.88, 43.50, 61.37, 63.00),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +104,22 @@ def results_table(results: Results) -> Table:
     )
 
 
-def differences_table(results: Results) -> Table | None:
-    """What each method gains on `standard`, paired by seed; None where nothing can be paired."""
+def gain_tables(results: Results) -> list[Table]:
+    """What rationales gain, paired by seed: each method on `standard`, each λ on λ = 0."""
+    tables = (
+        _gains(results, "standard", lambda c: matching_standard(results, c)),
+        _gains(results, "λ = 0", lambda c: _without_weight(results, c)),
+    )
+    return [table for table in tables if table is not None]
+
+
+def _gains(
+    results: Results, baseline: str, find: Callable[[Configuration], Configuration | None]
+) -> Table | None:
     rows = []
     for c in results.configurations:
-        standard = None if c.method == "standard" else matching_standard(results, c)
-        if standard is None:
-            continue
-        pairs = paired_differences(standard, c, results.split)
+        other = find(c)
+        pairs = [] if other in (None, c) else paired_differences(other, c, results.split)
         if not pairs:
             continue
         mean = Mean.of(pairs)
@@ -129,59 +129,16 @@ def differences_table(results: Results) -> Table | None:
     if not rows:
         return None
     return Table(
-        f"Gain on standard, points of {results.split} accuracy",
+        f"Gain on {baseline}, points of {results.split} accuracy",
         ("configuration", "gain", "95 % interval", "seeds", ""),
         tuple(rows),
         frozenset({1, 2, 3}),
         (
-            "Differences to standard with the same settings, seed by seed: their mean ± its "
-            "standard error, and Student's 95 % interval for that mean, which is wide for few "
+            f"Differences to {baseline} with the same other settings, seed by seed: their mean ± "
+            "its standard error, and Student's 95 % interval for that mean, which is wide for few "
             "seeds. Of twenty rows without any difference, one is expected outside.",
         ),
     )
-
-
-def published_tables(results: Results) -> list[Table]:
-    """The paper's Tables 1 and 2 with our column; a cell is empty where we have nothing."""
-    ours, notes = _our_cells(results)
-    published = "published values: T5-base (220 M parameters, pretrained), all training data"
-
-    def table(title: str, names: Sequence[str], keys: Sequence[str]) -> Table:
-        columns = ["method"]
-        for head in DATASETS.values():
-            columns += [f"{head}, published", f"{head}, ours"]
-        rows = []
-        for name, key in zip(names, keys, strict=True):
-            row = [name]
-            for dataset, value in zip(DATASETS, PUBLISHED[key], strict=True):
-                row += [f"{value:.2f}", ours.get((dataset, key), "")]
-            rows.append(tuple(row))
-        used = set(keys)
-        own = tuple(text for (_, key), text in notes.items() if key in used)
-        return Table(
-            title,
-            tuple(columns),
-            tuple(rows),
-            frozenset(range(1, len(columns))),
-            (
-                f"Test accuracy in percent; {published}. Ours: the same method on all training "
-                "data with λ = 1, mean ± standard error (seeds); empty where this sweep has none.",
-                *dict.fromkeys(own),
-            ),
-        )
-
-    return [
-        table(
-            "Table 1 of the paper: teachers of different sizes",
-            ("standard finetuning", "sbs, GPT-NeoX 20B", "sbs, PaLM 540B"),
-            ("standard", "sbs from GPT-NeoX 20B", "sbs from PaLM 540B"),
-        ),
-        table(
-            "Table 2 of the paper: one task or two",
-            ("standard finetuning", "single task (joint)", "two tasks (sbs, PaLM 540B)"),
-            ("standard", "single task", "sbs from PaLM 540B"),
-        ),
-    ]
 
 
 def differing_lines_table(results: Results) -> Table | None:
@@ -274,16 +231,25 @@ def teacher_percent(results: Results) -> str:
 
 def matching_standard(results: Results, configuration: Configuration) -> Configuration | None:
     """The `standard` configuration with the same settings; λ, which it has no use for, aside."""
-    ignored = {"METHOD", "RATIONALE_SOURCE", "parameters"}
-    names = [name for name in results.varied if name not in ignored]
-
-    def agrees(other: Configuration, names: Sequence[str]) -> bool:
-        return all(other.settings.get(n) == configuration.settings.get(n) for n in names)
-
     standard = [c for c in results.configurations if c.method == "standard"]
-    exact = [c for c in standard if agrees(c, names)]
-    rest = [name for name in names if name != "RATIONALE_WEIGHT"]
-    return next(iter([*exact, *(c for c in standard if agrees(c, rest))]), None)
+    exact = _agreeing(results, configuration, standard, _OF_METHOD)
+    return next(
+        iter([*exact, *_agreeing(results, configuration, standard, _OF_METHOD | {_WEIGHT})]), None
+    )
+
+
+def _without_weight(results: Results, configuration: Configuration) -> Configuration | None:
+    """The configuration with λ = 0 and the same settings otherwise."""
+    without = [c for c in results.configurations if c.number(_WEIGHT) == 0]
+    return next(iter(_agreeing(results, configuration, without, {_WEIGHT})), None)
+
+
+def _agreeing(
+    results: Results, like: Configuration, found: Sequence[Configuration], but: Set[str]
+) -> list[Configuration]:
+    """Those of `found` that agree with `like` in all that varies `but` some settings."""
+    names = [name for name in results.varied if name not in but]
+    return [c for c in found if all(c.settings.get(n) == like.settings.get(n) for n in names)]
 
 
 def paired_differences(first: Configuration, second: Configuration, split: str) -> list[float]:
@@ -296,47 +262,6 @@ def paired_differences(first: Configuration, second: Configuration, split: str) 
         and split in run.scores
         and split in by_seed[repr(run.seed)].scores
     ]
-
-
-def _our_cells(results: Results) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
-    """Our values by (data set, published row), and a sentence on whose they are."""
-    cells: dict[tuple[str, str], str] = {}
-    notes: dict[tuple[str, str], str] = {}
-    # The largest student wins.
-    by_size = sorted(results.configurations, key=lambda c: c.number("parameters") or 0)
-    for c in by_size:
-        dataset, row = c.runs[0].dataset, _published_row(results, c)
-        test = c.scores.get("test")
-        if dataset not in DATASETS or row is None or test is None:
-            continue
-        cells[dataset, row] = percent(test, with_n=True)
-        size = c.number("parameters")
-        model = str(c.settings.get("MODEL") or "an unnamed model")
-        told = f"{model}, {format_count(size)} parameters" if size else model
-        if c.config.get("INITIAL_CHECKPOINT_PATH") == "None":
-            told += ", trained from random parameters"
-        notes[dataset, row] = f"Ours on {DATASETS[dataset]}: {told}."
-    return cells, notes
-
-
-def _published_row(results: Results, c: Configuration) -> str | None:
-    fraction, weight = c.number("TRAIN_FRACTION"), c.number("RATIONALE_WEIGHT")
-    if fraction not in (None, 1.0) or c.settings.get("LABEL_SOURCE") not in (None, "gold"):
-        return None
-    if c.method not in WITHOUT_RATIONALE_LOSS and weight not in (None, 1.0):
-        return None
-    teacher = str(c.settings.get("TEACHER") or (results.teacher and results.teacher.name) or "")
-    if c.method == "standard":
-        return "standard"
-    if c.settings.get("RATIONALE_SOURCE") not in (None, "teacher"):
-        return None
-    # The authors' release holds PaLM's rationales, so no name means these.
-    is_palm = teacher in ("", "teacher") or "palm" in teacher.lower()
-    if c.method == "joint" and is_palm:
-        return "single task"
-    if c.method == "sbs" and "neox" in teacher.lower():
-        return "sbs from GPT-NeoX 20B"
-    return "sbs from PaLM 540B" if c.method == "sbs" and is_palm else None
 
 
 def _signed(mean: Mean) -> str:

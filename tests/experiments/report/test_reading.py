@@ -166,6 +166,11 @@ def test_a_prediction_without_a_field_is_told(sweep):
     assert run.predictions("test") is None
 
 
+def test_the_command_does_not_say_where_the_sweep_lies(sweep):
+    _change(sweep / "sweep.json", command=f"python -m sbs_jax.sweep --sweep_dir={sweep} --x")
+    assert read_sweep(sweep).command == "python -m sbs_jax.sweep --sweep_dir=small --x"
+
+
 def test_half_a_character_in_a_record_does_no_harm(sweep):
     _change(sweep / "sweep.json", name="a\ud800b", command="\udfff")
     read = read_sweep(sweep)

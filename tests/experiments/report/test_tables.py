@@ -33,7 +33,8 @@ def test_one_seed_says_that_it_has_no_error(sweeps):
     table = tables.results_table(results)
     assert all(row[1].endswith("(one seed: no standard error)") for row in table.rows)
     assert any("single seed" in note for note in table.notes)
-    (gain,) = tables.differences_table(results).rows
+    (table,) = tables.gain_tables(results)
+    (gain,) = table.rows
     assert gain[-1] == "one seed cannot tell"
     assert gain[2] == "–"
 
@@ -60,7 +61,7 @@ def test_csv_leaves_absent_values_empty(sweeps):
 def test_gains_are_paired_by_seed(sweeps):
     results = _read(sweeps["fractions"])
     by = {(c.method, c.settings["TRAIN_FRACTION"]): c for c in results.configurations}
-    table = tables.differences_table(results)
+    (table,) = tables.gain_tables(results)
     assert [row[0] for row in table.rows][:2] == ["sbs, data 12.5 %", "sbs, data 25 %"]
     pairs = tables.paired_differences(by["standard", 0.5], by["sbs", 0.5], "test")
     expected = [
@@ -108,57 +109,22 @@ def test_standard_without_a_weight_of_its_own_is_found(sweeps, tmp_path):
         tmp_path / "more", {"METHOD": ("standard",), "RATIONALE_WEIGHT": (1.0,), "SEED": (0, 1, 2)}
     )
     results = _read(sweeps["lambda"], folder)
-    table = tables.differences_table(results)
-    assert len(table.rows) == 5
+    on_standard, on_zero = tables.gain_tables(results)
+    assert len(on_standard.rows) == 5
+    assert len(on_zero.rows) == 4
 
 
-def test_published_numbers_stand_beside_ours(sweeps):
-    first, second = tables.published_tables(_read(sweeps["sizes"]))
-    assert first.columns[:3] == ("method", "e-SNLI, published", "e-SNLI, ours")
-    published = [row[1::2] for row in first.rows]
-    assert published == [
-        ("88.38", "43.58", "62.19", "62.63"),
-        ("89.12", "48.15", "63.25", "63.00"),
-        ("89.51", "49.58", "63.29", "65.50"),
+def test_weights_are_compared_with_none(sweeps):
+    results = _read(sweeps["lambda"])
+    (table,) = tables.gain_tables(results)
+    assert table.title == "Gain on λ = 0, points of test accuracy"
+    assert [row[0] for row in table.rows] == ["λ 0.1", "λ 0.3", "λ 1", "λ 3"]
+    zero, best = results.configurations[0], results.configurations[3]
+    gains = [
+        b.scores["test"].accuracy - a.scores["test"].accuracy
+        for a, b in zip(zero.runs, best.runs, strict=True)
     ]
-    assert second.rows[1][1::2] == ("88.88", "43.50", "61.37", "63.00")
-    # Only SVAMP was trained on, with PaLM's rationales and without `joint`.
-    ours = [row[2::2] for row in first.rows]
-    assert [cells[:3] for cells in ours] == [("", "", "")] * 3
-    assert ours[1][3] == ""
-    results = _read(sweeps["sizes"])
-    by = {(c.method, c.settings["MODEL"], c.settings["TRAIN_FRACTION"]): c
-          for c in results.configurations}  # fmt: skip
-    mean = by["sbs", "t5_1_1_base", 1.0].scores["test"]
-    assert ours[2][3] == f"{100 * mean.mean:.2f} ± {100 * mean.standard_error:.2f} (2)"
-    assert second.rows[1][-1] == ""
-    assert any(
-        "Ours on SVAMP: t5_1_1_base, 248 M parameters, trained from random parameters" in note
-        for note in first.notes
-    )
-
-
-def test_other_data_sets_fill_no_published_cell(sweeps):
-    for table in tables.published_tables(_read(sweeps["fractions"])):
-        assert all(cell == "" for row in table.rows for cell in row[2::2])
-
-
-@pytest.mark.parametrize("axes", [
-    {"RATIONALE_WEIGHT": (0.3,)}, {"TRAIN_FRACTION": (0.5,)}, {"LABEL_SOURCE": ("teacher",)},
-    {"TEACHER": ("a teacher of one's own",)}, {"RATIONALE_SOURCE": ("human",)},
-])  # fmt: skip
-def test_other_settings_fill_no_published_cell(tmp_path, axes):
-    folder = synthetic.write_sweep(tmp_path / "s", axes | {"SEED": (0,)}, task="svamp")
-    for table in tables.published_tables(_read(folder)):
-        assert all(cell == "" for row in table.rows for cell in row[2::2])
-
-
-def test_neoxs_rationales_have_a_row_of_their_own(tmp_path):
-    axes = {"TEACHER": ("GPT-NeoX 20B",), "SEED": (0, 1)}
-    folder = synthetic.write_sweep(tmp_path / "s", axes, task="cqa")
-    first, second = tables.published_tables(_read(folder))
-    assert [row[6] != "" for row in first.rows] == [False, True, False]
-    assert all(row[6] == "" for row in second.rows)
+    assert table.rows[2][1].startswith(f"{100 * statistics.fmean(gains):+.2f} ± ")
 
 
 def test_markdown_is_not_broken_by_a_value():

@@ -96,9 +96,9 @@ def t5x_command(release_dir: str, model_dir: Path, folder: Path) -> list[str]:
         "MIXTURE_OR_TASK_NAME": "svamp_sbs",
         "DATA_DIR": release_dir,
         "MODEL_DIR": str(model_dir),
-        "train_script.train.stats_period": PERIOD,
-        "train_script.train.train_eval_dataset_cfg": None,
-        "train_script.train.infer_eval_dataset_cfg": None,
+        "train.stats_period": PERIOD,
+        "train.train_eval_dataset_cfg": None,
+        "train.infer_eval_dataset_cfg": None,
         "utils.SaveCheckpointConfig.period": STEPS,
     }
     return [

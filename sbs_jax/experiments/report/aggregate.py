@@ -199,7 +199,8 @@ def format_setting(name: str, value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool | str) or not isinstance(value, int | float):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
     if name == "TRAIN_FRACTION":
         return f"{100 * value:g} %"
     if name == "parameters":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sbs_jax.experiments.report.aggregate import (
     Results,
     describe,
     format_count,
+    format_setting,
 )
 from sbs_jax.experiments.report.tables import matching_standard, teacher_name
 
@@ -217,7 +219,7 @@ def size_axis(axes: Axes, configurations: Sequence[Configuration]) -> None:
     names: dict[float, str] = {}
     for c in configurations:
         size = c.number("parameters") or 1.0
-        model = str(c.settings.get("MODEL") or "")
+        model = _shortened(format_setting("MODEL", c.settings.get("MODEL") or ""))
         names[size] = f"{model}\n{format_count(size)}".strip()
     axes.set_xscale("log")
     sizes = sorted(names)
@@ -228,6 +230,10 @@ def size_axis(axes: Axes, configurations: Sequence[Configuration]) -> None:
     margin = (high / low) ** 0.2 if high > low else 2.0
     axes.set_xlim(low / margin, high * margin)
     axes.set_xlabel("parameters of the student (log scale)")
+
+
+def _shortened(name: str, most: int = 20) -> str:
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) :]}"
 
 
 def _lines(axes: Axes, results: Results, panel: Panel, x: Callable[[Configuration], float]) -> None:
@@ -360,6 +366,7 @@ def finish(
 ) -> Drawn:
     """Adds the legend, and writes the files."""
     for axes in all_axes:
+        axes.set_title(textwrap.fill(axes.get_title(loc="left"), 44))
         if not axes.get_subplotspec().is_first_col():
             axes.set_ylabel("")
     style.legend_above(figure, all_axes)

@@ -53,6 +53,7 @@ _RC = {
     "lines.markersize": 6,
     "figure.facecolor": "white",
     "axes.facecolor": "none",
+    "text.parse_math": False,  # A name may hold a $.
     "svg.fonttype": "path",
     "svg.hashsalt": "sbs_jax",  # The same file from the same numbers.
 }
@@ -149,7 +150,7 @@ def inline_svg(svg: str, prefix: str, description: str) -> str:
       description: for people who cannot see it; HTML, escaped already.
     """
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)

@@ -3,6 +3,7 @@ import hashlib
 import html.parser
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
@@ -146,6 +147,22 @@ def test_tables_and_figures_are_there_without_javascript(sweeps, tmp_path):
         assert words in shown
     assert "<noscript>" in text
     assert '<div id="browser" hidden>' in text
+
+
+def test_names_in_figures_are_no_markup_either(tmp_path, monkeypatch):
+    sizes = {f"{nasty}$\\frac$": i + 1 for i, nasty in enumerate(synthetic.NASTY)}
+    monkeypatch.setattr(synthetic, "SIZES", sizes)
+    folder = tmp_path / "s"
+    axes = {"MODEL": tuple(sizes), "TRAIN_FRACTION": (0.5, 1.0), "SEED": (0, 1)}
+    monkeypatch.setattr(synthetic, "run_name", lambda bindings: f"run-{len(runs)}-{runs.append(1)}")
+    runs = []
+    synthetic.write_sweep(folder, axes, accuracy=lambda settings: 0.5, examples=4, config=False)
+    make_report([folder])
+    parser = _parse((folder / "report/report.html").read_text(encoding="utf-8"))
+    assert len(parser.scripts) == 2
+    assert "<b onclick=x>bold</b>" in "".join(parser.text)
+    for path in (folder / "report").glob("*.svg"):
+        ElementTree.parse(path)
 
 
 def test_runs_that_failed_are_shown(nasty_page):

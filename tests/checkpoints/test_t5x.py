@@ -1,0 +1,196 @@
+"""T5X's two formats, from checkpoints that the tests write as T5X does, and from real ones."""
+
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tensorstore
+from flax import serialization, traverse_util
+
+from sbs_jax.checkpoints.loading import identify, load_params, require_same_network
+from sbs_jax.errors import UserError
+from sbs_jax.models.config import T5Config
+from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.training.student import Student
+from tests.hf_models import our_model
+
+REAL = os.environ.get("SBS_T5X_CHECKPOINTS_DIR")
+CONFIG, PARAMS = our_model("v1.1", "plain")
+FLAT = traverse_util.flatten_dict(PARAMS, sep="/")
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Student(CONFIG, make_mesh(2, 4), fsdp=True)
+
+
+def zarr(folder, name, array):
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{folder / name}/"},
+        "metadata": {"compressor": {"id": "gzip"}},
+    }
+    store = tensorstore.open(spec, create=True, dtype=array.dtype, shape=array.shape).result()
+    store.write(array).result()
+
+
+def spec_of(name, array, style):
+    """What the msgpack file says of an array, in the words of different times and places."""
+    metadata = {"shape": list(array.shape), "chunks": list(array.shape)}
+    base = {"driver": "zarr", "dtype": str(array.dtype), "metadata": metadata}
+    return {
+        "now": base | {"kvstore": {"driver": "file", "path": f"{name}/"}},
+        "gfile": base | {"kvstore": {"driver": "gfile", "path": name}},
+        "bucket": base | {"kvstore": {"driver": "gcs", "bucket": "t5x-dummy-bucket"}, "path": name},
+        "moved": base | {"kvstore": {"driver": "gcs", "bucket": "b", "path": f"old/place/{name}/"}},
+    }[style]
+
+
+def write_legacy(folder, style="now", params=FLAT, flat=False, dtype=None, nested_in="optimizer"):
+    """Writes a checkpoint as T5X's `Checkpointer` does, large arrays beside the msgpack file."""
+    folder.mkdir(parents=True)
+    target = {}
+    for path, array in params.items():
+        if array.ndim < 2:
+            target[path] = array
+            continue
+        name = f"target.{path.replace('/', '.')}"
+        stored = array if dtype is None else array.astype(ml_dtypes.bfloat16).view(np.uint16)
+        zarr(folder, name, stored)
+        target[path] = spec_of(name, array, style)
+    state = {
+        "state": {"step": np.int32(120)},
+        "target": target if flat else traverse_util.unflatten_dict(target, sep="/"),
+    }
+    contents = {"version": 3, nested_in: state} if nested_in else state
+    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(contents))
+    return folder
+
+
+def write_orbax(folder, params=PARAMS, *, ocdbt=True):
+    """Writes what T5X's `OrbaxCheckpointManagerInterface` does, as far as parameters go."""
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
+    with ocp.Checkpointer(handler) as checkpointer:
+        tree = {"target": params, "state": {"step": np.int32(80)}}
+        checkpointer.save(folder / "state", args=ocp.args.PyTreeSave(tree))
+    return folder
+
+
+def assert_loaded(student, path, expected=FLAT):
+    loaded = load_params(identify(path), student.placed_params)
+    flat = traverse_util.flatten_dict(loaded, sep="/")
+    assert flat.keys() == expected.keys()
+    for name, array in flat.items():
+        assert array.sharding == traverse_util.flatten_dict(student.param_shardings, sep="/")[name]
+        np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.mark.parametrize("style", ["now", "gfile", "bucket", "moved"])
+def test_legacy(student, tmp_path, style):
+    folder = write_legacy(tmp_path / "checkpoint_120", style)
+    source = identify(folder)
+    assert (source.kind, source.step, source.config) == ("t5x", 120, None)
+    assert (source.settings, source.vocabulary_path) == ({}, None)
+    assert_loaded(student, folder)
+    # The run's folder means its latest checkpoint, as does the msgpack file itself.
+    assert identify(tmp_path).folder == identify(folder / "checkpoint").folder == source.folder
+
+
+def test_legacy_flat_or_without_a_frame_or_in_bfloat16(student, tmp_path):
+    assert_loaded(student, write_legacy(tmp_path / "flat", flat=True))
+    assert_loaded(student, write_legacy(tmp_path / "bare", nested_in=None))
+    rounded = {
+        name: x if x.ndim < 2 else x.astype(ml_dtypes.bfloat16).astype(np.float32)
+        for name, x in FLAT.items()
+    }
+    assert_loaded(student, write_legacy(tmp_path / "uint16", dtype="uint16"), rounded)
+
+
+@pytest.mark.parametrize("ocdbt", [True, False])
+def test_orbax(student, tmp_path, ocdbt):
+    folder = write_orbax(tmp_path / "checkpoint_80", ocdbt=ocdbt)
+    source = identify(tmp_path)
+    assert (source.kind, source.step, str(source.folder)) == ("t5x_orbax", 80, str(folder))
+    assert_loaded(student, folder)
+    # Checkpoints of before Orbax described its trees.
+    (folder / "state" / "_METADATA").unlink()
+    assert_loaded(student, folder)
+
+
+def test_a_misfit_names_the_parameter_and_its_shapes(tmp_path):
+    folder = write_legacy(tmp_path / "checkpoint_120")
+
+    def message(**changes):
+        config = T5Config(**{**vars(CONFIG), **changes})
+        with pytest.raises(UserError) as caught:
+            load_params(identify(folder), Student(config, make_mesh(8, 1)).placed_params)
+        return str(caught.value)
+
+    assert (
+        "the shape of parameter decoder/layers_0/mlp/wi_0/kernel is [32, 48] in this checkpoint "
+        "but [32, 56] in this run (and 11 more parameters differ)"
+    ) in message(mlp_dim=56)
+    assert (
+        "parameter decoder/logits_dense/kernel is [32, 64] in this checkpoint but not in this run;"
+    ) in message(logits_via_embedding=True)
+    require_same_network(identify(folder), CONFIG)  # T5X's says nothing beyond its shapes
+
+
+def test_damage_and_other_kinds_are_told_in_a_sentence(student, tmp_path):
+    def message(folder):
+        with pytest.raises(UserError) as caught:
+            load_params(identify(folder), student.placed_params)
+        return str(caught.value)
+
+    lost = write_legacy(tmp_path / "lost")
+    (lost / "target.token_embedder.embedding" / "0.0").unlink()
+    assert "target.token_embedder.embedding: cannot be read" in message(lost)
+    (lost / "target.token_embedder.embedding" / ".zarray").unlink()
+    assert "target.token_embedder.embedding: cannot be read" in message(lost)
+
+    (lost / "checkpoint").write_bytes((lost / "checkpoint").read_bytes()[:200])
+    assert "checkpoint: is no T5X checkpoint that can be read" in message(lost)
+    (lost / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1000"\n')
+    assert "checkpoint: is no T5X checkpoint that can be read" in message(lost)
+    (lost / "model.ckpt-1000.index").touch()
+    assert "is a TensorFlow checkpoint; T5X's convert_tf_checkpoint.py" in message(lost)
+
+    scanned = {
+        f"encoder/{name}" if name.startswith("encoder/") else name: FLAT[name] for name in FLAT
+    }
+    assert "holds all layers of a stack in one array (encoder/encoder/" in message(
+        write_legacy(tmp_path / "scanned", params=scanned)
+    )
+    orbax = write_orbax(tmp_path / "orbax")
+    (orbax / "state" / "_METADATA").write_text("{")
+    assert "_METADATA: is no readable description" in message(orbax)
+
+
+@pytest.mark.skipif(
+    REAL is None, reason="SBS_T5X_CHECKPOINTS_DIR does not name the checkpoints that T5X wrote"
+)
+def test_checkpoints_that_t5x_wrote():
+    config = T5Config(
+        vocab_size=2048,
+        emb_dim=64,
+        num_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        head_dim=16,
+        mlp_dim=128,
+    )
+    student = Student(config, make_mesh(2, 4), fsdp=True)
+    legacy, orbax = (identify(Path(REAL) / name) for name in ("legacy", "orbax"))
+    assert (legacy.kind, legacy.step) == ("t5x", 6)
+    assert (orbax.kind, orbax.step) == ("t5x_orbax", 80)
+    early, late = (
+        traverse_util.flatten_dict(load_params(source, student.placed_params), sep="/")
+        for source in (legacy, orbax)
+    )
+    # Both began at one seed: whatever is not where it belongs would be unrelated.
+    for name, array in early.items():
+        if array.ndim == 2:
+            assert np.corrcoef(np.ravel(array), np.ravel(late[name]))[0, 1] > 0.8, name

@@ -45,6 +45,7 @@ _MAINS = (
     "sbs_jax.trainer.train",
     "sbs_jax.evaluation.evaluate.evaluate",
     "sbs_jax.teaching.teach",
+    "sbs_jax.data.cache_writer.write_cache",
     "sbs_jax.checkpoints.exporting.export",
     "sbs_jax.inference.batch.infer",
     "sbs_jax.inference.interactive.interact",
@@ -188,11 +189,7 @@ def with_gin_file(argv: Sequence[str], name: str) -> list[str]:
     >>> with_gin_file(['--gin.PORT=80'], 'runs/serve.gin')
     ['--gin_file=runs/serve.gin', '--gin.PORT=80']
     """
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    given = any(
-        one.removeprefix("--gin_file=").endswith(name) or (one == "--gin_file" and two == name)
-        for one, two in pairs
-    )
+    given = any(argument.removeprefix("--gin_file=").endswith(name) for argument in argv)
     return list(argv) if given else [f"--gin_file={name}", *argv]
 
 

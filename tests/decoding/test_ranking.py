@@ -71,7 +71,7 @@ def test_whole_forward_passes_give_the_same(monkeypatch, version, max_nodes, max
         expected = forward_passes(
             config, params, inputs, np.broadcast_to(given, (ROWS, *given.shape[-2:])), prompt
         )
-        assert candidate_tree(given).tokens.shape[0] == (1 if max_nodes == 256 else 2)
+        assert (candidate_tree(given).tokens.shape[0] > 1) == (max_nodes == 7)
         np.testing.assert_allclose(
             rank(given, decoder_prompt=np.asarray(prompt, np.int32)), expected, atol=1e-5, rtol=1e-6
         )

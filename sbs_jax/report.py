@@ -20,6 +20,8 @@ from sbs_jax.errors import UserError
 from sbs_jax.experiments.report.examples import CHOICES
 from sbs_jax.experiments.report.make import Report, make_report
 
+_UNFINISHED_SHOWN = 10
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
@@ -50,9 +52,12 @@ def show(report: Report, console: Console) -> None:
         for row in table.rows:
             shown.add_row(*map(Text, row))
         console.print(shown)
-    for run in report.results.unfinished:
+    unfinished = report.results.unfinished
+    for run in unfinished[:_UNFINISHED_SHOWN]:
         last = run.reason.strip().splitlines()[-1:]
         console.print(f"{run.status}: {run.name} {' '.join(last)}".rstrip(), markup=False)
+    if len(unfinished) > _UNFINISHED_SHOWN:
+        console.print(f"… and {len(unfinished) - _UNFINISHED_SHOWN} more that are not done")
     console.print(f"{len(report.files)} files in {report.files[0].parent}:", markup=False)
     console.print("  " + ", ".join(file.name for file in report.files), markup=False)
 

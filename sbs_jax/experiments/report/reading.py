@@ -15,7 +15,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.io import DuplicateKeyError, parse_json, read_jsonl
 
 SPLITS = ("validation", "test")
-DONE = "done"
+DONE, FAILED = "done", "failed"
 # What may differ between two runs of one configuration.
 _NOT_CONFIGURATION = {"SEED", "MODEL_DIR", "DATA_DIR"}
 _METHODS = ("sbs", "standard", "joint", "rationale_input", "rationale")
@@ -207,7 +207,8 @@ def _read_run(sweep: str, folder: Path, planned: Mapping[str, Any]) -> Run:
     _fill_in(settings)
     if settings.get("MODEL") is not None:
         settings.pop("gin_file", None)  # That it was added says the same less shortly.
-    reason = "" if status == DONE else _text(record.get("error")) or _log_end(folder)
+    lines = _LOG_LINES if status == FAILED else 1
+    reason = "" if status == DONE else _text(record.get("error")) or _log_end(folder, lines)
     step, seconds = record.get("selected_step"), record.get("seconds")
     return Run(
         sweep=sweep,
@@ -313,12 +314,12 @@ def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
-def _log_end(folder: Path) -> str:
+def _log_end(folder: Path, lines: int = 1) -> str:
     try:
-        lines = (folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        text = (folder / "train.log").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    return "\n".join([line for line in lines if line.strip()][-_LOG_LINES:])
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
 def _jsonl_but_a_torn_end(path: Path) -> list[tuple[int, dict[str, Any]]]:

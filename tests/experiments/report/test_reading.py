@@ -97,6 +97,9 @@ def test_the_end_of_the_log_tells_why_a_run_failed(sweep):
     (folder / "train.log").write_text("".join(f"line {i}\n\n" for i in range(9)))
     run = next(run for run in read_sweep(sweep).runs if run.name == folder.name)
     assert run.reason == "line 6\nline 7\nline 8"
+    # Of one that goes on, where it is.
+    _change(folder / "run.json", status="running")
+    assert read_sweep(sweep).runs[2].reason == "line 8"
     # What it may have scored before does not count.
     assert run.scores == {}
 

@@ -60,6 +60,15 @@ def test_what_is_not_done_is_told_not_hidden(tmp_path, capsys):
     assert "2 of 3" in markdown
 
 
+def test_of_many_that_are_not_done_the_first_are_named(tmp_path, capsys):
+    folder = synthetic.write_sweep(tmp_path / "s", {"SEED": tuple(range(16))}, examples=4)
+    for path in sorted(folder.glob("runs/*/run.json"))[:13]:
+        path.unlink()
+    _, out, _ = _run(capsys, folder)
+    assert out.count("incomplete: seed=") == 10
+    assert "… and 3 more that are not done" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -250,6 +250,21 @@ def test_differences_between_rationales_are_marked(browser, report):
     assert all("apples" not in text for text in student)
 
 
+def test_what_is_not_marked_is_what_both_have(browser):
+    rest = """
+        return [...document.querySelectorAll('.rationales .text-box')].map((box) => {
+          const copy = box.cloneNode(true);
+          copy.querySelectorAll('mark').forEach((mark) => mark.remove());
+          return copy.textContent.replace(/\\s+/g, '');
+        });
+    """
+    body = _find(browser, "body")
+    for _ in range(30):
+        student, teacher = browser.execute_script(rest)
+        assert student == teacher != ""
+        body.send_keys("j")
+
+
 def test_dangerous_texts_are_shown_and_run_nothing(browser):
     assert browser.title.startswith("s – ")
     body = _find(browser, "body")

@@ -19,7 +19,7 @@ def main() -> int:
     argv = sys.argv[1:]
     try:
         if {"--help", "-h"} & set(argv):
-            print(help_text(argv))
+            print(help_text(argv, "python -m sbs_jax.sweep", __doc__ or ""))
             return 0
         return sweeping.run(argv)
     except UserError as error:
@@ -27,13 +27,13 @@ def main() -> int:
         return 1
 
 
-def help_text(argv: list[str]) -> str:
-    """The flags, and the macros of the gin files given."""
+def help_text(argv: list[str], program: str, description: str) -> str:
+    """The flags of a program that runs sweeps, and the macros of the gin files given."""
     _, flags = sweeping.parse(argv)
     config = config_lib.read(
         flags.gin_file, flags.gin_bindings, flags.gin, flags.gin_search_paths, target=runs.TRAIN
     )
-    shared = gin_utils.help_text("python -m sbs_jax.sweep", __doc__ or "", flags, config)
+    shared = gin_utils.help_text(program, description, flags, config)
     own = sweeping.parser().format_help().partition("options:")[2]
     return f"{shared}\n\nflags of a sweep:{own}"
 

@@ -168,7 +168,8 @@ class LocalEngine:
                 if self._at_work:
                     time.sleep(_POLL)
         finally:
-            self.stop()
+            for process, _ in self._at_work.values():
+                process.terminate()
             for process, _ in self._at_work.values():
                 process.wait()
 

@@ -25,12 +25,12 @@ from sbs_jax.configuration import reader
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
+from sbs_jax.gin_utils import _MAINS
 from sbs_jax.io import atomic_write_text
 
 TRAIN = "sbs_jax.trainer.train"
-MAINS = (TRAIN, "sbs_jax.evaluation.evaluate.evaluate", "sbs_jax.teaching.teach")
 SPLITS = ("validation", "test")
-RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
+RUNNING, PAUSED, DONE, FAILED, STOPPED = "running", "paused", "done", "failed", "stopped"
 _TAIL = 1 << 14  # bytes that are read at the end of a log
 
 
@@ -61,7 +61,7 @@ class Base:
             flags,
             self.gin_search_paths,
             target=TRAIN,
-            mains=MAINS,
+            mains=_MAINS,
         )
 
     def arguments(self, run: Run, model_dir: Path) -> list[str]:
@@ -173,6 +173,16 @@ class SweepFolder:
             record["status"] == STOPPED
             or all((predictions / f"{split}.jsonl").is_file() for split in SPLITS)
         )
+
+    def rung(self, name: str, share: float) -> float | None:
+        """Accuracy on validation at a rung of halving; None where the run has not got there."""
+        return (self.record(name).get("rungs") or {}).get(f"{share:g}")
+
+    def write_rung(self, name: str, share: float) -> None:
+        """Writes down that a run has come to a rung, and its accuracy on validation there."""
+        rungs = self.record(name).get("rungs") or {}
+        accuracy = self.progress(name).accuracy or 0.0
+        self.write_record(name, status=PAUSED, rungs=rungs | {f"{share:g}": accuracy})
 
     def progress(self, name: str) -> Progress:
         """How far a run is."""

@@ -48,7 +48,9 @@ def train_and_judge(
     sweep.write_record(run.name, seconds=round(time.monotonic() - started, 2))
     if finished is None or finished.interrupted:
         raise InterruptedError
-    if until >= 1.0:
+    if until < 1.0:
+        sweep.write_rung(run.name, until)
+    else:
         scores = judge(folder, arguments)
         seconds = time.monotonic() - started
         arguments["train_steps"] = total

@@ -21,7 +21,7 @@ from rich.table import Table
 from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import cost, grid, local, table
+from sbs_jax.experiments import cost, grid, halving, local, table
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
@@ -221,12 +221,24 @@ class Sweeping:
         for name, row in shown.rows.items():
             row.total = plan.steps(name)
 
+    def add(self, runs: Sequence[Run]) -> None:
+        """Adds runs that the sweep's configurations know, but that it did not have so far."""
+        known = {run.name for run in self.plan.runs}
+        new = [run for run in runs if run.name not in known]
+        self.plan = dataclasses.replace(self.plan, runs=[*self.plan.runs, *new])
+        for run in new:
+            self.shown.rows[run.name] = table.Row(total=self.plan.steps(run.name))
+
     def pending(self) -> list[Run]:
-        """The runs that are missing or broken."""
-        return [
-            run for run in self.plan.runs
-            if not self.sweep.is_done(run.name, self._prints[run.name])
-        ]  # fmt: skip
+        """The runs that are missing or broken; those that are done are shown so."""
+        for run in self.plan.runs:
+            if self.is_done(run.name):
+                self.show_done(run.name, quietly=True)
+        return [run for run in self.plan.runs if not self.is_done(run.name)]
+
+    def is_done(self, name: str) -> bool:
+        """Whether a run is done."""
+        return self.sweep.is_done(name, self._prints[name])
 
     def on_start(self, job: Job) -> None:
         """A job was started."""
@@ -240,9 +252,9 @@ class Sweeping:
         self.shown.refresh({name: self.sweep.progress(name) for name in ended.job.names})
         left = []
         for name in ended.job.names:
-            if self.sweep.is_done(name, self._prints[name]):
+            if self.is_done(name):
                 self.show_done(name)
-            elif ended.interrupted and ended.code != 1:
+            elif self._waits(name, ended):
                 self.shown.change(name, table.WAITING)
             else:
                 left.append(name)
@@ -269,12 +281,29 @@ class Sweeping:
             self.shown.refresh({name: self.sweep.progress(name) for name in self._running})
             self._read_at = time.monotonic()
 
-    def show_done(self, name: str) -> None:
-        """Puts a run's end into the table."""
+    def stop_early(self, run: Run, share: float) -> None:
+        """Writes down that halving has ended a run."""
+        accuracy = self.sweep.rung(run.name, share)
+        self.sweep.write_record(
+            run.name, status=runs_lib.STOPPED, validation={"accuracy": accuracy}, stopped_at=share
+        )
+        self.show_done(run.name)
+
+    def show_done(self, name: str, *, quietly: bool = False) -> None:
+        """Puts a run's end into the table; prints no line if `quietly`."""
         record = self.sweep.record(name)
         score = (record.get("validation") or {}).get("accuracy")
-        stopped = record.get("status") == runs_lib.STOPPED
-        self.shown.change(name, table.STOPPED if stopped else table.DONE, score=score)
+        status = table.STOPPED if record.get("status") == runs_lib.STOPPED else table.DONE
+        if quietly:
+            self.shown.rows[name].status, self.shown.rows[name].score = status, score
+        else:
+            self.shown.change(name, status, score=score)
+
+    def _waits(self, name: str, ended: Ended) -> bool:
+        """Whether nothing went wrong with a run that is not done."""
+        if ended.job.until < 1.0 and self.sweep.rung(name, ended.job.until) is not None:
+            return True
+        return ended.interrupted and ended.code != 1
 
     def _fail(self, name: str, code: int) -> None:
         lines = self.sweep.log_lines(name)
@@ -298,9 +327,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
     """
     console = console or Console(highlight=False)
     own, flags = parse(argv)
-    if own.sweep_dir is None:
-        raise UserError("Give --sweep_dir=PATH, the folder of the sweep.")
-    sweep = SweepFolder(own.sweep_dir)
+    sweep = sweep_folder(own)
     plan = read_plan(own, flags, argv, sweep)
     if flags.dry_run:
         show_plan(plan, sweep, console)
@@ -312,28 +339,35 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
         sweep.write(plan.base, plan.axes, plan.runs, command=plan.command)
         done = len(plan.runs) - len(pending)
         console.print(f"{len(plan.runs)} runs, {done} done already; {sweep.path}", soft_wrap=True)
-        for name in {run.name for run in plan.runs} - {run.name for run in pending}:
-            shown.rows[name].status = table.DONE
-            shown.rows[name].score = (sweep.record(name).get("validation") or {}).get("accuracy")
-        engine = make_engine(plan, sweep)
-        with shown, _StoppingOnSignals(engine) as seen:
-            engine.run(
-                make_jobs(pending, plan.settings.vectorize),
-                on_start=sweeping.on_start,
-                on_end=sweeping.on_end,
-                on_tick=sweeping.on_tick,
-            )
-    if seen:
+        with shown, AtWork(sweeping, make_engine(plan, sweep)) as work:
+            if plan.settings.halving_factor is None:
+                work.train(pending)
+            else:
+                work.halve(plan.settings.halving_factor, plan.settings.halving_first)
+    if work.stopped:
         console.print("Stopped; the same command goes on.")
         return 130
     failed = [name for name, row in shown.rows.items() if row.status == table.FAILED]
+    early = sum(row.status == table.STOPPED for row in shown.rows.values())
     console.print(
         f"{len(plan.runs) - len(failed)} of {len(plan.runs)} runs are done"
+        + (f" ({early} ended early)" if early else "")
         + (f"; failed: {', '.join(failed)}." if failed else ".")
         + f" python -m sbs_jax.report {sweep.path} shows them.",
         soft_wrap=True,
     )
     return 1 if failed else 0
+
+
+def sweep_folder(own: argparse.Namespace) -> SweepFolder:
+    """The folder that --sweep_dir names.
+
+    Raises:
+      UserError: it is not given.
+    """
+    if own.sweep_dir is None:
+        raise UserError("Give --sweep_dir=PATH, the folder of the sweep.")
+    return SweepFolder(own.sweep_dir)
 
 
 def make_engine(plan: Plan, sweep: SweepFolder) -> local.LocalEngine:
@@ -344,26 +378,75 @@ def make_engine(plan: Plan, sweep: SweepFolder) -> local.LocalEngine:
     return local.LocalEngine(sweep, slots)
 
 
-class _StoppingOnSignals:
-    """The first SIGINT or SIGTERM asks all runs to save and stop, the second ends them at once."""
+class AtWork:
+    """An engine at work on a sweep.
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._seen: list[int] = []
+    While it is open, the first SIGINT or SIGTERM asks all runs to save and stop, the second ends
+    them at once.
+    """
+
+    def __init__(self, sweeping: Sweeping, engine: Any) -> None:
+        self._sweeping, self._engine = sweeping, engine
+        self._signals = 0
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> list[int]:
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal came."""
+        return self._signals > 0
+
+    def train(self, runs: Sequence[Run], until: float = 1.0) -> None:
+        """Has runs trained to a share of their steps, as far as they are not."""
+        sweeping = self._sweeping
+        missing = []
+        for run in runs:
+            if sweeping.is_done(run.name):
+                sweeping.show_done(run.name)
+            elif until >= 1.0 or sweeping.sweep.rung(run.name, until) is None:
+                missing.append(run)
+        self._engine.run(
+            make_jobs(missing, sweeping.plan.settings.vectorize, until),
+            on_start=sweeping.on_start,
+            on_end=sweeping.on_end,
+            on_tick=sweeping.on_tick,
+        )
+
+    def halve(self, factor: int, first: float) -> None:
+        """Trains all runs by successive halving; see `halving`.
+
+        A sweep that was stopped comes to the same decisions again: they are made from what
+        run.json says of each rung.
+        """
+        sweeping = self._sweeping
+        runs = list(sweeping.plan.runs)
+        for share in halving.shares(factor, first):
+            self.train(runs, share)
+            if self.stopped or share >= 1.0:
+                break
+            accuracies = {run.name: sweeping.sweep.rung(run.name, share) for run in runs}
+            kept = halving.survivors(runs, accuracies, factor)
+            for run in runs:
+                if run not in kept:
+                    sweeping.stop_early(run, share)
+            configurations = {halving.configuration(run) for run in kept}
+            sweeping.shown.note(
+                f"After {share:.0%} of the steps, {len(configurations)} configurations go on "
+                f"({len(kept)} of {len(runs)} runs)."
+            )
+            runs = kept
+
+    def __enter__(self) -> AtWork:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
-        return self._seen
+        return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._seen.append(number)
-        if len(self._seen) == 1:
+        self._signals += 1
+        if self._signals == 1:
             print("Stopping: runs save what they have. (Again: at once.)", file=sys.stderr)
             self._engine.stop()
         else:

@@ -112,6 +112,6 @@ class LiveTable:
 
 
 def _told(row: Row) -> str:
-    if row.status == DONE and row.score is not None:
-        return f"done, accuracy on validation {row.score:.1%}"
+    if row.status in (DONE, STOPPED) and row.score is not None:
+        return f"{row.status}, accuracy on validation {row.score:.1%}"
     return row.status

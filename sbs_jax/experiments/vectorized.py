@@ -84,10 +84,12 @@ def train_and_judge(
             sweep.write_record(lane.run.name, seconds=round(spent, 2))
         if stop.signal is not None:
             raise InterruptedError
-    if until >= 1.0:
-        for lane in lanes:
-            if lane.error is not None:
-                continue
+    for lane in lanes:
+        if lane.error is not None:
+            continue
+        if until < 1.0:
+            sweep.write_rung(lane.run.name, until)
+        else:
             begun = time.monotonic()
             scores = group.judge(lane)
             spent = sweep.record(lane.run.name)["seconds"] + time.monotonic() - begun

@@ -54,6 +54,7 @@ def main():
             f'{{"step": 3, "split": "validation", "accuracy": {accuracy}}}\n'
         )
         if args.until < 1.0:
+            sweep.write_rung(name, args.until)
             continue
         (folder / "predictions").mkdir(exist_ok=True)
         for split in ("validation", "test"):

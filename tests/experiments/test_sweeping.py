@@ -172,6 +172,38 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, flags, sentence):
     assert not (tmp_path / "new").exists()
 
 
+def test_halving_ends_the_worse_configurations_early(tmp_path):
+    flags = [
+        "--sweep=RATIONALE_WEIGHT=0.1,0.4,0.2,0.3",
+        "--sweep=SEED=0:2",
+        "--gin.HALVING_FACTOR=2",
+    ]
+    code, output = sweep(tmp_path, *flags)
+    assert code == 0
+    assert "After 25% of the steps, 2 configurations go on (4 of 8 runs)." in output
+    assert "After 50% of the steps, 1 configurations go on (2 of 4 runs)." in output
+    assert "8 of 8 runs are done (6 ended early)." in output
+    shares = {
+        weight: [
+            line.split()[0] for line in attempts(tmp_path, f"rationale_weight={weight},seed=1")
+        ]
+        for weight in (0.1, 0.2, 0.3, 0.4)
+    }
+    assert shares == {
+        0.1: ["0.25"],
+        0.2: ["0.25"],
+        0.3: ["0.25", "0.5"],
+        0.4: ["0.25", "0.5", "1"],
+    }
+    record = SweepFolder(tmp_path).record("rationale_weight=0.3,seed=0")
+    assert (record["status"], record["stopped_at"]) == ("stopped", 0.5)
+    assert "test" not in record
+    code, output = sweep(tmp_path, *flags)
+    assert code == 0
+    assert "8 runs, 8 done already" in output
+    assert len(attempts(tmp_path, "rationale_weight=0.4,seed=1")) == 3
+
+
 def test_runs_of_one_shape_are_trained_together():
     runs = [
         Run(f"{method}{weight}{seed}", {"METHOD": method, "RATIONALE_WEIGHT": weight, "SEED": seed})

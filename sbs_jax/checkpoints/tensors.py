@@ -115,7 +115,7 @@ def require_same_shapes(
     if not names:
         return
     name = names[0]
-    more = f" (and {len(names) - 1} more parameters differ)" if len(names) > 1 else ""
+    more = f" ({len(names)} parameters differ)" if len(names) > 1 else ""
     if name in found and name in wanted:
         raise UserError(
             f"{where}: does not fit: the shape of parameter {name} is {list(found[name])} in this "

@@ -131,7 +131,7 @@ def test_a_misfit_names_the_parameter_and_its_shapes(tmp_path):
 
     assert (
         "the shape of parameter decoder/layers_0/mlp/wi_0/kernel is [32, 48] in this checkpoint "
-        "but [32, 56] in this run (and 11 more parameters differ)"
+        "but [32, 56] in this run (12 parameters differ)"
     ) in message(mlp_dim=56)
     assert (
         "parameter decoder/logits_dense/kernel is [32, 64] in this checkpoint but not in this run;"

@@ -210,16 +210,18 @@ def create_app(service: Service) -> FastAPI:
     async def predict(request: model = Body()) -> Response:  # noqa: B008
         if not service.answers:
             return _busy(f"The service is not ready: {service.status}.", 1)
-        jobs, places = await asyncio.to_thread(service.prepare, request)
+        count = len(request.inputs) if isinstance(request.inputs, list) else 1
         try:
+            service.batcher.require_room(count)  # before any work: under overload that counts
+            jobs, places = await asyncio.to_thread(service.prepare, request)
             futures = service.batcher.submit(jobs)
         except FullError as error:
-            service.metrics.rejected(len(places))
+            service.metrics.rejected(count)
             return _busy("The queue is full; try again later.", error.retry_after)
         except ClosedError:
             return _busy("The service is shutting down.", 1)
         answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        service.metrics.inputs(len(places))
+        service.metrics.inputs(count)
         predictions = [
             _prediction(answer, None if place is None else answers[place].text, request.explain)
             for answer, place in zip(answers, places, strict=False)

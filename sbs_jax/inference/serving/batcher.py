@@ -115,6 +115,11 @@ class Batcher:
         self._thread = threading.Thread(target=work, name="model", daemon=True)
         self._thread.start()
 
+    def require_room(self, count: int) -> None:
+        """Raises a `FullError` unless `count` more jobs may wait now."""
+        if self._count + count > self._max_waiting:
+            raise FullError(max(1, math.ceil(self._count * self._seconds_per_job)))
+
     def submit(self, jobs: Sequence[tuple[Hashable, Any]]) -> list[Future[Any]]:
         """Queues jobs, all of them or none; never waits.
 
@@ -132,8 +137,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise ClosedError
-            if self._count + len(jobs) > self._max_waiting:
-                raise FullError(max(1, math.ceil(self._count * self._seconds_per_job)))
+            self.require_room(len(jobs))
             futures = []
             for group, job in jobs:
                 waiting = _Waiting(job, Future(), now)

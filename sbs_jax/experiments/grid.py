@@ -153,8 +153,11 @@ def gin_text(value: Any) -> str:
 
 def _axis(name: str, values: Any) -> Axis:
     if isinstance(values, Mapping):
-        points = {_label(label): dict(bindings) for label, bindings in values.items()
-                  if isinstance(bindings, Mapping) and bindings}  # fmt: skip
+        points = {
+            _label(label): {key: _plain(value) for key, value in bindings.items()}
+            for label, bindings in values.items()
+            if isinstance(bindings, Mapping) and bindings
+        }
         if len(points) != len(values):
             raise UserError(f"SWEEP: every value of {name} must be a dict of bindings.")
     else:

@@ -24,7 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -209,25 +211,29 @@ def malformed(checkpoint: Path | str, count: int) -> None:
         schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
         for mode, share in (("negative", 0.9), ("positive", 0.1)):
             schema.config.generation.update(modes=[schemathesis.GenerationMode(mode)])
-            examples = round(count * share)
-
-            @given(case=schema["/predict"]["POST"].as_strategy())
-            @settings(
-                max_examples=examples,
+            strategy = schema["/predict"]["POST"].as_strategy()
+            options = settings(
+                max_examples=round(count * share),
                 deadline=None,
                 database=None,
                 phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )
-            def check(case: schemathesis.Case, mode: str = mode) -> None:
-                statuses[mode, case.call(base_url=service.url).status_code] += 1
-
-            check()
+            options(given(case=strategy)(check(service.url, mode, statuses)))()
     print(json.dumps({f"{mode} {status}": n for (mode, status), n in sorted(statuses.items())}))
     worst = max(status for _, status in statuses)
     print(f"{sum(statuses.values())} requests; the largest status is {worst}.")
     if worst >= 500:
         raise SystemExit(1)
+
+
+def check(url: str, mode: str, statuses: collections.Counter[tuple[str, int]]) -> Callable:
+    """A function that sends a case and counts the status."""
+
+    def send(case: Any) -> None:
+        statuses[mode, case.call(base_url=url).status_code] += 1
+
+    return send
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ setup(
         "tensorflow>=2.21,<2.22",
         "tensorflow-text>=2.21,<2.22",
         "tensorflow-datasets>=4.9.10,<5",
+        # tensorflow-datasets needs it to prepare data, and does not say so.
+        "importlib_resources>=5",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
@@ -88,7 +90,13 @@ setup(
             "cached_property",
             "grain",
         ],
+        # `sbs_jax.cache` with WRITER = 'beam'. Beam 2.77 needs protobuf 6, for which later
+        # sentencepiece was not generated.
+        "cache": ["apache-beam[tfrecord]>=2.77,<3", "sentencepiece>=0.2,<0.2.2"],
+        # Hugging Face folders that `save_to_disk` wrote; Parquet files do without.
+        "datasets": ["datasets>=4,<6"],
         "test": [
+            "datasets>=4,<6",
             *SERVE,
             "schemathesis>=4,<5",
             "pytest>=8,<10",

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # Runs the tests: makes .venv if need be, installs what they need, runs pytest with the arguments given.
 #
-#   [SBS_RELEASE_DIR=PATH] bash launch/test.sh [pytest's options, tests]
+#   [SBS_RELEASE_DIR=PATH] [SBS_T5X_CHECKPOINTS_DIR=PATH] bash launch/test.sh [pytest's options, tests]
 #
-# With SBS_RELEASE_DIR, the folder of the authors' released data, the tests on these files run too.
+# With SBS_RELEASE_DIR, the folder of the authors' released data, the tests on these files run too;
+# with SBS_T5X_CHECKPOINTS_DIR, the folder of checkpoints that T5X wrote, those on them.
 set -euo pipefail
-if [ -n "${SBS_RELEASE_DIR:-}" ]; then
-  if [ ! -d "$SBS_RELEASE_DIR" ]; then
-    echo "error: SBS_RELEASE_DIR=$SBS_RELEASE_DIR: there is no such folder." >&2
-    exit 1
+for name in SBS_RELEASE_DIR SBS_T5X_CHECKPOINTS_DIR; do
+  folder=${!name:-}
+  if [ -n "$folder" ]; then
+    if [ ! -d "$folder" ]; then
+      echo "error: $name=$folder: there is no such folder." >&2
+      exit 1
+    fi
+    export "$name=$(cd "$folder" && pwd)"
   fi
-  SBS_RELEASE_DIR=$(cd "$SBS_RELEASE_DIR" && pwd)
-  export SBS_RELEASE_DIR
-fi
+done
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

@@ -49,6 +49,7 @@ def imported(packages, forbidden):
         (CORE, ("tensorflow", "seqio", "transformers", "sbs_jax.data", "sbs_jax.tasks")),
         # tensorboardX, which training writes with, imports torch where there is one.
         (sorted(set(CORE) - {"training"}), ("torch",)),
+        (("inference",), ("tensorflow", "seqio", "transformers", "sbs_jax.tasks")),
         (("teacher",), ("tensorflow", "jax", "torch")),
         (("report", "experiments.report"), ("tensorflow", "jax", "torch")),
         (("parts", "errors", "io", "metrics", "parsers"), ("jax", "tensorflow", "numpy")),

@@ -54,7 +54,7 @@ def imported(packages, forbidden):
         (("report", "experiments.report"), ("tensorflow", "jax", "torch")),
         (("parts", "errors", "io", "metrics", "parsers"), ("jax", "tensorflow", "numpy")),
     ],
-    ids=["core", "torch", "teacher", "report", "leaves"],
+    ids=["core", "torch", "inference", "teacher", "report", "leaves"],
 )
 def test_importing_pulls_in_nothing_heavy(packages, forbidden):
     assert imported(packages, forbidden) == ""

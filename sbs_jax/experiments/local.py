@@ -13,7 +13,6 @@ from pathlib import Path
 
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.experiments.settings import SweepSettings
-from sbs_jax.experiments.worker import INTERRUPTED
 
 _POLL = 0.5  # seconds
 
@@ -175,6 +174,7 @@ class LocalEngine:
 
     def stop(self) -> None:
         """Asks all processes to save and stop, and starts no more."""
+        print("Stopping: runs save what they have. (Again: at once.)", file=sys.stderr)
         self._stopping = True
         for process, _ in self._at_work.values():
             process.terminate()
@@ -215,7 +215,7 @@ class LocalEngine:
                 continue
             del self._at_work[job]
             self._free.append(slot)
-            ended.append(Ended(job, code, interrupted=self._stopping or code == INTERRUPTED))
+            ended.append(Ended(job, code, interrupted=self._stopping))
         return ended
 
 

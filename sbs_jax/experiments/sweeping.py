@@ -7,9 +7,8 @@ import dataclasses
 import json
 import shlex
 import signal
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +20,7 @@ from rich.table import Table
 from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import cost, grid, halving, local, table
+from sbs_jax.experiments import cost, grid, halving, local, slurm, table
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
@@ -87,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         help="an axis: NAME=v1,v2 or NAME=0:4 (0, 1, 2, 3); NAME is a macro, a parameter, or "
         "gin_file; may be repeated, and replaces an axis of that name in SWEEP.")  # fmt: skip
     add("--sweep_dir", metavar="FOLDER", help="where everything goes; the same one goes on.")
-    add("--engine", choices=("local", "slurm"), help="who runs the runs (ENGINE).")
+    add("--engine", metavar="NAME", help="who runs the runs (ENGINE).")
     for name, text in (
         ("parallel_runs", "processes at a time (PARALLEL_RUNS)."),
         ("devices_per_run", "accelerators of each process (DEVICES_PER_RUN)."),
@@ -339,7 +338,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
         sweep.write(plan.base, plan.axes, plan.runs, command=plan.command)
         done = len(plan.runs) - len(pending)
         console.print(f"{len(plan.runs)} runs, {done} done already; {sweep.path}", soft_wrap=True)
-        with shown, AtWork(sweeping, make_engine(plan, sweep)) as work:
+        with shown, AtWork(sweeping, make_engine(plan, sweep, shown.note)) as work:
             if plan.settings.halving_factor is None:
                 work.train(pending)
             else:
@@ -370,8 +369,23 @@ def sweep_folder(own: argparse.Namespace) -> SweepFolder:
     return SweepFolder(own.sweep_dir)
 
 
-def make_engine(plan: Plan, sweep: SweepFolder) -> local.LocalEngine:
-    """The engine that the settings name."""
+def make_engine(
+    plan: Plan, sweep: SweepFolder, note: Callable[[str], None] = print
+) -> local.LocalEngine | slurm.SlurmEngine:
+    """The engine that the settings name.
+
+    Raises:
+      UserError: there is none of that name, or it cannot work here.
+    """
+    if plan.settings.engine == "slurm":
+        return slurm.SlurmEngine(
+            sweep,
+            plan.settings.slurm or {},
+            parallel_runs=plan.settings.parallel_runs,
+            note=note,
+        )
+    if plan.settings.engine != "local":
+        raise UserError(f"ENGINE = {plan.settings.engine!r} must be 'local' or 'slurm'.")
     slots = local.plan_slots(
         plan.settings, cpus=local.find_cpus(), accelerators=local.find_accelerators()
     )
@@ -447,7 +461,6 @@ class AtWork:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals == 1:
-            print("Stopping: runs save what they have. (Again: at once.)", file=sys.stderr)
             self._engine.stop()
         else:
             self._engine.kill()

@@ -81,3 +81,16 @@ def test_mistakes_are_one_line(flags, sentence, capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith("error: ") and sentence in said[0]
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prompts", [None, "anli", "anli1"])
+def test_inference_is_shown_as_premise_and_hypothesis(tmp_path, capsys, prompts):
+    (tmp_path / "anli1").mkdir()
+    row = {"uid": "u", "premise": "A dog runs.", "hypothesis": "It sleeps.", "label": 2}
+    (tmp_path / "anli1/anli1_train.json").write_text(json.dumps(row) + "\n")
+    flags = [f"--gin.DATA_DIR={tmp_path}", f"--gin.OUTPUT_DIR={tmp_path / 'o'}", "--preview", "1"]
+    flags += [f"--gin.PROMPTS={prompts}"] if prompts else []
+    assert teach.main([*TEACH, "--gin_file=tasks/anli1.gin", SCRIPTED, *flags]) == 0
+    said = capsys.readouterr().err
+    assert "Premise: A dog runs.\nHypothesis: It sleeps." in said
+    assert "</s>" not in said

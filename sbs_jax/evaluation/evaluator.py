@@ -210,8 +210,14 @@ def _class_scores(examples: pipeline.EvalExamples, predictions: Sequence[str]) -
     matrix = classes.confusion_matrix(
         [prediction for prediction, _ in pairs], [target for _, target in pairs], examples.label_set
     )
-    result: dict[str, Value] = {"macro_f1": classes.macro_f1(matrix)}
-    result |= {f"accuracy_of_{k}": v for k, v in classes.class_accuracies(matrix).items()}
+    result: dict[str, Value] = {
+        "macro_f1": classes.macro_f1(matrix),
+        "macro_f1_standard_error": classes.macro_f1_error(matrix),
+    }
+    errors = classes.class_accuracy_errors(matrix)
+    for label, accuracy in classes.class_accuracies(matrix).items():
+        result[f"accuracy_of_{label}"] = accuracy
+        result[f"accuracy_of_{label}_standard_error"] = errors[label]
     for target, row in matrix.items():
         result |= {f"{target}_as_{prediction}": count for prediction, count in row.items()}
     return result

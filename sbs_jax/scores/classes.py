@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from sbs_jax.metrics import normalize_answer
 
@@ -50,3 +53,41 @@ def macro_f1(matrix: dict[str, dict[str, int]]) -> float:
         if wanted + predicted:
             scores.append(2 * right / (wanted + predicted))
     return sum(scores) / len(scores) if scores else 0.0
+
+
+def class_accuracy_errors(matrix: dict[str, dict[str, int]]) -> dict[str, float | None]:
+    """Returns the standard errors of `class_accuracies`; None for fewer than two examples.
+
+    They are those of a mean of 0 and 1 over the class's own n examples, sqrt(p (1 - p) / (n - 1)),
+    as `sbs_jax.metrics.standard_error` gives them.
+    """
+    errors: dict[str, float | None] = {}
+    for label, row in matrix.items():
+        n = sum(row.values())
+        p = row[label] / n if n else 0.0
+        errors[label] = math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
+    return errors
+
+
+def macro_f1_error(
+    matrix: dict[str, dict[str, int]], *, samples: int = 1000, seed: int = 0
+) -> float:
+    """Returns the standard error of `macro_f1`, by bootstrap over the examples.
+
+    F1 is no mean over examples, so that it has no simple formula. `samples` times as many examples
+    as there are get drawn with replacement, which is a multinomial draw of the matrix's cells; the
+    result is the standard deviation of their macro-F1s (NaN for fewer than two examples). The seed
+    makes it the same each time.
+    """
+    labels = list(matrix)
+    answers = [*labels, OTHER]
+    counts = np.array([[matrix[label][answer] for answer in answers] for label in labels])
+    total = int(counts.sum())
+    if total < 2:
+        return math.nan
+    drawn = np.random.default_rng(seed).multinomial(total, counts.ravel() / total, size=samples)
+    drawn = drawn.reshape(samples, *counts.shape)
+    right = np.diagonal(drawn[:, :, : len(labels)], axis1=1, axis2=2)
+    sizes = drawn.sum(axis=2) + drawn[:, :, : len(labels)].sum(axis=1)
+    scores = np.divide(2 * right, sizes, out=np.zeros(right.shape), where=sizes > 0)
+    return float((scores.sum(axis=1) / (sizes > 0).sum(axis=1)).std(ddof=1))

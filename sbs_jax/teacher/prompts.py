@@ -141,6 +141,7 @@ class Style:
             )
 
     def _visible(self, text: str, label: str) -> dict[str, str]:
+        text = readable_input(text)
         return {"input": text, "label": label} if self._shows_label else {"input": text}
 
     def prompt(self, example: Example, *, chat: bool) -> Prompt:
@@ -153,7 +154,7 @@ class Style:
     def answer_prompt(self, example: Example, first: Prompt, said: str) -> Prompt:
         """Renders the second call of zero-shot: the first, what was said, and the question."""
         assert self._answer_query is not None
-        ask = self._answer_query(input=example.input)
+        ask = self._answer_query(input=readable_input(example.input))
         if isinstance(first, str):
             return f"{first}{said}{ask}"
         return [
@@ -198,15 +199,33 @@ class PromptFile:
         return self.styles[name]
 
 
+def readable_input(text: str) -> str:
+    r"""Returns an input as an LLM is to read it: without the student's EOS between its pieces.
+
+    >>> readable_input('A dog runs.</s>It sleeps.')
+    'Premise: A dog runs.\nHypothesis: It sleeps.'
+    """
+    if "</s>" not in text:
+        return text
+    pieces = [piece.strip() for piece in text.split("</s>")]
+    if len(pieces) == 2:  # natural language inference; an empty hypothesis is one, too
+        return f"Premise: {pieces[0]}\nHypothesis: {pieces[1]}"
+    return "\n".join(piece for piece in pieces if piece)
+
+
 def find_prompt_file(name: str) -> Path:
-    """Resolves a path, or the name of a prompt file that comes with sbs_jax (`svamp`)."""
+    """Resolves a path, or the name of a prompt file that comes with sbs_jax (`svamp`).
+
+    A data set's number may follow the name: `anli1` is asked as `anli`.
+    """
     path = Path(name)
     if path.is_file():
         return path
-    shipped = Path(__file__).parent / "prompt_files" / f"{name}.yaml"
-    if "/" not in name and shipped.is_file():
-        return shipped
-    names = sorted(p.stem for p in shipped.parent.glob("*.yaml"))
+    folder = Path(__file__).parent / "prompt_files"
+    for stem in (name, name.rstrip("0123456789")):
+        if "/" not in name and (folder / f"{stem}.yaml").is_file():
+            return folder / f"{stem}.yaml"
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
     raise UserError(
         f"PROMPTS = {name!r} is neither a file nor a shipped prompt file ({', '.join(names)})."
     )

@@ -1,6 +1,9 @@
 import doctest
 import json
+import math
+import random
 import re
+import statistics
 from fractions import Fraction
 
 import hypothesis.strategies as st
@@ -60,6 +63,25 @@ def test_no_text_breaks_calculator_or_faithfulness(text):
     faithfulness.implied_label(text, "exact_match")
 
 
+def test_the_error_of_macro_f1_is_that_of_drawing_examples_again():
+    rng = random.Random(3)
+    labels = ("a", "b", "c")
+    targets = [rng.choice(labels) for _ in range(150)]
+    predictions = [t if rng.random() < 0.7 else rng.choice([*labels, "?"]) for t in targets]
+    matrix = classes.confusion_matrix(predictions, targets, labels)
+    drawn = []
+    for _ in range(600):
+        sample = rng.choices(list(zip(predictions, targets, strict=True)), k=150)
+        drawn.append(classes.macro_f1(classes.confusion_matrix(*zip(*sample, strict=True), labels)))
+    error = classes.macro_f1_error(matrix)
+    # Two estimates of a standard deviation from 600 and 1000 draws: each within some 3 %.
+    assert error == pytest.approx(statistics.stdev(drawn), rel=0.15)
+    assert classes.macro_f1_error(matrix) == error
+    assert math.isnan(classes.macro_f1_error(classes.confusion_matrix(["a"], ["a"], labels)))
+    certain = classes.confusion_matrix(["a", "b"] * 9, ["a", "b"] * 9, ("a", "b"))
+    assert classes.macro_f1_error(certain) == 0
+
+
 def test_class_scores_are_the_textbooks():
     labels = ("a", "b", "c")
     targets = ["a", "a", "a", "b", "b"]
@@ -70,6 +92,11 @@ def test_class_scores_are_the_textbooks():
     assert classes.class_accuracies(matrix) == {"a": 2 / 3, "b": 1 / 2, "c": None}
     # a: P 1, R 2/3; b: P 1/2, R 1/2; c neither occurs nor is predicted.
     assert classes.macro_f1(matrix) == pytest.approx((0.8 + 0.5) / 2)
+    assert classes.class_accuracy_errors(matrix) == {
+        "a": pytest.approx((2 / 9 / 2) ** 0.5),
+        "b": pytest.approx((1 / 4) ** 0.5),
+        "c": None,
+    }
     with pytest.raises(ValueError, match="'x' is none of the labels"):
         classes.confusion_matrix(["a"], ["x"], labels)
 

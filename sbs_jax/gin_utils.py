@@ -32,6 +32,7 @@ from sbs_jax.configuration import dump, lookup, reader
 from sbs_jax.errors import UserError
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.io import atomic_write_text
+from sbs_jax.partitioning import peers
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -99,9 +100,22 @@ def run_main(target: str, argv: Sequence[str] | None = None, *, description: str
 
     Returns:
       The process's exit code: 0, or 1 after a `UserError`, which is printed as one line on stderr
-      (with `--verbosity=debug` after its traceback), or 130 after Ctrl-C.
+      (with `--verbosity=debug` after its traceback), or 130 after Ctrl-C. In a run of several
+      processes, one that fails ends here, and the others with it; see `partitioning.peers`.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(target, list(sys.argv[1:] if argv is None else argv), description)
+    except Exception:
+        peers.await_news()
+        if peers.watching():
+            traceback.print_exc()
+            peers.leave(1)
+        raise
+    peers.leave(code)
+    return code
+
+
+def _run(target: str, argv: list[str], description: str) -> int:
     module, function_name = target.split(":")
     program = f"python -m {_main_module(module)}"
     debug = "--verbosity=debug" in argv
@@ -387,3 +401,5 @@ def _join_processes(flags: Flags) -> None:
     from sbs_jax.partitioning import distributed
 
     distributed.initialize(flags.coordinator_address, flags.process_count, flags.process_index)
+    if flags.coordinator_address is not None:
+        peers.watch()

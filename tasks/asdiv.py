@@ -11,17 +11,19 @@ rationale always. Validation and test are SVAMP's own, the very examples of the 
 from __future__ import annotations
 
 from sbs_jax.data.registration import find_dataset, register_dataset, split_examples
-from sbs_jax.data.release import Example, Row, load_release
+from sbs_jax.data.release import Example, Row
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.sources import PublicNames, load_public
 from sbs_jax.parsers import PARSERS
 from sbs_jax.tasks import svamp
 
-_ = svamp  # imported for the data set that it registers
+NAMES = PublicNames(huggingface=("EleutherAI/asdiv",), huggingface_splits={"train": "validation"})
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads ``DATA_DIR/asdiv/asdiv_{split}.json`` and the teacher's completions beside it."""
-    return load_release(settings, "asdiv", split, convert=_convert, parser=PARSERS["svamp"])
+    parser = PARSERS["svamp"]
+    return load_public(settings, "asdiv", split, NAMES, convert=_convert, parser=parser)
 
 
 def load_augmented(split: str, settings: DataSettings) -> list[Example]:
@@ -33,7 +35,7 @@ def load_augmented(split: str, settings: DataSettings) -> list[Example]:
 
 
 def _convert(row: Row) -> Example:
-    answer = row["Answer"]
+    answer = row[row.first_of("Answer", "answer")]
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     elif not isinstance(answer, str) or not answer.strip():
@@ -42,11 +44,13 @@ def _convert(row: Row) -> Example:
         )
     return {
         "id": f"{row.path.stem}-{row.line}",
-        "input": f"{row.text('Body', blank=True)}\n{row.text('Question')}",
+        "input": svamp.word_problem(row),
         "label": answer.split()[0],
         "rationale": "",
     }
 
 
-register_dataset("asdiv", load=load, scorer="value")
-register_dataset("svamp_asdiv", load=load_augmented, scorer="value", own_validation=True)
+register_dataset("asdiv", load=load, scorer="value", public=True)
+register_dataset(
+    "svamp_asdiv", load=load_augmented, scorer="value", own_validation=True, public=True
+)

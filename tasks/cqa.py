@@ -1,26 +1,66 @@
-"""CommonsenseQA with CoS-E v1.11's human rationales (Talmor et al. 2019; Rajani et al. 2019).
+"""CommonsenseQA (Talmor et al. 2019), with people's rationales of CoS-E v1.11 or of ECQA.
 
 The input is the question, then ``Answer Choices:``, then ``(a) ...`` to ``(e) ...``, a line each,
 as in the published code; the label is the text of the right choice, without its letter.
+
+CoS-E's rationales (Rajani et al. 2019) lie in the release itself. HUMAN_RATIONALES = 'ecqa' takes
+ECQA's (Aggarwal et al. 2021) instead, from its published files in ``DATA_DIR/ecqa/``:
+``cqa_data_train.csv``, ``_val`` and ``_test`` (``q_no``, ``q_text``, ``q_op1`` to ``q_op5``,
+``q_ans``, ``taskB``, in CSV or JSONL), or ``ecqa.jsonl`` (``id``, ``explanation``). ECQA splits the
+questions in its own way, so they are joined by id, whatever the file.
 """
 
 from __future__ import annotations
 
 import string
+from pathlib import Path
+
+import gin
 
 from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row, load_release
+from sbs_jax.data.release import Example, Row
+from sbs_jax.data.rows import read_rows
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.sources import PublicNames, first_text, load_public
+from sbs_jax.errors import UserError
 from sbs_jax.parsers import PARSERS
+
+COS_E, ECQA = "cos_e", "ecqa"
+_NO_TEST = {"test": "validation"}  # the published code's test examples
+NAMES = PublicNames(
+    tfds="cos_e",
+    tfds_splits=_NO_TEST,
+    huggingface=("Salesforce/cos_e", "v1.11"),
+    huggingface_splits=_NO_TEST,
+)
+
+
+@gin.configurable
+def human_rationales(source: str = COS_E) -> str:
+    """Returns whose rationales RATIONALE_SOURCE = 'human' means: ``cos_e`` or ``ecqa``."""
+    if source not in (COS_E, ECQA):
+        raise UserError(f"HUMAN_RATIONALES must be 'cos_e' or 'ecqa', not {source!r}.")
+    return source
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads ``DATA_DIR/cqa/cqa_{split}.json`` and the teacher's completions beside it."""
-    return load_release(settings, "cqa", split, convert=_convert, parser=PARSERS["cqa"])
+    parser = PARSERS["cqa"]
+    examples = load_public(settings, "cqa", split, NAMES, convert=_convert, parser=parser)
+    if human_rationales() == COS_E:
+        return examples
+    folder = settings.folder("ecqa")
+    rationales = _read_ecqa(folder)
+    if not any(example["id"] in rationales for example in examples):
+        raise UserError(
+            f"{folder}: explains none of the {split} examples; its ids ('{next(iter(rationales))}')"
+            f" are others than theirs ('{examples[0]['id']}')."
+        )
+    return [{**example, "rationale": rationales.get(example["id"], "")} for example in examples]
 
 
 def _convert(row: Row) -> Example:
-    choices = row.texts("choices")
+    choices, answer = _choices(row)
     if not 2 <= len(choices) <= len(string.ascii_lowercase):
         raise row.error(f"field 'choices' must hold 2 to 26 choices, not {len(choices)}")
     letters = string.ascii_lowercase[: len(choices)]
@@ -28,9 +68,42 @@ def _convert(row: Row) -> Example:
     return {
         "id": row.text("id", blank=True) or f"{row.path.stem}-{row.line}",
         "input": "\n".join([row.text("question"), "Answer Choices:", *lines]),
-        "label": row.text("answer"),
+        "label": answer,
         "rationale": row.text("abstractive_explanation", blank=True),
     }
 
 
-register_dataset("cqa", load=load, scorer="exact_match")
+def _choices(row: Row) -> tuple[list[str], str]:
+    """Returns the choices and the right one, as CoS-E or CommonsenseQA's own page has them."""
+    value = row["choices"]
+    if isinstance(value, dict) and {"label", "text"} <= set(value) and "answerKey" in row:
+        choices = Row(value, row.path, row.line).texts("text")
+        by_letter = dict(zip(value["label"], choices, strict=False))
+        if row["answerKey"] not in by_letter:
+            raise row.error(f"field 'answerKey' is {row['answerKey']!r}, which is no choice")
+        return choices, by_letter[row["answerKey"]]
+    return row.texts("choices"), row.text("answer")
+
+
+def _read_ecqa(folder: Path) -> dict[str, str]:
+    """Returns the explanations of all files in ECQA's folder, by the id of the question."""
+    files = sorted(
+        path for path in folder.glob("*") if path.suffix.lower() in (".csv", ".json", ".jsonl")
+    )
+    found = {}
+    for path in files:
+        for row in read_rows(path):
+            if not any(name in row for name in ("taskB", "explanation")):
+                continue  # ECQA's list of authors' splits, or the like
+            identity = first_text(row, ("q_no", "id"))
+            found[identity] = first_text(row, ("taskB", "explanation"), blank=True).strip()
+    if not found:
+        raise UserError(
+            f"HUMAN_RATIONALES = 'ecqa': {folder} holds no file with the fields q_no and taskB "
+            "(cqa_data_train.csv) or id and explanation (ecqa.jsonl); put those of "
+            "github.com/dair-iitd/ECQA-Dataset there."
+        )
+    return found
+
+
+register_dataset("cqa", load=load, scorer="exact_match", public=True)

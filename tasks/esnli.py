@@ -8,15 +8,19 @@ validation and test also ``_2`` and ``_3``. A line labelled -1 is left out, with
 from __future__ import annotations
 
 from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row, load_release
+from sbs_jax.data.release import Example, Row
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.sources import PublicNames, load_public
 from sbs_jax.parsers import PARSERS
 from sbs_jax.tasks.nli import LABELS, nli_input, nli_label
+
+NAMES = PublicNames(tfds="esnli", huggingface=("esnli",))
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads ``DATA_DIR/esnli/esnli_{split}.json`` and the teacher's completions beside it."""
-    return load_release(settings, "esnli", split, convert=_convert, parser=PARSERS["esnli"])
+    parser = PARSERS["esnli"]
+    return load_public(settings, "esnli", split, NAMES, convert=_convert, parser=parser)
 
 
 def _convert(row: Row) -> Example | None:
@@ -32,4 +36,4 @@ def _convert(row: Row) -> Example | None:
     }
 
 
-register_dataset("esnli", load=load, own_validation=True, labels=LABELS)
+register_dataset("esnli", load=load, own_validation=True, labels=LABELS, public=True)

@@ -13,11 +13,15 @@ import re
 import gin
 
 from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row, load_release
+from sbs_jax.data.release import Example, Row
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.sources import PublicNames, load_public
+from sbs_jax.metrics import evaluate_expression
 from sbs_jax.parsers import PARSERS
 
+NAMES = PublicNames(tfds="gsm8k", huggingface=("openai/gsm8k", "main"))
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
+_NOT_DIGITS = str.maketrans("−", "-", ",$%")
 
 
 @gin.configurable
@@ -28,13 +32,14 @@ def annotations(keep: bool = False) -> bool:
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads ``DATA_DIR/gsm8k/{split}.jsonl`` and the teacher's completions, if there are any."""
-    return load_release(settings, "gsm8k", split, convert=_convert, parser=PARSERS["gsm8k"])
+    parser = PARSERS["gsm8k"]
+    return load_public(settings, "gsm8k", split, NAMES, convert=_convert, parser=parser)
 
 
 def _convert(row: Row) -> Example:
     solution, marker, label = row.text("answer").rpartition("####")
-    label = label.strip().replace(",", "").replace("$", "")
-    if not marker or not label:
+    label = label.strip().translate(_NOT_DIGITS)
+    if not marker or evaluate_expression(label) is None:
         raise row.error("field 'answer' must end in '#### NUMBER'")
     if not annotations():
         solution = _ANNOTATION.sub("", solution)
@@ -46,4 +51,4 @@ def _convert(row: Row) -> Example:
     }
 
 
-register_dataset("gsm8k", load=load, scorer="value")
+register_dataset("gsm8k", load=load, scorer="value", public=True)

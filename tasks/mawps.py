@@ -16,6 +16,7 @@ from typing import Any
 from sbs_jax.data.registration import register_dataset
 from sbs_jax.data.release import Example, Row, load_rows
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.sources import PublicNames, load_public
 from sbs_jax.metrics import evaluate_expression
 from sbs_jax.parsers import PARSERS
 from sbs_jax.tasks.held_out import find_file, part_of
@@ -23,10 +24,24 @@ from sbs_jax.tasks.held_out import find_file, part_of
 _ENDINGS = (".json", ".jsonl", ".csv")
 _QUESTIONS = ("sQuestion", "Question", "question", "original_text", "input")
 _ANSWERS = ("lSolutions", "Answer", "answer", "result", "ans", "label")
+NAMES = PublicNames(huggingface=("MU-NLPC/Calc-mawps",))
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads the problems of a split, and the teacher's completions from ``llm/``, if any."""
+    parser = PARSERS["gsm8k"]
+    return load_public(
+        settings,
+        "mawps",
+        split,
+        NAMES,
+        convert=_convert,
+        parser=parser,
+        release=lambda: _load_release(split, settings),
+    )
+
+
+def _load_release(split: str, settings: DataSettings) -> list[Example]:
     folder = settings.folder("mawps")
     own = tuple(f"{stem}{split}{end}" for stem in ("mawps_", "") for end in _ENDINGS)
     path = find_file(folder, own)
@@ -66,4 +81,4 @@ def _label(row: Row, value: Any) -> str:
     return text.removesuffix(".0")
 
 
-register_dataset("mawps", load=load, scorer="value")
+register_dataset("mawps", load=load, scorer="value", public=True)

@@ -15,7 +15,8 @@ def nli_input(row: Row) -> str:
     A few hypotheses of SNLI are empty; the fields have to be there, though.
     """
     texts = []
-    for key in ("premise", "hypothesis"):
+    # tensorflow-datasets calls ANLI's premises contexts.
+    for key in ("context" if "context" in row else "premise", "hypothesis"):
         if key not in row:
             row.text(key)  # raises
         texts.append(row.text(key, blank=True))

@@ -13,16 +13,31 @@ from sbs_jax.data.registration import register_dataset
 from sbs_jax.data.release import Example, Row, load_rows
 from sbs_jax.data.rows import read_rows
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.sources import PublicNames, load_public
 from sbs_jax.parsers import PARSERS
 from sbs_jax.tasks.held_out import find_file, part_of
 
 LABELS = ("yes", "no")
 _TRAIN = ("strategyqa_train.json", "train.json", "train.jsonl", "task.json")
 _TEST = ("strategyqa_test.json", "test.json", "strategyqa_dev.json", "dev.json")
+NAMES = PublicNames(huggingface=("ChilleD/StrategyQA",))
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads the questions of a split, and the teacher's completions from ``llm/``, if any."""
+    parser = PARSERS["yes_no"]
+    return load_public(
+        settings,
+        "strategyqa",
+        split,
+        NAMES,
+        convert=_convert,
+        parser=parser,
+        release=lambda: _load_release(split, settings),
+    )
+
+
+def _load_release(split: str, settings: DataSettings) -> list[Example]:
     folder = settings.folder("strategyqa")
     test = find_file(folder, _TEST)
     if test is not None and any(name in read_rows(test)[0] for name in ("answer", "target_scores")):
@@ -34,7 +49,8 @@ def load(split: str, settings: DataSettings) -> list[Example]:
 
 
 def _convert(row: Row) -> Example:
-    facts = row.texts("facts") if "facts" in row and row["facts"] is not None else []
+    facts = row.get("facts") or []
+    facts = [facts] if isinstance(facts, str) else row.texts("facts") if facts else []
     return {
         "id": str(row["qid"]) if "qid" in row else f"{row.path.stem}-{row.line}",
         "input": row.text(row.first_of("question", "input")).strip(),
@@ -58,4 +74,4 @@ def _label(row: Row) -> str:
     raise row.error(f"field 'answer' must be true or false, not {answer!r}")
 
 
-register_dataset("strategyqa", load=load, labels=LABELS)
+register_dataset("strategyqa", load=load, labels=LABELS, public=True)

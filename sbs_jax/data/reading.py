@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from sbs_jax.data import preprocessors, registration
+from sbs_jax.data import caching, preprocessors, registration
+from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.parts import LABEL
 
@@ -44,7 +45,21 @@ def read_columns(task: seqio.Task, split: str) -> Columns:
         columns["part"] = (np.full(count, LABEL), np.ones(count, np.int64))
     if count and "example" not in chunks:
         columns["example"] = (np.arange(count, dtype=np.int32), np.ones(count, np.int64))
+    if settings_lib.current().use_cached_tasks and columns["variant"][0].size:
+        # Beam wrote them in any order.
+        order = np.lexsort((columns["variant"][0], columns["example"][0]))
+        columns = {name: _permute(*column, order) for name, column in columns.items()}
     return columns
+
+
+def _permute(
+    flat: np.ndarray, lengths: np.ndarray, order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    starts = (np.cumsum(lengths) - lengths)[order]
+    lengths = lengths[order]
+    before = np.cumsum(lengths) - lengths
+    index = np.arange(flat.size) + np.repeat(starts - before, lengths)
+    return flat[index], lengths
 
 
 def _flat(value: tf.Tensor | tf.RaggedTensor) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +74,10 @@ def _flat(value: tf.Tensor | tf.RaggedTensor) -> tuple[np.ndarray, np.ndarray]:
 def _chunks(task: seqio.Task, split: str) -> Iterator[Mapping[str, tf.Tensor]]:
     """Yields the features that batches need, of many records at a time."""
     info = registration.task_info(task.name)
-    if info is not None:
+    cached = settings_lib.current().use_cached_tasks
+    if cached:
+        task = caching.cached_task(task, split)
+    elif info is not None:
         # One of ours: the same as below, without going through the records one by one.
         dataset = preprocessors.finished_batches(
             task.source.get_dataset(split, shuffle=False), info.method, task.output_features
@@ -69,6 +87,7 @@ def _chunks(task: seqio.Task, split: str) -> Iterator[Mapping[str, tf.Tensor]]:
     dataset = task.get_dataset(
         sequence_length=None,
         split=split,
+        use_cached=cached,
         shuffle=False,
         num_epochs=1,
         trim_output_features=False,

@@ -32,6 +32,7 @@ import numpy as np
 from sbs_jax import metrics
 from sbs_jax.data import preprocessors
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.rationales import join_rationales
 from sbs_jax.data.release import Example, rationale_texts
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf
@@ -59,6 +60,7 @@ class Dataset:
       judge: returns the scorer's name and all labels that occur, () if there is no end to them.
       own_validation: whether `load` knows the split ``validation``.
       vocabulary: of its texts.
+      public: whether `load` heeds `DataSettings.data_source`.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Dataset:
     judge: JudgeFn
     own_validation: bool
     vocabulary: DatasetVocabulary
+    public: bool = False
 
     @property
     def scorer(self) -> str:
@@ -136,6 +139,7 @@ def register_dataset(
     own_validation: bool = False,
     labels: Sequence[str] = (),
     judge: JudgeFn | None = None,
+    public: bool = False,
 ) -> Dataset:
     """Registers the SeqIO tasks of one data set; see the head of this module for their names.
 
@@ -149,6 +153,8 @@ def register_dataset(
       labels: all labels that there are, where they are few. Another gold label is an error; another
         label of the teacher's is not trained.
       judge: returns `scorer` and `labels` when they are needed, where gin decides them.
+      public: whether `load` heeds `DataSettings.data_source` (`sbs_jax.data.sources`); if not, any
+        but the default is an error.
 
     Returns:
       The data set.
@@ -160,7 +166,7 @@ def register_dataset(
         raise UserError(f"A data set '{name}' is registered already; choose another name.")
     vocabulary = DatasetVocabulary(name, functools.partial(vocabulary_texts, name))
     constant = (scorer, tuple(labels))
-    dataset = Dataset(name, load, judge or (lambda: constant), own_validation, vocabulary)
+    dataset = Dataset(name, load, judge or (lambda: constant), own_validation, vocabulary, public)
     if judge is None:
         _ = dataset.scorer  # checks it
     tasks = [
@@ -208,6 +214,7 @@ def _register_task(task: TaskInfo) -> None:
         source=seqio.FunctionDataSource(functools.partial(_read, task=task), splits=SPLITS),
         preprocessors=[
             functools.partial(preprocessors.to_records, method=task.method),
+            seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
             preprocessors.prompt_decoder,
         ],
@@ -416,8 +423,20 @@ def load_examples(dataset: Dataset | str, split: str) -> list[Example]:
 def split_examples(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]:
     """Reads a whole split, `DataSettings.train_fraction` or not; see `load_examples`."""
     if dataset.own_validation or split == TEST:
-        return _checked(dataset, dataset.load(split, settings))
-    return hold_out(dataset.name, split, _checked(dataset, dataset.load(TRAIN, settings)), settings)
+        return _load(dataset, split, settings)
+    return hold_out(dataset.name, split, _load(dataset, TRAIN, settings), settings)
+
+
+def _load(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]:
+    if settings.data_source != settings_lib.RELEASE and not dataset.public:
+        raise UserError(
+            f"DATA_SOURCE = '{settings.data_source}', but the data set '{dataset.name}' is read in "
+            "one way alone; leave DATA_SOURCE out."
+        )
+    examples = _checked(dataset, dataset.load(split, settings))
+    if settings.rationales_file is not None:
+        return join_rationales(examples, settings.rationales_file, dataset.name)
+    return examples
 
 
 def hold_out(
@@ -553,7 +572,8 @@ def _no_completions(task: TaskInfo, split: str) -> UserError:
         f"The task '{task.name}' needs the teacher's completions, but the data set "
         f"'{name}' has none for its {_SPLIT_WORDS[split]} examples (the release keeps them in "
         f"DATA_DIR/{name}/llm/{split}_CoT_0.json and so on, files of your own in llm_label and "
-        f"llm_rationale); '{name}_standard' trains without."
+        "llm_rationale, and RATIONALES_FILE names what sbs_jax.teach wrote for these very ids); "
+        f"'{name}_standard' trains without."
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -108,16 +108,44 @@ def load_rows(
       parser: see `load_release`.
     """
     rows = read_rows(path)
-    files = _first_of(completion_files(completions_folder, word) for word in _words(split))
-    found = [completion for file in files for completion in read_completions(file)]
-    completions: list[str | None] = list(found) if files else [None] * len(rows)
-    if len(completions) != len(rows):
+    completions = completions_of(completions_folder, split, len(rows), path)
+    return make_examples(rows, completions, convert=convert, parser=parser)
+
+
+def completions_of(folder: Path, split: str, count: int, path: Path) -> list[str] | None:
+    """Reads the completions of a split; None if there are none.
+
+    Args:
+      folder: where ``{split}_CoT_0.json`` and so on may lie.
+      split: see `load_release`.
+      count: of the examples, of which each needs one.
+      path: where these are, for the sentence of the error.
+
+    Raises:
+      UserError: see `load_release`.
+    """
+    files = _first_of(completion_files(folder, word) for word in _words(split))
+    if not files:
+        return None
+    completions = [completion for file in files for completion in read_completions(file)]
+    if len(completions) != count:
         raise UserError(
-            f"{path} holds {len(rows)} examples but {_span(files)} {len(completions)} "
+            f"{path} holds {count} examples but {_span(files)} {len(completions)} "
             f"completions; every example needs one, in the same order."
         )
+    return completions
+
+
+def make_examples(
+    rows: Sequence[Row],
+    completions: Sequence[str] | None,
+    *,
+    convert: Callable[[Row], Example | None],
+    parser: Callable[[str], ParsedCompletion],
+) -> list[Example]:
+    """Makes examples of rows and the completions that go with them; see `load_release`."""
     examples = []
-    for row, completion in zip(rows, completions, strict=True):
+    for row, completion in zip(rows, completions or [None] * len(rows), strict=True):
         example = convert(row)
         if example is None:
             continue
@@ -126,6 +154,7 @@ def load_rows(
             example["llm_label"] = parsed.label
             example["llm_rationale"] = parsed.rationale
         examples.append(example)
+    path = rows[0].path if rows else "the data set"
     if not examples:
         raise UserError(f"{path}: holds no examples.")
     if len(examples) < len(rows):

@@ -19,6 +19,7 @@ from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
 DEFAULT_JOINT_SEPARATOR = " Answer: "
 DEFAULT_RATIONALE_INPUT_SEPARATOR = " explanation: "
 RATIONALES_PER_EPOCH = ("all", "one")
+DATA_SOURCES = RELEASE, TFDS, HUGGING_FACE = ("release", "tfds", "huggingface")
 PREFIX_SIDES = ("encoder", "decoder")
 
 
@@ -50,6 +51,12 @@ class DataSettings:
         ``rationale_input``.
       rationales_per_epoch: of an example with several rationales, train ``all`` in each epoch, or
         ``one``, drawn anew for each epoch.
+      data_source: where public data sets are read: the authors' ``release``, ``tfds`` or
+        ``huggingface``, see `sbs_jax.data.sources`.
+      rationales_file: a teacher's labels and rationales, which take the place of the data set's own
+        in the examples of the same id, see `sbs_jax.data.rationales`.
+      use_cached_tasks: read tasks tokenized from `cache_dir`, see `sbs_jax.data.caching`.
+      cache_dir: the folder of SeqIO's cache.
 
     Raises:
       UserError: a value is out of its range.
@@ -70,6 +77,10 @@ class DataSettings:
     joint_separator: str = DEFAULT_JOINT_SEPARATOR
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
     rationales_per_epoch: str = "all"
+    data_source: str = RELEASE
+    rationales_file: str | None = None
+    use_cached_tasks: bool = False
+    cache_dir: str | None = None
     prefix_side: str = "encoder"
 
     def __post_init__(self) -> None:
@@ -89,6 +100,10 @@ class DataSettings:
         if self.rationales_per_epoch not in RATIONALES_PER_EPOCH:
             raise UserError(
                 f"RATIONALES_PER_EPOCH must be 'all' or 'one', not {self.rationales_per_epoch!r}."
+            )
+        if self.data_source not in DATA_SOURCES:
+            raise UserError(
+                f"DATA_SOURCE must be one of {', '.join(DATA_SOURCES)}, not {self.data_source!r}."
             )
         if self.prefix_side not in PREFIX_SIDES:
             raise UserError(
@@ -149,6 +164,10 @@ def data_settings(
     joint_separator: str = DEFAULT_JOINT_SEPARATOR,
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR,
     rationales_per_epoch: str = "all",
+    data_source: str = RELEASE,
+    rationales_file: str | None = None,
+    use_cached_tasks: bool = False,
+    cache_dir: str | None = None,
     prefix_side: str | None = None,
 ) -> DataSettings:
     """Returns the settings as gin has bound them; see `DataSettings` for what each one means.
@@ -166,6 +185,11 @@ _override: contextvars.ContextVar[DataSettings | None] = contextvars.ContextVar(
 def current() -> DataSettings:
     """Returns the settings in force: those of `override`, or else gin's."""
     return _override.get() or data_settings()
+
+
+def put_in_force(settings: DataSettings) -> None:
+    """Puts `settings` in force in this thread, for good: for threads of other libraries."""
+    _override.set(settings)
 
 
 @contextlib.contextmanager

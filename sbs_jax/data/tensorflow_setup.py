@@ -1,9 +1,9 @@
 """Imports TensorFlow and SeqIO: without their noise, and without letting them touch a GPU.
 
-Import ``tf`` and ``seqio`` from here inside `sbs_jax.data`. The library writes log lines while it
-is being loaded, before any log level is in force (seen with 2.21), so the file descriptor of stderr
-is put aside for that long. What was written and is no log line is shown afterwards, and everything
-is shown if the import fails.
+Import ``tf``, ``tfds`` and ``seqio`` from here inside `sbs_jax.data`. The library writes log lines
+while it is being loaded, before any log level is in force (seen with 2.21), so the file descriptor
+of stderr is put aside for that long. What was written and is no log line is shown afterwards, and
+everything is shown if the import fails.
 """
 
 from __future__ import annotations
@@ -51,5 +51,6 @@ with _without_log_lines():
     with contextlib.suppress(RuntimeError):  # already initialized by the user's own code
         tf.config.set_visible_devices([], "GPU")
     import seqio
+    import tensorflow_datasets as tfds  # which seqio imports anyway
 
-__all__ = ["seqio", "tf"]
+__all__ = ["seqio", "tf", "tfds"]

@@ -1,0 +1,19 @@
+r"""Writes a task, tokenized, into SeqIO's cache; runs with USE_CACHED_TASKS = True read it.
+
+For instance:
+    python -m sbs_jax.cache --gin_file=runs/cache.gin --gin_file=tasks/svamp.gin \
+      --gin.DATA_DIR=PATH --gin.CACHE_DIR=PATH
+"""
+
+import sys
+
+from sbs_jax import gin_utils
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    return gin_utils.run_main("sbs_jax.data.cache_writer:write_cache", description=__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Joins a teacher's ``rationales.jsonl`` (`python -m sbs_jax.teach`) to examples, by their ids."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from sbs_jax.data.release import Example
+from sbs_jax.errors import UserError
+from sbs_jax.io import read_jsonl
+
+
+def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Example]:
+    """Puts a teacher's labels and rationales in the place of the examples' own.
+
+    Args:
+      examples: of one split.
+      path: a JSONL file with ``id``, ``llm_label`` and ``llm_rationale`` (or a list of them,
+        ``llm_rationales``) in each row, and as far as known ``input``. It may hold other ids, too.
+      dataset: for the sentences of errors.
+
+    Returns:
+      The examples. Those that the file does not name have no label and no rationale of the
+      teacher's; where it names none at all, the keys are missing.
+
+    Raises:
+      UserError: the file is malformed, names an id twice, or an id with another input.
+    """
+    rows = _read(path, Path(path).expanduser().stat().st_mtime_ns if _exists(path) else 0)
+    found = sum(example["id"] in rows for example in examples)
+    joined = []
+    for example in examples:
+        plain = {k: v for k, v in example.items() if k not in ("llm_label", "llm_rationale")}
+        if found:
+            row = rows.get(example["id"], {"llm_label": "", "llm_rationale": ""})
+            if row.get("input", example["input"]) != example["input"]:
+                raise UserError(
+                    f"RATIONALES_FILE = {path}: the row with id '{example['id']}' has another "
+                    f"input than that example of '{dataset}'; it was written for other data."
+                )
+            plain |= {key: row[key] for key in ("llm_label", "llm_rationale")}
+        joined.append(plain)
+    return joined
+
+
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().is_file()
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: str, changed: int) -> dict[str, dict[str, Any]]:
+    """Reads the rows by id; `changed` is when the file was, so that another one is read anew."""
+    del changed
+    rows: dict[str, dict[str, Any]] = {}
+    for line, row in read_jsonl(Path(path).expanduser()):
+        where = f"RATIONALES_FILE = {path}, line {line}"
+        if not isinstance(row.get("id"), str):
+            raise UserError(f"{where}: field 'id' must be a text.")
+        if row["id"] in rows:
+            raise UserError(f"{where}: the id '{row['id']}' occurs twice.")
+        rationale = row.get("llm_rationales") or row.get("llm_rationale", "")
+        texts = rationale if isinstance(rationale, list) else [rationale]
+        label = row.get("llm_label", "")
+        if not isinstance(label, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: 'llm_label' and 'llm_rationale' must be texts.")
+        rows[row["id"]] = {"llm_label": label, "llm_rationale": rationale}
+        if isinstance(row.get("input"), str):
+            rows[row["id"]]["input"] = row["input"]
+    if not rows:
+        raise UserError(f"RATIONALES_FILE = {path}: holds no rows.")
+    return rows

@@ -3,58 +3,21 @@
     A coin is heads up. Ida flips the coin. Jonas does not flip the coin. Is the coin still heads
     up?   ->   no
 
-`coin_flip` has `people` people in all its splits, `coin_flip_ood` `ood_people` people in its test
+`coin_flip` has `length` people in all its splits, `coin_flip_ood` `ood_length` people in its test
 split: evaluate a student of the one on the other. Needs no DATA_DIR.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import random
 
 import gin
 
-from sbs_jax.data.registration import register_dataset
 from sbs_jax.data.release import Example
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.errors import UserError
-from sbs_jax.tasks.names import FIRST, make_distinct
+from sbs_jax.tasks.names import FIRST
+from sbs_jax.tasks.puzzles import Sizes, register_puzzles
 
 LABELS = ("yes", "no")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """How many examples there are, and how long they are.
-
-    Attributes:
-      train: examples.
-      validation: examples.
-      test: examples.
-      people: who flip the coin or do not.
-      ood_people: likewise in the test split of `coin_flip_ood`.
-      puzzle_seed: of all names; not the run's SEED, so that students have the same examples.
-
-    Raises:
-      UserError: a value is out of its range.
-    """
-
-    train: int = 1000
-    validation: int = 200
-    test: int = 500
-    people: int = 2
-    ood_people: int = 4
-    puzzle_seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "puzzle_seed" else 1
-            if value < least:
-                raise UserError(f"coin_flip.sizes: {field.name} = {value} is below {least}.")
-            if field.name.endswith("people") and value > len(FIRST):
-                raise UserError(f"coin_flip.sizes: {field.name} = {value} is above {len(FIRST)}.")
 
 
 @gin.configurable
@@ -62,22 +25,12 @@ def sizes(
     train: int = 1000,
     validation: int = 200,
     test: int = 500,
-    people: int = 2,
-    ood_people: int = 4,
+    length: int = 2,
+    ood_length: int = 4,
     puzzle_seed: int = 0,
 ) -> Sizes:
     """Returns the sizes as gin has bound them (gin/tasks/coin_flip.gin); see `Sizes`."""
     return Sizes(**locals())
-
-
-def load(split: str, settings: DataSettings, *, longer: bool = False) -> list[Example]:
-    """Generates the examples of a split."""
-    del settings
-    chosen = sizes()
-    people = chosen.ood_people if longer and split == "test" else chosen.people
-    make = functools.partial(_make, people)
-    flips = make_distinct(make, split, getattr(chosen, split), chosen.puzzle_seed)
-    return [_example(f"coin_flip-{split}-{i}", flip) for i, flip in enumerate(flips)]
 
 
 def _make(people: int, rng: random.Random) -> tuple[str, list[tuple[str, bool]]]:
@@ -109,7 +62,6 @@ def _example(identity: str, flips: list[tuple[str, bool]]) -> Example:
     }
 
 
-register_dataset("coin_flip", load=load, own_validation=True, labels=LABELS)
-register_dataset(
-    "coin_flip_ood", load=functools.partial(load, longer=True), own_validation=True, labels=LABELS
+load = register_puzzles(
+    "coin_flip", sizes=sizes, make=_make, example=_example, labels=LABELS, longest=len(FIRST)
 )

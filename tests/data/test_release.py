@@ -102,6 +102,15 @@ def test_malformed_completions_are_named(folder, text, message):
         read_completions(path)
 
 
+def test_completions_may_be_objects(folder):
+    path = folder / "llm" / "train_CoT_0.json"
+    path.write_text(json.dumps([{"id": 3, "completion": "a"}, "b", {"text": "c"}]))
+    assert read_completions(path) == ["a", "b", "c"]
+    path.write_text(json.dumps(["a", {"said": "b"}]))
+    with pytest.raises(UserError, match=r"entry 2: expected a text in one of .*, found said\."):
+        read_completions(path)
+
+
 def test_completions_of_another_encoding(folder):
     path = folder / "train_CoT_0.json"
     path.write_bytes('["é"]'.encode("latin-1"))

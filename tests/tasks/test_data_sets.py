@@ -9,7 +9,17 @@ from sbs_jax.data import registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.tasks import anli1, asdiv, coin_flip, esnli, gsm8k, last_letters, mawps, strategyqa
+from sbs_jax.tasks import (
+    anli1,
+    asdiv,
+    coin_flip,
+    cqa,
+    esnli,
+    gsm8k,
+    last_letters,
+    mawps,
+    strategyqa,
+)
 from tests.release_layout import write_jsonl
 
 
@@ -215,10 +225,9 @@ def test_strategyqa(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "length"),
-    [(last_letters, "last_letters", "words"), (coin_flip, "coin_flip", "people")],
+    ("module", "name"), [(last_letters, "last_letters"), (coin_flip, "coin_flip")]
 )
-def test_procedural(module, name, length):
+def test_procedural(module, name):
     splits = {split: module.load(split, DataSettings()) for split in registration.SPLITS}
     assert [len(examples) for examples in splits.values()] == [1000, 200, 500]
     texts = [example["input"] for examples in splits.values() for example in examples]
@@ -231,7 +240,7 @@ def test_procedural(module, name, length):
     assert module.load("train", DataSettings()) == splits["train"][:10]
     gin.bind_parameter(f"{name}.sizes.puzzle_seed", 1)
     assert module.load("train", DataSettings())[0] != splits["train"][0]
-    gin.bind_parameter(f"{name}.sizes.ood_{length}", 7)
+    gin.bind_parameter(f"{name}.sizes.ood_length", 7)
     longer = registration.find_dataset(f"{name}_ood").load("test", DataSettings())
     assert min(len(ex["input"]) for ex in longer) > max(len(text) for text in texts) / 2
     if name == "last_letters":
@@ -239,8 +248,8 @@ def test_procedural(module, name, length):
         assert {len(example["label"]) for example in splits["test"]} == {2}
     else:
         assert {ex["input"].count(" flip") for ex in longer} == {7}
-    gin.bind_parameter(f"{name}.sizes.{length}", 0)
-    with pytest.raises(UserError, match=f"{length} = 0 is below 1"):
+    gin.bind_parameter(f"{name}.sizes.length", 0)
+    with pytest.raises(UserError, match="sizes: length = 0 is below 1"):
         module.load("train", DataSettings())
 
 
@@ -252,8 +261,99 @@ def test_procedural_answers_are_right():
         flips = example["input"].count(" flips ")
         assert example["label"] == ("no" if flips % 2 else "yes")
     with pytest.raises(UserError, match="There are not 500 different puzzles"):
-        gin.bind_parameter("coin_flip.sizes.people", 1)
+        gin.bind_parameter("coin_flip.sizes.length", 1)
         coin_flip.load("test", DataSettings())
+    gin.bind_parameter("coin_flip.sizes.length", 999)
+    with pytest.raises(UserError, match=r"coin_flip\.sizes: a length of 999 is above"):
+        coin_flip.load("test", DataSettings())
+
+
+@pytest.mark.parametrize(
+    ("gold", "label"),
+    [
+        ("#### 1,234", "1234"),
+        ("So.\n####-5", "-5"),
+        ("#### $3.50", "3.50"),
+        ("#### 10%", "10"),
+        ("a #### b\n#### 7 ", "7"),
+        ("#### −3", "-3"),
+    ],
+)
+def test_gold_numbers_of_gsm8k(tmp_path, gold, label):
+    (tmp_path / "gsm8k").mkdir()
+    write_jsonl(tmp_path / "gsm8k" / "train.jsonl", [{"question": "Q?", "answer": gold}])
+    (example,) = gsm8k.load("train", settings(tmp_path))
+    assert example["label"] == label
+
+
+@pytest.mark.parametrize("gold", ["42", "#### many", "####", "#### 4 or 5"])
+def test_gold_answers_of_gsm8k_without_a_number(tmp_path, gold):
+    (tmp_path / "gsm8k").mkdir()
+    write_jsonl(tmp_path / "gsm8k" / "train.jsonl", [{"question": "Q?", "answer": gold}])
+    with pytest.raises(UserError, match=r"line 1: field 'answer' must end in '#### NUMBER'"):
+        gsm8k.load("train", settings(tmp_path))
+
+
+def test_numbered_completions_of_gsm8k_and_anli_in_numeric_order(tmp_path):
+    rows = [{"question": f"Q{i}?", "answer": f"#### {i}"} for i in range(11)]
+    write(tmp_path, "gsm8k", rows, "train", [f"So. The answer is {i}." for i in range(11)], 1)
+    assert teacher_right("gsm8k", gsm8k.load("train", settings(tmp_path))) == 11
+    row = {"uid": "u", "premise": "P", "hypothesis": "H", "label": 0, "reason": ""}
+    write(tmp_path, "anli1", [row], "train", ["R. So the answer is entailment."])
+    (tmp_path / "anli1").rename(tmp_path / "anli")  # the folder alone goes by another name
+    assert teacher_right("anli1", anli1.load("train", settings(tmp_path))) == 1
+    with pytest.raises(UserError, match=r"anli1_valid\.json: cannot be read"):
+        anli1.load("validation", settings(tmp_path))
+
+
+def write_cqa(folder):
+    rows = [
+        {
+            "id": f"q{i}",
+            "question": f"Q{i}?",
+            "choices": ["a", "b"],
+            "answer": "a",
+            "abstractive_explanation": f"cose {i}",
+        }
+        for i in range(4)
+    ]
+    write(folder, "cqa", rows, "train")
+
+
+def test_human_rationales_of_ecqa(tmp_path):
+    write_cqa(tmp_path)
+    assert cqa.load("train", settings(tmp_path))[2]["rationale"] == "cose 2"
+    gin.bind_parameter("cqa.human_rationales.source", "ecqa")
+    (tmp_path / "ecqa").mkdir()
+    with pytest.raises(UserError, match=r"ecqa holds no file with the fields q_no and taskB"):
+        cqa.load("train", settings(tmp_path))
+    fields = "q_no,q_concept,q_text,q_op1,q_op2,q_op3,q_op4,q_op5,q_ans,taskA_pos,taskA_neg,taskB\n"
+    line = '{},c,"Q, or so?",a,b,c,d,e,a,"A is good.","B is bad.","Because {},\nand so on."\n'
+    for split, number in (("train", 1), ("val", 3), ("test", 99)):
+        path = tmp_path / "ecqa" / f"cqa_data_{split}.csv"
+        path.write_text(fields + line.format(f"q{number}", number))
+    (tmp_path / "ecqa" / "author_split.json").write_text('["q1"]'.replace('"q1"', '{"id": "q1"}'))
+    examples = cqa.load("train", settings(tmp_path))
+    assert [e["rationale"] for e in examples] == [
+        "",
+        "Because 1,\nand so on.",
+        "",
+        "Because 3,\nand so on.",
+    ]
+    for path in (tmp_path / "ecqa").iterdir():
+        path.unlink()
+    rows = [{"id": "q0", "positives": ["p"], "negatives": [], "explanation": "E0"}]
+    write_jsonl(tmp_path / "ecqa" / "ecqa.jsonl", rows)
+    assert cqa.load("train", settings(tmp_path))[0]["rationale"] == "E0"
+    with settings_lib.override(settings(tmp_path)):
+        task = registration.task_info("cqa_rationale_human")
+        assert registration.read_targets(task, "train")
+    write_jsonl(tmp_path / "ecqa" / "ecqa.jsonl", [{"id": "z", "explanation": "E0"}])
+    with pytest.raises(UserError, match=r"explains none of the train examples; its ids \('z'\)"):
+        cqa.load("train", settings(tmp_path))
+    gin.bind_parameter("cqa.human_rationales.source", "people")
+    with pytest.raises(UserError, match="HUMAN_RATIONALES must be 'cos_e' or 'ecqa'"):
+        cqa.load("train", settings(tmp_path))
 
 
 def test_the_template_works_as_it_is(tmp_path):

@@ -1,0 +1,91 @@
+"""What the procedural data sets share: their sizes, and a second data set of longer puzzles."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sbs_jax.data.registration import register_dataset
+from sbs_jax.data.release import Example
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.errors import UserError
+from sbs_jax.tasks.names import make_distinct
+
+LoadFn = Callable[..., list[Example]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How many puzzles there are, and how long they are.
+
+    Attributes:
+      train: puzzles.
+      validation: puzzles.
+      test: puzzles.
+      length: of a puzzle.
+      ood_length: likewise in the test split of the data set ``_ood``.
+      puzzle_seed: of all puzzles; not the run's SEED, so that students have the same examples.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+
+    train: int = 1000
+    validation: int = 200
+    test: int = 500
+    length: int = 2
+    ood_length: int = 4
+    puzzle_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            least = 0 if field.name == "puzzle_seed" else 1
+            if getattr(self, field.name) < least:
+                value = getattr(self, field.name)
+                raise UserError(f"sizes: {field.name} = {value} is below {least}.")
+
+
+def register_puzzles(
+    name: str,
+    *,
+    sizes: Callable[[], Sizes],
+    make: Callable[[int, random.Random], tuple[str, Any]],
+    example: Callable[[str, Any], Example],
+    labels: Sequence[str] = (),
+    longest: int | None = None,
+) -> LoadFn:
+    """Registers ``name``, and ``name_ood`` whose test puzzles are longer.
+
+    Args:
+      name: of the data set.
+      sizes: in force when it is read.
+      make: draws a puzzle of a length: a text that tells it from others, and the puzzle.
+      example: makes an example of an id and a puzzle.
+      labels: see `register_dataset`.
+      longest: puzzle that can be made.
+
+    Returns:
+      The function that generates the examples of a split.
+    """
+
+    def load(split: str, settings: DataSettings, *, longer: bool = False) -> list[Example]:
+        del settings
+        chosen = sizes()
+        length = chosen.ood_length if longer and split == "test" else chosen.length
+        if longest is not None and length > longest:
+            raise UserError(f"{name}.sizes: a length of {length} is above {longest}.")
+        draw = functools.partial(make, length)
+        puzzles = make_distinct(draw, split, getattr(chosen, split), chosen.puzzle_seed)
+        return [example(f"{name}-{split}-{i}", puzzle) for i, puzzle in enumerate(puzzles)]
+
+    for suffix, longer in (("", False), ("_ood", True)):
+        register_dataset(
+            name + suffix,
+            load=functools.partial(load, longer=longer),
+            own_validation=True,
+            labels=labels,
+        )
+    return load

@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sbs_jax/__init__.py").rea
 # top-level module `tasks` would collide with users' own, and `gin` with gin-config.
 PACKAGE_DIRS = {"sbs_jax": "sbs_jax", "sbs_jax.tasks": "tasks", "sbs_jax.gin": "gin"}
 
+SLURM = ["submitit>=1.5,<2"]
 SERVE = [
     "fastapi>=0.115,<1",
     "uvicorn>=0.34,<1",
@@ -78,6 +79,10 @@ setup(
         "browser": ["selenium>=4.20,<5"],
         # INITIAL_CHECKPOINT_PATH may be a name on the Hugging Face hub.
         "hub": ["huggingface_hub>=1,<3"],
+        # `python -m sbs_jax.sweep --engine=slurm`.
+        "slurm": SLURM,
+        # WANDB_PROJECT: metrics at Weights & Biases, too.
+        "wandb": ["wandb>=0.20,<1"],
         # The HTTP service of `python -m sbs_jax.serve`.
         "serve": SERVE,
         # The commit that docs/t5x.md was tried with; it says how to install this without a second
@@ -98,6 +103,7 @@ setup(
         "test": [
             "datasets>=4,<6",
             *SERVE,
+            *SLURM,
             "schemathesis>=4,<5",
             "pytest>=8,<10",
             "ruff>=0.12,<1",

@@ -33,6 +33,7 @@ from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.start import starting_state
 from sbs_jax.training.step import make_train_step
 from sbs_jax.training.student import Student
+from sbs_jax.training.wandb_log import WandbLog
 from sbs_jax.training.writers import MetricsWriter
 
 
@@ -69,6 +70,7 @@ def train(
     best_mode: Literal["max", "min"] = "max",
     initial_checkpoint_path: str | None = None,
     log_period: int = 10,
+    wandb_project: str | None = None,
     seed: int = 0,
     dry_run: bool = False,
     config_text: str | None = None,
@@ -109,6 +111,7 @@ def train(
       initial_checkpoint_path: where the first parameters come from, and the vocabulary if none is
         named; see `checkpoints.loading.identify`. None draws them.
       log_period: steps in a line of metrics.jsonl.
+      wandb_project: of Weights & Biases, which is told the same; None tells nobody.
       seed: of parameters, dropout and the order of the data.
       dry_run: build everything, print what would be trained, train nothing.
       config_text: the configuration, written to `model_dir/config.gin`.
@@ -190,7 +193,12 @@ def train(
                 best_metric=best_metric if evaluator else None,
                 best_mode=best_mode,
             ) as checkpoints,
-            MetricsWriter(folder) as writer,
+            MetricsWriter(
+                folder,
+                wandb=wandb_log(
+                    wandb_project, mixture_or_task_name, rationale_weight, train_steps, seed
+                ),
+            ) as writer,
         ):
             start = starting_state(
                 abstract_state=abstract_state,
@@ -232,6 +240,29 @@ def train(
             )
         progress.note(f"Written to {folder}")
         return finished
+
+
+def wandb_log(
+    project: str | None,
+    task: str,
+    rationale_weight: float | Schedule,
+    train_steps: int,
+    seed: int,
+) -> WandbLog | None:
+    """The run's log at Weights & Biases; None without a project.
+
+    Raises:
+      UserError: wandb is not installed.
+    """
+    if project is None or jax.process_index() != 0:
+        return None
+    config = _student_settings(task) | {
+        "rationale_weight": None if callable(rationale_weight) else rationale_weight,
+        "train_steps": train_steps,
+        "seed": seed,
+        "data_settings": dataclasses.asdict(settings.current()),
+    }
+    return WandbLog(project, config)
 
 
 def run_metadata(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,8 @@ from sbs_jax.io import atomic_write_text
 
 _POLL = 2.0  # seconds
 _LOST = 3  # polls without a result or a place in the queue, after which a job counts as lost
+# SLURM may send submitit's signal to all processes of a job. What is ignored stays so over `exec`.
+_IGNORE_USR2 = ("/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "sh")
 _REQUEUES = 1000  # time-outs of a job; a long run may need many
 
 PARAMETERS = {
@@ -60,13 +61,12 @@ class WorkerCall:
         Path(self.log).parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as output:
             self._process = subprocess.Popen(
-                self.command,
+                [*_IGNORE_USR2, *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # SLURM may send submitit's signal to all processes of the job.
-                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
             )
+            self._await_end()
             return self._process.wait()
 
     def checkpoint(self) -> Any:
@@ -79,8 +79,12 @@ class WorkerCall:
 
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            self._await_end()
         return DelayedSubmission(WorkerCall(self.command, self.log))
+
+    def _await_end(self) -> None:
+        """Waits for the worker's end; unlike `Popen.wait`, safe in a signal's handler, too."""
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
 
 
 class SlurmEngine:

@@ -20,7 +20,7 @@ from rich.table import Table
 from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import cost, grid, halving, local, slurm, table
+from sbs_jax.experiments import cost, grid, halving, hparams, local, slurm, table
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
@@ -346,6 +346,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
     if work.stopped:
         console.print("Stopped; the same command goes on.")
         return 130
+    hparams.write(sweep, [run.name for run in plan.runs])
     failed = [name for name, row in shown.rows.items() if row.status == table.FAILED]
     early = sum(row.status == table.STOPPED for row in shown.rows.values())
     console.print(

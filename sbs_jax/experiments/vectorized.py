@@ -32,7 +32,7 @@ from sbs_jax.experiments.lanes import Lanes, LaneState, make_lane_step
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.io import atomic_write_text
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.trainer import fitted_settings, run_metadata
+from sbs_jax.trainer import fitted_settings, run_metadata, wandb_log
 from sbs_jax.training.hooks import StopRequest
 from sbs_jax.training.loop import fit
 from sbs_jax.training.progress import Progress
@@ -204,7 +204,16 @@ class Group:
                     best_metric=given.get("best_metric", "validation/accuracy"),
                     best_mode=given.get("best_mode", "max"),
                 ) as checkpoints,
-                MetricsWriter(lane.folder) as writer,
+                MetricsWriter(
+                    lane.folder,
+                    wandb=wandb_log(
+                        given.get("wandb_project"),
+                        self.task,
+                        given.get("rationale_weight", 1.0),
+                        total,
+                        given.get("seed", 0),
+                    ),
+                ) as writer,
             ):
                 checkpoints.serial = self._serial
                 with self._serial:

@@ -1,4 +1,4 @@
-"""The record of a run: `MODEL_DIR/metrics.jsonl`, and TensorBoard's events."""
+"""The record of a run: `MODEL_DIR/metrics.jsonl`, TensorBoard's events, and W&B if asked."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 
 from sbs_jax.errors import UserError
 from sbs_jax.io import atomic_write_text
+from sbs_jax.training.wandb_log import WandbLog
 
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -37,6 +38,7 @@ class MetricsWriter:
         model_dir: str | os.PathLike[str],
         *,
         tensorboard: bool = True,
+        wandb: WandbLog | None = None,
         enabled: bool | None = None,
     ) -> None:
         """Opens nothing yet: `begin` does.
@@ -44,10 +46,12 @@ class MetricsWriter:
         Args:
           model_dir: where `metrics.jsonl` and `tensorboard/` go.
           tensorboard: whether to write events, too.
+          wandb: whether to tell Weights & Biases, too; opened and closed here.
           enabled: whether to write at all; by default on process 0 alone.
         """
         self._path = Path(model_dir).expanduser().absolute() / FILE_NAME
         self._with_tensorboard = tensorboard
+        self._wandb = wandb
         self._enabled = jax.process_index() == 0 if enabled is None else enabled
         self._file: TextIO | None = None
         self._events: SummaryWriter | None = None
@@ -86,6 +90,8 @@ class MetricsWriter:
                 # Files are named by the second: one started in the same second would be lost.
                 filename_suffix=f".{time.time_ns()}",
             )
+        if self._wandb is not None:
+            self._wandb.begin(self._path.parent)
 
     def write(self, step: int, split: str, values: Mapping[str, Value]) -> None:
         """Records the metrics of one split (`train`, `validation`, …) at a step.
@@ -103,6 +109,8 @@ class MetricsWriter:
         with self._writing():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+        if self._wandb is not None:
+            self._wandb.write(step, split, {name: line[name] for name in values})
 
     def sync(self) -> None:
         """Makes sure that all lines are on disk: no checkpoint may be ahead of its record."""
@@ -121,6 +129,8 @@ class MetricsWriter:
         if self._events is not None:
             self._events.close()
             self._events = None
+        if self._enabled and self._wandb is not None:
+            self._wandb.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

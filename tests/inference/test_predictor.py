@@ -184,16 +184,20 @@ def test_a_checkpoint_is_asked_as_it_was_trained(tmp_path):
     folder = toy.write_model_dir(
         tmp_path / "run", method="joint", data_settings={"label_prefix": "[label] "}
     )
-    loaded = load_predictor(str(folder), batch_size=8)
+    mesh = toy.student()[0].mesh
+    loaded = load_predictor(str(folder), mesh=mesh, batch_size=8)
     assert loaded.prompting == Prompting(method="joint", label_prefix="[label] ")
     assert loaded.input_length == toy.INPUT_LENGTH
     given = load_predictor(
-        str(folder), batch_size=8, prompting={"method": "sbs", "label_prefix": "predict: "}
+        str(folder),
+        mesh=mesh,
+        batch_size=8,
+        prompting={"method": "sbs", "label_prefix": "predict: "},
     )
     assert given.labels(TEXTS[:2]) == toy.predictor().labels(TEXTS[:2])
     assert loaded.fingerprint == given.fingerprint != ""
     with pytest.raises(UserError, match="declares no labels, or is not registered"):
-        load_predictor(str(folder), candidates="task")
+        load_predictor(str(folder), mesh=mesh, candidates="task")
 
 
 @pytest.mark.parametrize(

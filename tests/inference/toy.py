@@ -6,6 +6,7 @@ import io
 import tempfile
 from pathlib import Path
 
+import jax
 from sentencepiece import SentencePieceTrainer
 
 from sbs_jax.checkpoints import record
@@ -68,8 +69,8 @@ def vocabulary():
 
 @functools.cache
 def student():
-    """A network on a mesh of all devices, and random parameters."""
-    made = Student(CONFIG, make_mesh())
+    """A network on a mesh of two devices, and random parameters."""
+    made = Student(CONFIG, make_mesh(devices=jax.devices()[:2]))
     return made, made.init_params(0)
 
 

@@ -88,7 +88,7 @@ class Source:
 
     @functools.cached_property
     def vocabulary_path(self) -> Path | None:
-        """The SentencePiece model beside the weights, for ours that of MODEL_DIR; None without."""
+        """The SentencePiece model beside the weights, or that of their MODEL_DIR; None without."""
         path = self._vocabulary_place
         return Path(path) if "://" not in os.fspath(path) and path.is_file() else None
 
@@ -113,8 +113,10 @@ class Source:
 
     @property
     def _vocabulary_place(self) -> epath.Path:
-        if self.kind == "sbs_jax":
-            return self.folder.parent / record.VOCABULARY
+        of_run = self.folder.parent / record.VOCABULARY
+        # A run of T5X on gin/t5x keeps its vocabulary where ours do.
+        if self.kind == "sbs_jax" or (self.kind != "huggingface" and of_run.is_file()):
+            return of_run
         return self.folder / VOCABULARY_FILE
 
     @functools.cached_property

@@ -99,6 +99,14 @@ def test_legacy(student, tmp_path, style):
     assert identify(tmp_path).folder == identify(folder / "checkpoint").folder == source.folder
 
 
+def test_the_vocabulary_of_a_run_on_our_gin_files(tmp_path):
+    folder = write_legacy(tmp_path / "checkpoint_120")
+    vocabulary = tmp_path / "vocabulary" / "spiece.model"
+    vocabulary.parent.mkdir()
+    vocabulary.touch()
+    assert identify(folder).vocabulary_path == vocabulary
+
+
 def test_legacy_flat_or_without_a_frame_or_in_bfloat16(student, tmp_path):
     assert_loaded(student, write_legacy(tmp_path / "flat", flat=True))
     assert_loaded(student, write_legacy(tmp_path / "bare", nested_in=None))

@@ -72,6 +72,8 @@ class Service:
         self.max_inputs = max_inputs
         self.max_body_bytes = max_body_bytes
         self.max_candidates = max_candidates
+        # Each that was let in waits with a job at least; as many again may be arriving.
+        self.max_requests = 2 * max_waiting + predictor.row_counts[-1]
         self.max_chars = _CHARS_PER_TOKEN * predictor.input_length
         self._warm = self._draining = self._failed = False
         self._samples = itertools.count()
@@ -266,7 +268,9 @@ def create_app(service: Service) -> FastAPI:
     async def refused(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
-    app.add_middleware(limits.BodyLimit, max_bytes=service.max_body_bytes)
+    app.add_middleware(
+        limits.BodyLimit, max_bytes=service.max_body_bytes, max_requests=service.max_requests
+    )
     app.add_middleware(limits.Observe, paths=_PATHS, tell=service.metrics.request)
     return app
 

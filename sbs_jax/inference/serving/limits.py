@@ -19,19 +19,43 @@ BODY_SECONDS = 30.0
 
 
 class BodyLimit:
-    """Answers 413 to bodies above a limit, of which it never holds more than that."""
+    """Answers 413 to bodies above a limit, and 503 to requests beyond a number at a time.
 
-    def __init__(self, app: App, *, max_bytes: int, seconds: float = BODY_SECONDS) -> None:
-        """Wraps `app`."""
+    So the bodies that are held are bounded in number and size.
+    """
+
+    def __init__(
+        self, app: App, *, max_bytes: int, max_requests: int, seconds: float = BODY_SECONDS
+    ) -> None:
+        """Wraps `app`.
+
+        Args:
+          app: what gets the requests, each with its whole body.
+          max_bytes: of a body.
+          max_requests: with bodies, at a time, from their heads to the ends of their answers.
+          seconds: for which a body may take to arrive.
+        """
         self._app = app
         self._max_bytes = max_bytes
+        self._max_requests = max_requests
         self._seconds = seconds
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request; see ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
+        if self._requests >= self._max_requests:
+            await problem(send, 503, "Too many requests at a time; try again later.", retry_after=1)
+            return
+        self._requests += 1
+        try:
+            await self._limited(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length) > self._max_bytes:
             await self._too_large(send)
@@ -94,7 +118,7 @@ class Observe:
         await self._app(scope, receive, send_on)
 
 
-async def problem(send: Send, status: int, sentence: str) -> None:
+async def problem(send: Send, status: int, sentence: str, retry_after: int | None = None) -> None:
     """Sends an error, and lets the connection be closed: there may be more of a body to come."""
     body = json.dumps({"error": sentence}).encode()
     headers = [
@@ -102,5 +126,7 @@ async def problem(send: Send, status: int, sentence: str) -> None:
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
     ]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(retry_after).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,7 +1,9 @@
 """The HTTP face over real sockets, in front of a model that does as it is told."""
 
 import concurrent.futures
+import contextlib
 import itertools
+import socket
 import threading
 
 import pytest
@@ -143,6 +145,24 @@ def test_large_bodies_are_refused_before_they_are_held(serve, chunked):
     assert headers["connection"] == "close"
     assert "larger than 1,000 bytes" in answer["error"]
     assert served.predict({"inputs": "a"})[0] == 200
+
+
+def test_requests_that_never_finish_their_bodies_are_few(serve):
+    """With MAX_WAITING = 2 and batches of 4 rows, 8 requests are under way at most."""
+    served = serve(max_waiting=2, max_inputs=1)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        slow = []
+        for _ in range(8):
+            slow.append(socket.create_connection(("127.0.0.1", served.port), TIMEOUT))
+            stack.enter_context(slow[-1]).sendall(head)
+        # The eight are all seen when the ninth is refused.
+        while (found := served.predict({"inputs": "a"}))[0] == 200:
+            pass
+        assert (found[0], found[1]["retry-after"]) == (503, "1")
+        assert served.request("GET", "/healthz")[0] == 200
+    while served.predict({"inputs": "a"})[0] == 503:
+        pass
 
 
 def test_not_ready_until_warm(serve):

@@ -18,6 +18,7 @@ def initialize(
     process_index: int | None = None,
     *,
     initialization_timeout: int = 300,
+    heartbeat_timeout: int = 30,
 ) -> None:
     """Joins this process to the others; call it before anything else touches a device.
 
@@ -29,6 +30,8 @@ def initialize(
       process_count: number of processes.
       process_index: this process's number, from 0.
       initialization_timeout: seconds to wait for the others.
+      heartbeat_timeout: seconds of silence after which a process counts as dead, and all end (100
+        by jax's default); see also `peers`.
 
     Raises:
       UserError: some but not all of the arguments are given, or they contradict each other.
@@ -39,7 +42,10 @@ def initialize(
     # Processes without an accelerator talk through Gloo; this is ignored where there is one.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if given == ("auto", None, None):
-        jax.distributed.initialize(initialization_timeout=initialization_timeout)
+        jax.distributed.initialize(
+            initialization_timeout=initialization_timeout,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+        )
         return
     if any(value is None for value in given):
         raise UserError(
@@ -56,6 +62,7 @@ def initialize(
         num_processes=process_count,
         process_id=process_index,
         initialization_timeout=initialization_timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
     )
 
 

@@ -47,8 +47,7 @@ def imported(packages, forbidden):
     ("packages", "forbidden"),
     [
         (CORE, ("tensorflow", "seqio", "transformers", "sbs_jax.data", "sbs_jax.tasks")),
-        # tensorboardX, which training writes with, imports torch where there is one.
-        (sorted(set(CORE) - {"training"}), ("torch",)),
+        (CORE, ("torch",)),
         (("inference",), ("tensorflow", "seqio", "transformers", "sbs_jax.tasks")),
         (("teacher",), ("tensorflow", "jax", "torch")),
         (("report", "experiments.report"), ("tensorflow", "jax", "torch")),

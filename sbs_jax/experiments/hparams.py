@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from sbs_jax.experiments.runs import SweepFolder
+from sbs_jax.training.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
 

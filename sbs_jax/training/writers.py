@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 import jax
-from tensorboardX import SummaryWriter
 
 from sbs_jax.errors import UserError
 from sbs_jax.io import atomic_write_text
+from sbs_jax.training.tensorboard import SummaryWriter
 from sbs_jax.training.wandb_log import WandbLog
 
 FILE_NAME = "metrics.jsonl"

@@ -10,7 +10,8 @@ rationale always. Validation and test are SVAMP's own, the very examples of the 
 
 from __future__ import annotations
 
-from sbs_jax.data.registration import find_dataset, register_dataset, split_examples
+from sbs_jax.data.datasets import split_examples
+from sbs_jax.data.registration import find_dataset, register_dataset
 from sbs_jax.data.release import Example, Row
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.sources import PublicNames, load_public

@@ -15,7 +15,8 @@ from typing import Any
 
 import gin
 
-from sbs_jax.data.registration import hold_out, register_dataset
+from sbs_jax.data.datasets import hold_out
+from sbs_jax.data.registration import register_dataset
 from sbs_jax.data.release import Example, rationale_texts
 from sbs_jax.data.rows import Row, read_rows
 from sbs_jax.data.settings import DataSettings

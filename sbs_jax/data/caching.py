@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data import registration
+from sbs_jax.data import datasets, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio
@@ -109,7 +109,7 @@ def examples_hash(task: seqio.Task, split: str) -> str:
     """Returns a hash of all texts of a split that a task of ours may use."""
     info = registration.task_info(task.name)
     digest = hashlib.sha256()
-    for element in registration.read_targets(info, split):
+    for element in datasets.read_targets(info, split):
         digest.update(json.dumps(element, sort_keys=True).encode())
     return digest.hexdigest()
 

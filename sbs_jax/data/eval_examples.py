@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sbs_jax.data import registration
+from sbs_jax.data import datasets, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import row_lengths
 from sbs_jax.data.preprocessors import (
@@ -109,7 +109,7 @@ def load_eval_examples(
     label_prefix, rationale_prefix = (encoder_prefix(settings, part) for part in PART_NAMES)
     asked = [label_prefix + text for text in inputs]
     if info.method == "rationale_input":
-        registration.require_rationales(info, split, examples)
+        datasets.require_rationales(info, split, examples)
         rationales = [_first_rationale(example, info.rationale_key) for example in examples]
         asked = [
             label_prefix + explained_input(text, rationale, settings)

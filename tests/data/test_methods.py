@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import datasets, pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.preprocessors import split_joint
 from sbs_jax.data.registration import choose_task, load_examples, register_dataset
@@ -196,7 +196,7 @@ def test_eos_in_an_input_is_one_token_and_in_a_target_none():
     found = pipeline.load_eval_examples(NAME, "train", LENGTHS)
     assert list(found.label_inputs[0][: first.size]) == list(first)
     hostile = {"id": "i", "input": "x", "label": "a</s>b", "rationale": ["</s>", "r\ud800"]}
-    registration._clean([hostile])
+    datasets._clean([hostile])
     assert hostile["label"] == "a b"
     assert hostile["rationale"] == [" ", "r?"]
 
@@ -247,7 +247,7 @@ def test_contradictions_are_one_sentence(name, arguments, message):
 
 def test_missing_human_rationales_are_told():
     with pytest.raises(UserError, match=r"people's rationales.*has none \(train\)"):
-        registration.require_rationales(
+        datasets.require_rationales(
             registration.task_info(f"{NAME}_sbs_human"), "train", [{"rationale": ""}]
         )
 

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sbs_jax.data import registration
+from sbs_jax.data import datasets, registration
 from sbs_jax.data.registration import load_examples, register_dataset
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
@@ -146,11 +146,11 @@ def test_names_are_registered_once(toy):
 def test_teacher_labels_train_but_never_judge(use):
     with use():
         task = registration.task_info("svamp_standard_teacher")
-        train = registration.read_targets(task, "train")
+        train = datasets.read_targets(task, "train")
         assert all(example["target_label"] == example["llm_label"] for example in train)
         assert any(example["target_label"] == "" for example in train)
         for split in ("validation", "test"):
-            for example in registration.read_targets(task, split):
+            for example in datasets.read_targets(task, split):
                 assert example["target_label"] == example["label"]
                 assert example["target_rationale"] == example["llm_rationale"]
 
@@ -159,13 +159,13 @@ def test_completions_are_needed_only_where_they_train(use, release_dir, tmp_path
     shutil.copytree(release_dir / "svamp", tmp_path / "svamp")
     shutil.rmtree(tmp_path / "svamp" / "llm")
     with use(data_dir=str(tmp_path)):
-        gold = registration.read_targets(registration.task_info("svamp_standard"), "train")
+        gold = datasets.read_targets(registration.task_info("svamp_standard"), "train")
         assert len(gold) == 36
         assert gold[0]["llm_label"] == ""
         for task in ("svamp_sbs", "svamp_rationale", "svamp_standard_teacher"):
             with pytest.raises(UserError, match=rf"'{task}' needs the teacher's completions.*llm/"):
-                registration.read_targets(registration.task_info(task), "train")
-            assert len(registration.read_targets(registration.task_info(task), "test")) == 12
+                datasets.read_targets(registration.task_info(task), "train")
+            assert len(datasets.read_targets(registration.task_info(task), "test")) == 12
 
 
 def test_scores():

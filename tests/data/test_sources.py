@@ -3,12 +3,12 @@
 import dataclasses
 import json
 
-import datasets
+import datasets as hugging_face
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import datasets, pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import tfds
@@ -174,9 +174,9 @@ def test_every_data_set_of_hugging_face(tmp_path):
 
 def test_saved_to_disk(tmp_path):
     both = {
-        split: datasets.Dataset.from_list(GSM8K[:n]) for split, n in (("train", 8), ("test", 3))
+        split: hugging_face.Dataset.from_list(GSM8K[:n]) for split, n in (("train", 8), ("test", 3))
     }
-    datasets.DatasetDict(both).save_to_disk(str(tmp_path / "gsm8k"))
+    hugging_face.DatasetDict(both).save_to_disk(str(tmp_path / "gsm8k"))
     assert [e["label"] for e in gsm8k.load("test", hf_settings(tmp_path))] == ["1", "2", "3"]
     assert len(gsm8k.load("train", hf_settings(tmp_path))) == 8
     with pytest.raises(UserError, match=r"has no split 'validation'; it has train, test\."):
@@ -216,7 +216,7 @@ def test_a_teachers_rationales_join_by_id(tmp_path, monkeypatch):
         settings_lib.override(settings),
         pytest.raises(UserError, match="the row with id 'q3' has another input than that example"),
     ):
-        registration.split_examples(registration.find_dataset("cqa"), "train", settings)
+        datasets.split_examples(registration.find_dataset("cqa"), "train", settings)
     path.write_text(json.dumps(written[0]) + "\n" + json.dumps(written[0]) + "\n")
     with (
         settings_lib.override(settings),

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import sentencepiece
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import datasets, pipeline, registration
 from sbs_jax.data.tensorflow_setup import tf
 from sbs_jax.data.vocabulary import EOS_ID, UNK_ID, require_fit, train_sentencepiece
 from sbs_jax.errors import UserError
@@ -121,13 +121,13 @@ def test_without_a_models_folder_the_users_cache_holds_it(use, tmp_path, monkeyp
 
 def test_held_out_texts_do_not_shape_the_vocabulary(use):
     with use():
-        texts = set(registration.vocabulary_texts("svamp"))
+        texts = set(datasets.vocabulary_texts(registration.find_dataset("svamp")))
         for split in ("validation", "test"):
             for example in registration.load_examples("svamp", split):
                 assert "predict: " + example["input"] not in texts
-        everything = registration.vocabulary_texts("svamp")
+        everything = datasets.vocabulary_texts(registration.find_dataset("svamp"))
     with use(train_fraction=0.5):
-        assert registration.vocabulary_texts("svamp") == everything
+        assert datasets.vocabulary_texts(registration.find_dataset("svamp")) == everything
 
 
 def test_what_cannot_be_a_vocabulary_is_refused(use, tmp_path):

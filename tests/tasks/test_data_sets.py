@@ -5,7 +5,7 @@ import json
 import gin
 import pytest
 
-from sbs_jax.data import registration
+from sbs_jax.data import datasets, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
@@ -88,7 +88,7 @@ def test_esnli(tmp_path):
     assert "llm_label" not in test
     with settings_lib.override(settings(tmp_path)):
         task = registration.task_info("esnli_standard_teacher")
-        targets = [element["target_label"] for element in registration.read_targets(task, "train")]
+        targets = [element["target_label"] for element in datasets.read_targets(task, "train")]
         assert targets == ["entailment", "neutral", "", "entailment", ""]  # 'maybe' is no label
 
 
@@ -152,9 +152,7 @@ def test_asdiv_helps_svamp_without_labels(tmp_path):
     with settings_lib.override(settings(tmp_path)):
         plain = {s: registration.load_examples("svamp", s) for s in registration.SPLITS}
         more = {s: registration.load_examples("svamp_asdiv", s) for s in registration.SPLITS}
-        teacher = registration.read_targets(
-            registration.task_info("svamp_asdiv_sbs_teacher"), "train"
-        )
+        teacher = datasets.read_targets(registration.task_info("svamp_asdiv_sbs_teacher"), "train")
     assert more["validation"] == plain["validation"]
     assert more["test"] == plain["test"]
     assert more["train"][:-1] == plain["train"]
@@ -347,7 +345,7 @@ def test_human_rationales_of_ecqa(tmp_path):
     assert cqa.load("train", settings(tmp_path))[0]["rationale"] == "E0"
     with settings_lib.override(settings(tmp_path)):
         task = registration.task_info("cqa_rationale_human")
-        assert registration.read_targets(task, "train")
+        assert datasets.read_targets(task, "train")
     write_jsonl(tmp_path / "ecqa" / "ecqa.jsonl", [{"id": "z", "explanation": "E0"}])
     with pytest.raises(UserError, match=r"explains none of the train examples; its ids \('z'\)"):
         cqa.load("train", settings(tmp_path))

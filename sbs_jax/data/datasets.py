@@ -1,0 +1,295 @@
+"""Data sets and their examples: what is read of a split, and what a task makes of it.
+
+How they become SeqIO tasks, and are found again, is `sbs_jax.data.registration`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sbs_jax import metrics
+from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.rationales import join_rationales
+from sbs_jax.data.release import Example, rationale_texts
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
+from sbs_jax.errors import UserError
+
+LoadFn = Callable[[str, DataSettings], list[Example]]
+JudgeFn = Callable[[], tuple[str, Sequence[str]]]
+
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+GOLD, TEACHER, HUMAN = "gold", "teacher", "human"
+VALIDATION_SHARE = 0.1
+"""The part of the training examples held out where a data set has no validation examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A registered data set.
+
+    Attributes:
+      name: first word of its tasks' names.
+      load: reads the examples of a split.
+      judge: returns the scorer's name and all labels that occur, () if there is no end to them.
+      own_validation: whether `load` knows the split ``validation``.
+      vocabulary: of its texts.
+      public: whether `load` heeds `DataSettings.data_source`.
+    """
+
+    name: str
+    load: LoadFn
+    judge: JudgeFn
+    own_validation: bool
+    vocabulary: DatasetVocabulary
+    public: bool = False
+
+    @property
+    def scorer(self) -> str:
+        """Key of `sbs_jax.metrics.SCORERS`; how a predicted label is judged."""
+        scorer = self.judge()[0]
+        if scorer not in metrics.SCORERS:
+            raise UserError(
+                f"The data set '{self.name}' names the scorer '{scorer}', but there are "
+                f"{', '.join(sorted(metrics.SCORERS))}."
+            )
+        return scorer
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels that occur; () if there is no end to them."""
+        return tuple(self.judge()[1])
+
+    def score(self, prediction: str, target: str) -> bool:
+        """Tells whether a predicted label is right."""
+        return metrics.SCORERS[self.scorer](prediction, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInfo:
+    """What a task trains.
+
+    Attributes:
+      name: of the task.
+      dataset: that it reads.
+      method: key of `preprocessors.METHODS`.
+      label_source: whose labels are the training targets, ``gold`` or ``teacher``. Validation and
+        test have gold labels always.
+      rationale_source: whose rationales are used, ``teacher`` or ``human``.
+    """
+
+    name: str
+    dataset: Dataset
+    method: str
+    label_source: str
+    rationale_source: str = TEACHER
+
+    @property
+    def uses_rationales(self) -> bool:
+        """Whether training needs rationales, of whomever."""
+        return self.method != "standard"
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether training needs completions."""
+        explained = self.uses_rationales and self.rationale_source == TEACHER
+        return self.label_source == TEACHER or explained
+
+    @property
+    def rationale_key(self) -> str:
+        """The field of an `Example` that holds the rationales."""
+        return "llm_rationale" if self.rationale_source == TEACHER else "rationale"
+
+
+def load_examples(dataset: Dataset, split: str) -> list[Example]:
+    """Reads the examples of a split with the settings in force.
+
+    Args:
+      dataset: whose.
+      split: ``train``, ``validation`` or ``test``.
+
+    Returns:
+      The examples in the file's order; of ``train``, as many as `DataSettings.train_fraction` or
+      `train_examples` say.
+
+    Raises:
+      UserError: of the reader, or for an unknown split or an empty one.
+    """
+    if split not in SPLITS:
+        raise UserError(f"There is no split '{split}'; there are {', '.join(SPLITS)}.")
+    settings = settings_lib.current()
+    examples = split_examples(dataset, split, settings)
+    if split == TRAIN and (settings.train_fraction < 1 or settings.train_examples is not None):
+        count = settings.train_examples or math.ceil(len(examples) * settings.train_fraction)
+        if count > len(examples):
+            raise UserError(
+                f"TRAIN_EXAMPLES = {count}, but the data set '{dataset.name}' has only "
+                f"{len(examples)} training examples."
+            )
+        order = np.random.default_rng(settings.seed).permutation(len(examples))
+        examples = [examples[index] for index in sorted(order[:count])]
+    return examples
+
+
+def split_examples(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]:
+    """Reads a whole split, `DataSettings.train_fraction` or not; see `load_examples`."""
+    if dataset.own_validation or split == TEST:
+        return _load(dataset, split, settings)
+    return hold_out(dataset.name, split, _load(dataset, TRAIN, settings), settings)
+
+
+def _load(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]:
+    if settings.data_source != settings_lib.RELEASE and not dataset.public:
+        raise UserError(
+            f"DATA_SOURCE = '{settings.data_source}', but the data set '{dataset.name}' is read in "
+            "one way alone; leave DATA_SOURCE out."
+        )
+    examples = _checked(dataset, dataset.load(split, settings))
+    if settings.rationales_file is not None:
+        return join_rationales(examples, settings.rationales_file, dataset.name)
+    return examples
+
+
+def hold_out(
+    name: str, split: str, examples: list[Example], settings: DataSettings
+) -> list[Example]:
+    """Returns the ``train`` or ``validation`` part of a data set's training examples."""
+    # As Hugging Face's Dataset.train_test_split(test_size=0.1, seed=0), which the published code
+    # calls: the same examples are held out.
+    held_out = math.ceil(len(examples) * VALIDATION_SHARE)
+    order = np.random.default_rng(settings.validation_seed).permutation(len(examples))
+    chosen = order[:held_out] if split == VALIDATION else order[held_out:]
+    if not len(chosen):
+        raise UserError(
+            f"The data set '{name}' has {len(examples)} training examples: too few to hold "
+            "out a tenth of them for validation."
+        )
+    return [examples[index] for index in sorted(chosen)]
+
+
+def _checked(dataset: Dataset, examples: list[Example]) -> list[Example]:
+    labels = dataset.labels
+    for example in examples if labels else ():
+        if example["label"] and example["label"] not in labels:
+            raise UserError(
+                f"The data set '{dataset.name}', example '{example['id']}': its label "
+                f"{example['label']!r} is none of {', '.join(labels)}."
+            )
+    return _clean(examples)
+
+
+def _clean(examples: list[Example]) -> list[Example]:
+    """Replaces what no target can hold: broken Unicode, and EOS in the middle of a text.
+
+    An EOS string in an input stays: data sets join premise and hypothesis with it.
+    """
+    for example in examples:
+        for key, value in example.items():
+            clean = _clean_text if key in ("input", "id") else _clean_target
+            example[key] = list(map(clean, value)) if isinstance(value, list) else clean(value)
+    return examples
+
+
+def _clean_target(text: str) -> str:
+    return _clean_text(text).replace(EOS_STRING, " ")
+
+
+def _clean_text(text: str) -> str:
+    """Replaces what no UTF-8 text can hold (half of a surrogate pair, as JSON may escape it)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
+
+
+def vocabulary_texts(dataset: Dataset) -> list[str]:
+    """Returns all training texts of a data set, prefixes included, for training a vocabulary.
+
+    They do not depend on the task or on `DataSettings.train_fraction`, so that the students of one
+    data set can be compared. Validation and test texts are not among them.
+    """
+    settings = settings_lib.current()
+    texts = []
+    for example in split_examples(dataset, TRAIN, settings):
+        texts += (settings.label_prefix + example["input"]).split(EOS_STRING)
+        texts.append(settings.rationale_prefix)
+        texts.append(example["label"])
+        texts += rationale_texts(example["rationale"])
+        texts.append(example.get("llm_label", ""))
+        texts += rationale_texts(example.get("llm_rationale", ""))
+    return texts
+
+
+def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
+    """Reads a split as a task sees it.
+
+    Returns:
+      Of each example its texts, with ``target_label`` and ``target_rationale`` besides, and the
+      numbers ``example`` and ``variant`` (of its rationale); the teacher's texts are ``''`` where
+      there are no completions. An example with several rationales comes as often, with each.
+
+    Raises:
+      UserError: of the reader; or the task needs completions or rationales that are not there.
+    """
+    examples = load_examples(task.dataset, split)
+    if split == TRAIN:
+        if task.label_source == TEACHER and "llm_label" not in examples[0]:
+            raise _no_completions(task, split)
+        if task.uses_rationales:
+            require_rationales(task, split, examples)
+    teacher_labels = split == TRAIN and task.label_source == TEACHER
+    known = set(map(metrics.normalize_answer, task.dataset.labels))
+    elements: list[dict[str, str | int]] = []
+    for number, example in enumerate(examples):
+        rationales = rationale_texts(example.get(task.rationale_key, ""))
+        label = example["llm_label" if teacher_labels else "label"]
+        if known and metrics.normalize_answer(label) not in known:
+            label = ""  # the teacher did not decide: nothing to learn from
+        for variant, rationale in enumerate(rationales if task.uses_rationales else rationales[:1]):
+            elements.append(
+                {
+                    "id": example["id"],
+                    "input": example["input"],
+                    "label": example["label"],
+                    "rationale": rationale_texts(example["rationale"])[0],
+                    "llm_label": example.get("llm_label", ""),
+                    "llm_rationale": rationale_texts(example.get("llm_rationale", ""))[0],
+                    "target_label": label,
+                    "target_rationale": rationale,
+                    "example": number,
+                    "variant": variant,
+                }
+            )
+    return elements
+
+
+def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) -> None:
+    """Raises a `UserError` if `examples` have none of the rationales that a task uses."""
+    if task.rationale_source == TEACHER:
+        if not any("llm_rationale" in example for example in examples):
+            raise _no_completions(task, split)
+    elif not any(rationale_texts(example["rationale"])[0] for example in examples):
+        raise UserError(
+            f"The task '{task.name}' needs people's rationales, but the data set "
+            f"'{task.dataset.name}' has none ({split}); RATIONALE_SOURCE = 'teacher' takes the "
+            "teacher's."
+        )
+
+
+def _no_completions(task: TaskInfo, split: str) -> UserError:
+    name = task.dataset.name
+    return UserError(
+        f"The task '{task.name}' needs the teacher's completions, but the data set "
+        f"'{name}' has none for its {_SPLIT_WORDS[split]} examples (the release keeps them in "
+        f"DATA_DIR/{name}/llm/{split}_CoT_0.json and so on, files of your own in llm_label and "
+        "llm_rationale, and RATIONALES_FILE names what sbs_jax.teach wrote for these very ids); "
+        f"'{name}_standard' trains without."
+    )
+
+
+_SPLIT_WORDS = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}

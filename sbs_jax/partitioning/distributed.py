@@ -23,7 +23,8 @@ def initialize(
     """Joins this process to the others; call it before anything else touches a device.
 
     With no argument given, this does nothing: one process. With only `coordinator_address='auto'`,
-    the cluster's own environment (TPU pod, SLURM, Open MPI) tells the rest.
+    the cluster's own environment (TPU pod, SLURM, Open MPI) tells the rest; there jax wants one
+    process for each GPU. With all three, a process takes all devices that it sees.
 
     Args:
       coordinator_address: `host:port` of process 0, reachable from all, or `auto`.
@@ -63,6 +64,8 @@ def initialize(
         process_id=process_index,
         initialization_timeout=initialization_timeout,
         heartbeat_timeout_seconds=heartbeat_timeout,
+        # Else SLURM's variables would have each process take one device, whatever there is.
+        cluster_detection_method="deactivate",
     )
 
 

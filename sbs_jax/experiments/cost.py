@@ -21,8 +21,8 @@ class Cost:
     Attributes:
       parameters: of the student.
       steps: of training.
-      tokens: positions of all batches, inputs and targets, padding included; None where rows
-        depend on the examples (EXAMPLES_PER_BATCH).
+      tokens: positions of all batches, inputs and targets, padding included; None where the
+        number of rows is not known.
       flops: of training; None likewise.
     """
 
@@ -44,7 +44,7 @@ def num_params(config: T5Config) -> int:
     return encoder + decoder + positions + 2 * config.emb_dim + embeddings
 
 
-def step_flops(config: T5Config, rows: int, inputs: int, targets: int) -> float:
+def step_flops(config: T5Config, rows: float, inputs: int, targets: int) -> float:
     """Floating-point operations of one training step.
 
     Args:
@@ -68,19 +68,29 @@ def step_flops(config: T5Config, rows: int, inputs: int, targets: int) -> float:
     return 3.0 * rows * (forward + head)
 
 
-def estimate(config: config_lib.GinConfig) -> Cost:
-    """The cost of a run that a configuration describes; nothing is imported or read for it."""
+def has_fixed_rows(config: config_lib.GinConfig) -> bool:
+    """Whether the configuration alone tells how many rows a batch has."""
+    return runs_lib.macro(config, "EXAMPLES_PER_BATCH") is None
+
+
+def estimate(config: config_lib.GinConfig, rows: float | None = None) -> Cost:
+    """The cost of a run that a configuration describes; nothing is imported or read for it.
+
+    Args:
+      config: of the run, parsed.
+      rows: of a batch, where the configuration does not tell.
+    """
     steps = runs_lib.macro(config, "TRAIN_STEPS")
     student = read_student(config)
     lengths = runs_lib.macro(config, "TASK_FEATURE_LENGTHS")
-    known = runs_lib.macro(config, "EXAMPLES_PER_BATCH") is None and isinstance(lengths, dict)
-    rows = runs_lib.macro(config, "BATCH_SIZE") if known else None
+    if has_fixed_rows(config):
+        rows = runs_lib.macro(config, "BATCH_SIZE")
     parameters = None if student is None else num_params(student)
-    if rows is None:
+    if rows is None or not isinstance(lengths, dict):
         return Cost(parameters, steps, None, None)
     inputs, targets = lengths["inputs"], lengths["targets"]
     flops = None if student is None else steps * step_flops(student, rows, inputs, targets)
-    return Cost(parameters, steps, steps * rows * (inputs + targets), flops)
+    return Cost(parameters, steps, round(steps * rows * (inputs + targets)), flops)
 
 
 def read_student(config: config_lib.GinConfig) -> T5Config | None:

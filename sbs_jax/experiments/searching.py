@@ -160,9 +160,9 @@ def tell_budget(plan: Plan, space: Space, console: Console) -> None:
         f"{grid}.",
         soft_wrap=True,
     )
+    single = sweeping.estimate_costs(plan, plan.runs, console)
     costs = {
-        key: sum(cost.estimate(plan.configs[one.name]).flops or 0.0 for one in runs)
-        for key, runs in space.runs.items()
+        key: sum(single[one.name].flops or 0.0 for one in runs) for key, runs in space.runs.items()
     }
     if all(costs.values()):
         # Whichever way the stairs go, no path is dearer than the largest points that fit.

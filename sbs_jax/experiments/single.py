@@ -70,12 +70,16 @@ def steps_until(train_steps: int, share: float) -> int:
     return min(train_steps, max(1, math.ceil(train_steps * share)))
 
 
-def task_of(arguments: Mapping[str, Any]) -> registration.TaskInfo | None:
-    """The task that a run trains; None for a mixture."""
+def task_name(arguments: Mapping[str, Any]) -> str:
+    """The name of the task that a run trains."""
     registration.import_tasks(arguments.get("mixture_or_task_module"))
     chosen = ("mixture_or_task_name", "method", "label_source", "rationale_source")
-    name = registration.choose_task(*(arguments.get(key) for key in chosen))
-    return registration.task_info(name)
+    return registration.choose_task(*(arguments.get(key) for key in chosen))
+
+
+def task_of(arguments: Mapping[str, Any]) -> registration.TaskInfo | None:
+    """The task that a run trains; None for a mixture."""
+    return registration.task_info(task_name(arguments))
 
 
 def judge(folder: Path, arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -146,7 +146,7 @@ def show_plan(plan: Plan, sweep: SweepFolder, console: Console) -> None:
     shown.add_column("run")
     for name in ("state", "parameters", "steps", "tokens", "FLOPs"):
         shown.add_column(name, justify="right")
-    costs = {run.name: cost.estimate(plan.configs[run.name]) for run in plan.runs}
+    costs = estimate_costs(plan, plan.runs, console)
     prints = plan.fingerprints
     left = 0
     for name, one in costs.items():
@@ -161,15 +161,12 @@ def show_plan(plan: Plan, sweep: SweepFolder, console: Console) -> None:
             cost.in_words(one.flops),
         )
     console.print(shown)
-    counted = [one for one in costs.values() if one.flops is not None]
-    total = cost.in_words(sum(one.flops for one in counted)) if counted else "an unknown number of"
+    total = sum(one.flops or 0.0 for one in costs.values())
     console.print(
         f"{len(costs)} runs, {left} to run, {sum(one.steps for one in costs.values()):,} steps, "
-        f"{total} FLOPs"
-        + ("." if len(counted) == len(costs) else " (of runs whose batches have a fixed number "
-           "of rows; with EXAMPLES_PER_BATCH it depends on the examples)."),
+        f"{cost.in_words(total or None)} FLOPs.",
         highlight=False,
-    )  # fmt: skip
+    )
     measured = [sweep.record(name).get("seconds") for name in costs]
     seconds = [value for value in measured if value]
     if seconds and left:
@@ -187,6 +184,30 @@ def show_plan(plan: Plan, sweep: SweepFolder, console: Console) -> None:
     console.print("dry run: nothing was trained or written.")
 
 
+def estimate_costs(plan: Plan, runs: Sequence[Run], console: Console) -> dict[str, cost.Cost]:
+    """The cost of each run; of runs with EXAMPLES_PER_BATCH, the first batches are made for it."""
+    costs, rows = {}, {}
+    for run in runs:
+        config = plan.configs[run.name]
+        key = lane_key(run)
+        if not cost.has_fixed_rows(config) and key not in rows:
+            from sbs_jax.experiments import measuring  # Loads TensorFlow.
+
+            try:
+                rows[key] = measuring.rows(config)
+            except UserError as error:
+                console.print(f"{run.name}: {error}", markup=False, soft_wrap=True)
+                rows[key] = None
+        costs[run.name] = cost.estimate(config, rows.get(key))
+    return costs
+
+
+def lane_key(run: Run) -> str:
+    """What runs that can be trained in one program have in common."""
+    others = {name: value for name, value in run.bindings.items() if name not in LANE_MACROS}
+    return json.dumps(others, sort_keys=True)
+
+
 def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[Job]:
     """Groups runs that one program can train; in the grid's order.
 
@@ -197,9 +218,8 @@ def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[Jo
     """
     groups: dict[str, list[str]] = {}
     for run in runs:
-        others = {k: v for k, v in run.bindings.items() if k not in LANE_MACROS}
         plain = all(isinstance(run.bindings.get(k, 0), int | float) for k in LANE_MACROS)
-        key = json.dumps(others, sort_keys=True) if plain and together > 1 else run.name
+        key = lane_key(run) if plain and together > 1 else run.name
         groups.setdefault(key, []).append(run.name)
     return [
         Job(tuple(names[start : start + together]), until)

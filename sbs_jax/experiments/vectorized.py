@@ -121,13 +121,7 @@ class Group:
         """
         self.lanes = list(lanes)
         first = lanes[0].arguments
-        registration.import_tasks(first.get("mixture_or_task_module"))
-        self.task = registration.choose_task(
-            first["mixture_or_task_name"],
-            first.get("method"),
-            first.get("label_source"),
-            first.get("rationale_source"),
-        )
+        self.task = single.task_name(first)
         mesh = make_mesh(first.get("data_parallel", -1), first.get("model_parallel", 1))
         self.student = Student(first["model_config"], mesh, fsdp=first.get("fsdp", False))
         self._serial = threading.Lock()

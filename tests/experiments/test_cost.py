@@ -1,8 +1,9 @@
+import gin
 import jax
 import pytest
 
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.experiments import cost
+from sbs_jax.experiments import cost, measuring
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.training.student import Student
@@ -44,9 +45,19 @@ def test_a_configuration_tells_its_cost_without_being_applied():
     assert found.flops == 500 * cost.step_flops(student, 24, 256, 192)
 
 
-def test_rows_that_depend_on_the_examples_have_no_cost_beforehand():
-    config = config_lib.read(["examples/quickstart.gin"], target="sbs_jax.trainer.train")
+def test_rows_that_depend_on_the_examples_are_measured():
+    flags = [("MODEL_DIR", "x"), ("TRAIN_PROBLEMS", "300")]
+    config = config_lib.read(
+        ["examples/quickstart.gin"], flags=flags, target="sbs_jax.trainer.train"
+    )
     assert cost.estimate(config).flops is None
+    try:
+        rows = measuring.rows(config)
+    finally:
+        gin.clear_config()
+    # 32 examples, two records each, four records a row.
+    assert 16 <= rows <= 18
+    assert cost.estimate(config, rows).tokens == round(700 * rows * (96 + 48))
 
 
 @pytest.mark.parametrize(

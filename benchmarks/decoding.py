@@ -280,8 +280,8 @@ def compare(name: str, sides: Sequence[Side], count: int, repeats: int) -> list[
     return results
 
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All comparisons."""
+def run(arguments: argparse.Namespace, console: rich.console.Console) -> list[dict[str, Any]]:
+    """All comparisons, each shown when it is made."""
     peer = make_model(arguments.seed)
     tensors = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
     config = config_from_huggingface(peer.config.to_dict(), tensors)
@@ -354,7 +354,9 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     }
     results = []
     for case in arguments.cases:
-        results += compare(*cases[case], repeats=arguments.repeats)
+        compared = compare(*cases[case], repeats=arguments.repeats)
+        show(compared, console)
+        results += compared
     return results
 
 
@@ -403,8 +405,7 @@ def main() -> int:
     threads = (os.cpu_count() or 1) if arguments.all_cores else 1
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
-    results = run(arguments)
-    show(results, rich.console.Console(highlight=False, soft_wrap=True))
+    results = run(arguments, rich.console.Console(highlight=False, soft_wrap=True))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0

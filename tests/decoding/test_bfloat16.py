@@ -1,0 +1,36 @@
+"""All ways of decoding run in bfloat16, and agree with one another there."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from sbs_jax.decoding.beam import beam_decode
+from sbs_jax.decoding.greedy import greedy_decode
+from sbs_jax.decoding.ranking import rank_candidates
+from sbs_jax.decoding.saliency import input_saliency
+from sbs_jax.decoding.sampling import sample_decode
+from sbs_jax.models.network import Transformer
+from tests.hf_models import our_model, padded_batch
+
+
+def test_scores_in_bfloat16_are_near_those_of_ranking():
+    config, params = our_model("v1.1", "plain")
+    model = Transformer(dataclasses.replace(config, dtype="bfloat16"))
+    inputs, _ = padded_batch("plain", rows=2)
+    prompt = np.array([5, 6])
+    settings = {"max_decode_len": 4, "decoder_prompt": prompt, "eos_id": 3}
+    greedy = greedy_decode(model, params, inputs, **settings)
+    cold, cold_log_probs = sample_decode(
+        model, params, inputs, rng=jax.random.key(0), temperature=0.0, **settings
+    )
+    np.testing.assert_array_equal(cold[:, 0], greedy)
+    tokens, scores = beam_decode(model, params, inputs, num_beams=2, alpha=0.0, **settings)
+    for found, log_probs in ((cold, cold_log_probs), (tokens, scores)):
+        exact = rank_candidates(
+            Transformer(config), params, inputs, np.asarray(found), decoder_prompt=prompt
+        )
+        # bfloat16 has 8 significant bits.
+        np.testing.assert_allclose(log_probs, exact, atol=0.15, rtol=0.02)
+    saliency = input_saliency(model, params, inputs, greedy, decoder_prompt=prompt)
+    assert saliency.dtype == np.float32 and np.isfinite(saliency).all()

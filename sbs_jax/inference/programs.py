@@ -13,7 +13,7 @@ import numpy as np
 
 from sbs_jax.decoding.beam import beam_decode
 from sbs_jax.decoding.candidates import CandidateTree, candidate_tree
-from sbs_jax.decoding.greedy import greedy_decode
+from sbs_jax.decoding.greedy import greedy_decode, greedy_decode_scored
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.saliency import input_saliency
 from sbs_jax.decoding.sampling import sample_decode
@@ -132,8 +132,14 @@ class Programs:
         return self._saliency(params, batch)
 
     def _greedy_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        sequences = self._write_fn(params, batch)[:, None]
-        return sequences, self._log_probabilities(params, batch, sequences)
+        sequences, scores = greedy_decode_scored(
+            self._model,
+            params,
+            batch["tokens"],
+            max_decode_len=self._length,
+            decoder_prompt=self._prompts[LABEL],
+        )
+        return sequences[:, None], scores[:, None]
 
     def _best_fn(self, count: int, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         sequences, _ = beam_decode(

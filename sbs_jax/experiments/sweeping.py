@@ -143,7 +143,7 @@ def read_plan(
 def show_plan(plan: Plan, sweep: SweepFolder, console: Console) -> None:
     """Prints the runs and what each costs; trains nothing."""
     shown = Table(box=box.SIMPLE_HEAD)
-    shown.add_column("run")
+    shown.add_column("run", overflow="fold")
     for name in ("state", "parameters", "steps", "tokens", "FLOPs"):
         shown.add_column(name, justify="right")
     costs = estimate_costs(plan, plan.runs, console)

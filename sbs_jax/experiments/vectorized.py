@@ -75,39 +75,40 @@ def train_and_judge(
     """
     started = time.monotonic()
     lanes = [_read(sweep, base, run) for run in runs]
-    group = Group(lanes)
-    with StopRequest() as stop:
-        group.train(stop, until)
+    with Group(lanes) as group:
+        with StopRequest() as stop:
+            group.train(stop, until)
         seconds = (time.monotonic() - started) / len(lanes)
         for lane in lanes:
             spent = seconds + sweep.record(lane.run.name).get("seconds", 0.0)
             sweep.write_record(lane.run.name, seconds=round(spent, 2))
         if stop.signal is not None:
             raise InterruptedError
-    for lane in lanes:
-        if lane.error is not None:
-            continue
-        if until < 1.0:
-            sweep.write_rung(lane.run.name, until)
-        else:
-            begun = time.monotonic()
-            scores = group.judge(lane)
-            spent = sweep.record(lane.run.name)["seconds"] + time.monotonic() - begun
-            single.record(
-                sweep,
-                lane.run.name,
-                base.config(lane.run, lane.folder),
-                lane.arguments,
-                scores,
-                spent,
-                data=lane.data,
-            )
+        for lane in lanes:
+            if lane.error is None and until < 1.0:
+                sweep.write_rung(lane.run.name, until)
+            elif lane.error is None:
+                _judge(sweep, base, group, lane)
     if failed := [lane for lane in lanes if lane.error is not None]:
         for lane in failed:
             if not isinstance(lane.error, UserError):
                 traceback.print_exception(lane.error)
             print(f"{lane.run.name}: {lookup.unglue(lane.error)}", flush=True)
         raise UserError(f"{len(failed)} of {len(lanes)} runs that were trained together failed.")
+
+
+def _judge(sweep: SweepFolder, base: runs_lib.Base, group: Group, lane: Lane) -> None:
+    begun = time.monotonic()
+    scores = group.judge(lane)
+    single.record(
+        sweep,
+        lane.run.name,
+        base.config(lane.run, lane.folder),
+        lane.arguments,
+        scores,
+        sweep.record(lane.run.name)["seconds"] + time.monotonic() - begun,
+        data=lane.data,
+    )
 
 
 class Group:
@@ -129,6 +130,12 @@ class Group:
         self._share_vocabulary()
         self._batches = self._load()
         self._evaluators: dict[tuple[str, ...], Evaluator] = {}
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def train(self, stop: StopRequest, until: float = 1.0) -> None:
         """Trains all lanes, each in a thread; `Lane.error` says which failed."""

@@ -11,7 +11,7 @@ import sys
 from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import runs, sweeping
+from sbs_jax.experiments import planning, runs, sweeping
 
 
 def main() -> int:
@@ -29,12 +29,12 @@ def main() -> int:
 
 def help_text(argv: list[str], program: str, description: str) -> str:
     """The flags of a program that runs sweeps, and the macros of the gin files given."""
-    _, flags = sweeping.parse(argv)
+    _, flags = planning.parse(argv)
     config = config_lib.read(
         flags.gin_file, flags.gin_bindings, flags.gin, flags.gin_search_paths, target=runs.TRAIN
     )
     shared = gin_utils.help_text(program, description, flags, config)
-    own = sweeping.parser().format_help().partition("options:")[2]
+    own = planning.parser().format_help().partition("options:")[2]
     return f"{shared}\n\nflags of a sweep:{own}"
 
 

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import cost, staircase, sweeping, table
+from sbs_jax.experiments import cost, planning, staircase, sweeping, table
 from sbs_jax.experiments.grid import Axis, Run
-from sbs_jax.experiments.sweeping import AtWork, Plan, Sweeping
+from sbs_jax.experiments.planning import Plan
+from sbs_jax.experiments.sweeping import AtWork, Sweeping
 from sbs_jax.io import atomic_write_text
 
 SIZE_AXES = ("SIZE", "MODEL", "gin_file")
@@ -66,9 +67,9 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
     mine, others = parser().parse_known_args(list(argv))
     if mine.target is None or not 0.0 < mine.target < 1.0:
         raise UserError("Give --target=ACCURACY, between 0 and 1: what the student is to reach.")
-    own, flags = sweeping.parse(others)
-    sweep = sweeping.sweep_folder(own)
-    plan = sweeping.read_plan(own, flags, argv, sweep)
+    own, flags = planning.parse(others)
+    sweep = planning.sweep_folder(own)
+    plan = planning.read_plan(own, flags, argv, sweep)
     plan = dataclasses.replace(plan, command=plan.command.replace(".sweep ", ".frontier ", 1))
     space = make_space(plan)
     tell_budget(plan, space, console)
@@ -160,7 +161,7 @@ def tell_budget(plan: Plan, space: Space, console: Console) -> None:
         f"{grid}.",
         soft_wrap=True,
     )
-    single = sweeping.estimate_costs(plan, plan.runs, console)
+    single = planning.estimate_costs(plan, plan.runs, console)
     costs = {
         key: sum(single[one.name].flops or 0.0 for one in runs) for key, runs in space.runs.items()
     }

@@ -7,8 +7,8 @@ import shlex
 import pytest
 
 from sbs_jax.configuration import reader
+from sbs_jax.experiments import planning
 from sbs_jax.experiments import runs as runs_lib
-from sbs_jax.experiments import sweeping
 from sbs_jax.experiments.runs import SweepFolder
 
 SWEEPS = [
@@ -26,8 +26,8 @@ def plan_of(name):
     command = re.search(r"python -m sbs_jax\.sweep (.*)", head.replace("\\\n#", " "))[1]
     argv = shlex.split(command)
     assert f"--gin_file={name}" in argv
-    own, flags = sweeping.parse(argv)
-    return sweeping.read_plan(own, flags, argv, SweepFolder(own.sweep_dir)), head
+    own, flags = planning.parse(argv)
+    return planning.read_plan(own, flags, argv, SweepFolder(own.sweep_dir)), head
 
 
 def test_the_published_settings_are_there():

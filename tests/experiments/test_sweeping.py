@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import local, sweeping
+from sbs_jax.experiments import local, planning, sweeping
 from sbs_jax.experiments.grid import Run
 from sbs_jax.experiments.local import Job
 from sbs_jax.experiments.runs import SweepFolder
@@ -211,9 +211,9 @@ def test_runs_of_one_shape_are_trained_together():
         for weight in (0.1, 1.0)
         for seed in (0, 1)
     ]
-    together = sweeping.make_jobs(runs, 3)
+    together = planning.make_jobs(runs, 3)
     assert [len(job.names) for job in together] == [3, 1, 3, 1]
-    assert sweeping.make_jobs(runs, 1) == [Job((run.name,)) for run in runs]
+    assert planning.make_jobs(runs, 1) == [Job((run.name,)) for run in runs]
 
 
 def test_a_schedule_of_lambda_is_trained_alone():
@@ -221,4 +221,4 @@ def test_a_schedule_of_lambda_is_trained_alone():
         Run("a", {"RATIONALE_WEIGHT": "@schedules.linear_ramp()"}),
         Run("b", {"RATIONALE_WEIGHT": 1.0}),
     ]
-    assert [job.names for job in sweeping.make_jobs(runs, 9)] == [("a",), ("b",)]
+    assert [job.names for job in planning.make_jobs(runs, 9)] == [("a",), ("b",)]

@@ -1,10 +1,16 @@
 r"""A data set of your own: copy this file, change what is marked, and train.
 
-    cp template.py my_reviews.py        # anywhere on the PYTHONPATH, for instance beside your data
+    cp tasks/template.py my_reviews.py     # pip puts it into site-packages/sbs_jax/tasks/
     python -m sbs_jax.train --gin_file=models/t5_1_1_tiny.gin --gin_file=optimizers/adamw.gin \
         --gin_file=runs/train.gin --gin.MIXTURE_OR_TASK_MODULE=my_reviews \
         --gin.MIXTURE_OR_TASK_NAME=my_reviews --gin.DATA_DIR=PATH --gin.MODEL_DIR=PATH \
         --gin.TASK_FEATURE_LENGTHS="{'inputs': 256, 'targets': 128}" --gin.TRAIN_STEPS=1000
+
+Look at it first: `python -m sbs_jax.inspect --gin_file=runs/inspect.gin` with the same
+MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME, DATA_DIR and TASK_FEATURE_LENGTHS. Where only people
+explain, and no teacher, add --gin.RATIONALE_SOURCE=human. Evaluate with `python -m sbs_jax.eval
+--gin_file=runs/eval.gin` with MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME, TASK_FEATURE_LENGTHS,
+DATA_DIR, CHECKPOINT_PATH=MODEL_DIR and EVAL_OUTPUT_DIR.
 
 A data set is one function that returns the examples of a split, and one call that registers it. The
 call makes a task for every method and source: `my_reviews_sbs`, `my_reviews_joint_teacher`, ….

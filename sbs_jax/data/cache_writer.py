@@ -191,7 +191,8 @@ def _count(
     stats["examples"] += 1
     for name, feature in features.items():
         special = [feature.vocabulary.pad_id, feature.vocabulary.eos_id]
-        tokens = int((~np.isin(record[name], [i for i in special if i is not None])).sum())
+        values = record[name]
+        tokens = sum(int(value) not in special for value in values.tolist())
         stats[f"{name}_tokens"] += tokens
         stats[f"{name}_max_tokens"] = max(stats[f"{name}_max_tokens"], tokens)
 

@@ -272,7 +272,8 @@ def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) 
     """Raises a `UserError` if `examples` have none of the rationales that a task uses."""
     if task.rationale_source == TEACHER:
         if not any("llm_rationale" in example for example in examples):
-            raise _no_completions(task, split)
+            people = any(rationale_texts(example["rationale"])[0] for example in examples)
+            raise _no_completions(task, split, people=people)
     elif not any(rationale_texts(example["rationale"])[0] for example in examples):
         raise UserError(
             f"The task '{task.name}' needs people's rationales, but the data set "
@@ -281,14 +282,15 @@ def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) 
         )
 
 
-def _no_completions(task: TaskInfo, split: str) -> UserError:
+def _no_completions(task: TaskInfo, split: str, *, people: bool = False) -> UserError:
+    human = "RATIONALE_SOURCE = 'human' takes people's rationales, and " if people else ""
     name = task.dataset.name
     return UserError(
         f"The task '{task.name}' needs the teacher's completions, but the data set "
         f"'{name}' has none for its {_SPLIT_WORDS[split]} examples (the release keeps them in "
         f"DATA_DIR/{name}/llm/{split}_CoT_0.json and so on, files of your own in llm_label and "
         "llm_rationale, and RATIONALES_FILE names what sbs_jax.teach wrote for these very ids); "
-        f"'{name}_standard' trains without."
+        f"{human}'{name}_standard' trains without."
     )
 
 

@@ -107,7 +107,11 @@ class LaneScalar:
 
 
 class Lanes:
-    """Where the threads of all lanes meet, once a step."""
+    """Where the threads of all lanes meet, once a step.
+
+    Attributes:
+      stops: whether the step done last is to be the last.
+    """
 
     def __init__(
         self,
@@ -115,6 +119,7 @@ class Lanes:
         lane_step: LaneStep,
         abstract_state: TrainState,
         weights: Sequence[float],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Compiles nothing yet.
 
@@ -123,7 +128,10 @@ class Lanes:
           lane_step: from `make_lane_step`.
           abstract_state: of one lane, with shardings.
           weights: λ of each lane.
+          stopping: whether to stop; asked once a step, so that all lanes stop at the same one.
         """
+        self.stops = False
+        self._stopping = stopping
         mesh = student.mesh
 
         def stacked(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -206,6 +214,7 @@ class Lanes:
             )
             self._state, metrics = self._step(self._state, batch, self._weights[members])
             self._generation += 1
+            self.stops = self._stopping()
             for index, lane in enumerate(members):
                 self._results[lane] = (
                     LaneState(self, index, self._generation),

@@ -156,14 +156,18 @@ class Group:
         )
         abstract = self.student.abstract_state(first["optimizer"], first.get("seed", 0))
         meeting = Lanes(
-            self.student, lane_step, abstract, [0.0] * len(weights) if schedule else weights
+            self.student,
+            lane_step,
+            abstract,
+            [0.0] * len(weights) if schedule else weights,
+            stopping=lambda: stop.signal is not None,
         )
         if first.get("eval_splits", ("validation",)):
             self._evaluator(first["eval_splits"])
         threads = [
             threading.Thread(
                 target=self._train_lane,
-                args=(number, abstract, meeting, _LaneStop(stop), until),
+                args=(number, abstract, meeting, _LaneStop(stop, meeting), until),
                 name=f"lane-{number}",
             )
             for number in range(len(self.lanes))
@@ -355,12 +359,12 @@ class _LaneCheckpoints(CheckpointManager):
 class _LaneStop(StopRequest):
     """A lane's view of the request that the main thread handles."""
 
-    def __init__(self, shared: StopRequest) -> None:
+    def __init__(self, shared: StopRequest, lanes: Lanes) -> None:
         super().__init__()
-        self._shared = shared
+        self._shared, self._lanes = shared, lanes
 
     def agreed(self, after: Any = None) -> bool:
-        return self._shared.signal is not None
+        return self._lanes.stops
 
     @property
     def name(self) -> str:

@@ -108,6 +108,22 @@ def test_a_lane_that_leaves_does_not_disturb_the_others(student, optimizer, alon
         assert_equal(results[lane], alone[lane])
 
 
+def test_all_lanes_stop_at_the_same_step(student, optimizer):
+    abstract = student.abstract_state(optimizer, 0)
+    asked = iter([False, True])
+    meeting = Lanes(
+        student,
+        make_lane_step(student, optimizer),
+        abstract,
+        (1.0,),
+        stopping=lambda: next(asked),
+    )
+    state, _ = meeting.step(0, fresh(student, optimizer, 0), batch_of(0, 0))
+    assert not meeting.stops
+    meeting.step(0, state, batch_of(0, 1))
+    assert meeting.stops
+
+
 def test_every_lane_hears_of_an_error(student, optimizer):
     abstract = student.abstract_state(optimizer, 0)
     meeting = Lanes(student, lambda *_: 1 / 0, abstract, (1.0, 1.0))

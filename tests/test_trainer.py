@@ -1,0 +1,143 @@
+"""Training and evaluation from weights of every origin, vocabulary and settings included."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sbs_jax import trainer
+from sbs_jax.checkpoints.exporting import export
+from sbs_jax.checkpoints.loading import identify, load_params
+from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.errors import UserError
+from sbs_jax.evaluation import evaluate as evaluation
+from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.training import optimizers
+from sbs_jax.training.student import Student
+from tests.checkpoints.test_t5x import write_legacy
+from tests.evaluation import toy
+
+
+def run(folder, *, initial=None, steps=2, config=toy.CONFIG, rate=1e-3, **settings):
+    toy.register()
+    with settings_lib.override(DataSettings(vocabulary_size=500, **settings)):
+        trainer.train(
+            model_config=config,
+            model_dir=str(folder),
+            mixture_or_task_name=toy.TASK,
+            feature_lengths=toy.LENGTHS,
+            train_steps=steps,
+            batch_size=8,
+            optimizer=optimizers.adamw(rate),
+            rationale_weight=0.5,
+            eval_splits=(),
+            initial_checkpoint_path=None if initial is None else str(initial),
+        )
+    return folder
+
+
+def params_of(path):
+    student = Student(toy.CONFIG, make_mesh(devices=jax.devices()[:1]))
+    return traverse_util.flatten_dict(load_params(identify(path), student.placed_params), sep="/")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    """Weights do not depend on the mesh (other tests see to that); one device compiles sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (trainer, evaluation):
+            patch.setattr(module, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of two steps; its settings differ from the defaults."""
+    return run(tmp_path_factory.mktemp("runs") / "first", label_prefix="[label] ")
+
+
+@pytest.fixture(scope="module")
+def exported(first):
+    return export(checkpoint_path=str(first), output_dir=str(first.parent / "exported"))
+
+
+def test_a_run_records_its_student(first):
+    record = json.loads((first / "student.json").read_text())
+    assert record["model_config"]["emb_dim"] == 16
+    settings = record["settings"]
+    assert settings["method"] == "sbs" and settings["rationale_weight"] == 0.5
+    assert settings["feature_lengths"] == toy.LENGTHS
+    assert settings["data_settings"]["label_prefix"] == "[label] "
+    source = identify(first)
+    assert (source.kind, source.step, source.config) == ("sbs_jax", 2, toy.CONFIG)
+    assert source.settings == settings
+    assert source.vocabulary_path == first / "vocabulary/spiece.model"
+
+
+def test_the_exported_student_evaluates_as_the_run_does(first, exported, tmp_path):
+    results = [
+        evaluation.evaluate(
+            checkpoint_path=str(path), output_dir=str(tmp_path / path.name), splits=["validation"]
+        )["validation"]
+        for path in (first, exported)
+    ]
+    assert results[0] == results[1]
+    predictions = [
+        next((tmp_path / path.name / "predictions").iterdir()).read_text()
+        for path in (first, exported)
+    ]
+    assert predictions[0] == predictions[1]
+
+
+def test_training_goes_on_from_a_hugging_face_folder(exported, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(exported, moved)
+    # One step without learning shows what it began with.
+    folder = run(tmp_path / "second", initial=moved, steps=1, rate=0.0)
+    for name, array in params_of(exported).items():
+        np.testing.assert_array_equal(params_of(folder)[name], array)
+    # The vocabulary came with the weights, and stays with the run, which needs the folder no more.
+    kept = folder / "vocabulary" / "spiece.model"
+    assert kept.read_bytes() == (exported / "spiece.model").read_bytes()
+    shutil.rmtree(moved)
+    run(folder, initial=moved, steps=2, rate=0.0)
+    assert identify(folder).step == 2
+    with pytest.raises(UserError, match=r"this run's vocabulary is another one than"):
+        run(folder, initial=moved, steps=3, vocabulary_path=str(_other_vocabulary(tmp_path)))
+
+
+def _other_vocabulary(folder):
+    from tests.checkpoints.test_tokenizer_files import texts, train
+
+    return train(folder / "other.model", texts(), byte_fallback=True)
+
+
+def test_training_from_t5x_wants_its_vocabulary_named(first, tmp_path):
+    params = {name: np.asarray(array) for name, array in params_of(first).items()}
+    legacy = write_legacy(tmp_path / "checkpoint_9", params=params)
+    with pytest.raises(UserError, match=r"spiece\.model: the vocabulary that the weights were"):
+        run(tmp_path / "none", initial=legacy)
+    vocabulary = str(first / "vocabulary" / "spiece.model")
+    folder = run(tmp_path / "named", initial=legacy, steps=1, rate=0.0, vocabulary_path=vocabulary)
+    for name, array in params_of(folder).items():
+        np.testing.assert_array_equal(array, params[name])
+
+
+def test_what_does_not_fit_is_told_before_training(exported, tmp_path):
+    def message(**changes):
+        with pytest.raises(UserError) as caught:
+            config = dataclasses.replace(toy.CONFIG, **changes)
+            run(tmp_path / "x", initial=exported, config=config)
+        return str(caught.value)
+
+    assert "mlp_activations is ('gelu', 'linear') in this checkpoint" in message(
+        mlp_activations=("relu", "linear")
+    )
+    assert "in this checkpoint but [16, 48] in this run" in message(mlp_dim=48)
+    small = "The vocabulary has"
+    assert small in message(vocab_size=64)

@@ -222,3 +222,12 @@ def test_a_schedule_of_lambda_is_trained_alone():
         Run("b", {"RATIONALE_WEIGHT": 1.0}),
     ]
     assert [job.names for job in planning.make_jobs(runs, 9)] == [("a",), ("b",)]
+
+
+def test_the_sweeps_own_process_takes_no_device():
+    program = (
+        "import sys; import sbs_jax.sweep, sbs_jax.frontier, sbs_jax.experiments.worker\n"
+        "print([name for name in ('jax', 'tensorflow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

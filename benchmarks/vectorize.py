@@ -4,7 +4,8 @@
 
 Both are real sweeps of quickstart students (λ × seeds) through `python -m sbs_jax.sweep`, one
 process at a time, with the default devices and `--cpus` CPUs. Told are examples per second while
-stepping (compilation, evaluation and saving left out), and the time of the whole sweep.
+stepping (compilation, evaluation and saving left out), and the time and the CPU time of the whole
+sweep, start-up and compilation included: the latter counts on a machine that others use, too.
 """
 
 import argparse
@@ -30,17 +31,20 @@ def main():
         # Both find their programs compiled as little as the other.
         alone = measure(args, Path(folder) / "alone", ())
         together = measure(args, Path(folder) / "together", ("--vectorize",))
-    for name, (rate, seconds) in (("one by one", alone), ("together", together)):
-        print(f"{name:>11}: {rate:7.1f} examples/s while stepping, {seconds:6.1f} s in all")
+    for name, (rate, seconds, cpu) in (("one by one", alone), ("together", together)):
+        print(
+            f"{name:>11}: {rate:7.1f} examples/s while stepping, {seconds:6.1f} s and "
+            f"{cpu:6.1f} CPU seconds in all"
+        )
     print(
         f"{'ratio':>11}: {together[0] / alone[0]:7.2f} while stepping, "
-        f"{alone[1] / together[1]:6.2f} in all ({args.runs} runs of {args.steps} steps, "
-        f"{args.cpus} CPUs)"
+        f"{alone[1] / together[1]:.2f} and {alone[2] / together[2]:.2f} in all ({args.runs} runs "
+        f"of {args.steps} steps, {args.cpus} CPUs)"
     )
 
 
 def measure(args, folder, flags):
-    """Examples per second of all runs together, and the seconds that the sweep took."""
+    """Examples per second of all runs together; seconds and CPU seconds that the sweep took."""
     macros = {
         "TRAIN_STEPS": args.steps,
         "WARMUP_STEPS": 10,
@@ -63,12 +67,18 @@ def measure(args, folder, flags):
         *flags,
     ]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), cpu_seconds()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     seconds = time.monotonic() - begun
     rates = [rate_of(path) for path in folder.glob("runs/*/metrics.jsonl")]
     # Runs of one program step side by side: their rates add up. Alone, each has the machine.
-    return (sum(rates) if flags else statistics.mean(rates)), seconds
+    return (sum(rates) if flags else statistics.mean(rates)), seconds, cpu_seconds() - cpu
+
+
+def cpu_seconds():
+    """CPU time of the processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def rate_of(path):

@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sbs_jax.data import caching, pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.tensorflow_setup import seqio, tf

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import sentencepiece
 
-from sbs_jax.data import datasets, pipeline, registration
+from sbs_jax.data import datasets, pipeline, registration, vocabulary
 from sbs_jax.data.tensorflow_setup import tf
 from sbs_jax.data.vocabulary import EOS_ID, UNK_ID, require_fit, train_sentencepiece
 from sbs_jax.errors import UserError
@@ -184,3 +184,11 @@ def test_equality_allows_mixing_only_with_one_vocabulary(use):
     assert repr(cqa) == "DatasetVocabulary('cqa')"
     assert svamp.eos_id == EOS_ID
     assert svamp.unk_id == UNK_ID
+
+
+def test_of_very_many_texts_evenly_spaced_ones_are_taken(monkeypatch):
+    texts = [f"text number {i} of a hundred" for i in range(100)]
+    half = train_sentencepiece(texts[::2], 400)
+    assert train_sentencepiece(texts, 400) != half
+    monkeypatch.setattr(vocabulary, "MOST_TEXTS", 60)
+    assert train_sentencepiece(texts, 400) == half

@@ -149,7 +149,7 @@ def _item(row: Mapping[str, Any], where: str, number: str, field: str) -> Item:
         is_list = isinstance(candidates, list)
         if not is_list or not all(isinstance(label, str) for label in candidates):
             raise UserError(f"{where}: field 'candidates' must be a list of texts.")
-        candidates = tuple(candidates)
+        candidates = tuple(dict.fromkeys(candidates))
     name = row.get("id")
     if name is not None and not isinstance(name, str | int):
         raise UserError(f"{where}: field 'id' must be a text or a number.")

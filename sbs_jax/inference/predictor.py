@@ -224,7 +224,7 @@ class Predictor(Engine):
         if candidates is not None:
             own = self._closed_set(candidates)
         elif not self._shares_candidates:
-            own = self._closed_set(choices_in(text))
+            own = self._closed_set(choices_in(text), merge=True)
         else:
             own = None
         if own is not None and self._own_shape is not None:
@@ -242,7 +242,8 @@ class Predictor(Engine):
         query = self._query(RATIONALE, self.prompting.encoder_text(RATIONALE, text), None)
         return dataclasses.replace(query, sample=sample)
 
-    def _closed_set(self, texts: Sequence[str]) -> Candidates:
+    def _closed_set(self, texts: Sequence[str], *, merge: bool = False) -> Candidates:
+        """Tokenizes a label set; of labels with the same tokens `merge` keeps the first."""
         if isinstance(texts, str):
             raise UserError(
                 f"CANDIDATES = {texts!r} is no list of labels; write ['yes', 'no'], or 'choices' "
@@ -250,6 +251,10 @@ class Predictor(Engine):
             )
         labels = check_candidates(texts)
         tokens = tuple((*self.tokenizer.encode(label), EOS_ID) for label in labels)
+        if merge:
+            first = dict(zip(reversed(tokens), reversed(labels), strict=True))
+            kept = [pair for pair in zip(labels, tokens, strict=True) if first[pair[1]] == pair[0]]
+            labels, tokens = map(tuple, zip(*kept, strict=True))
         for place, ids in enumerate(tokens):
             if (first := tokens.index(ids)) < place:
                 raise UserError(

@@ -85,7 +85,7 @@ def test_closed_labels_are_ranked_by_the_softmax_of_their_probabilities():
 
 def test_each_input_may_list_its_own_choices():
     predictor = toy.predictor(candidates="choices")
-    texts = ["Where? (a) zoo (b) sea", "Who? (a) Anna (b) she (c) you"]
+    texts = ["Where? (a) zoo (b) sea (c) zoo (d) ｚoo", "Who? (a) Anna (b) she (c) you"]
     found = predictor.labels(texts, num_best=5)
     assert {label for label, _ in found[0].alternatives} == {"zoo", "sea"}
     assert {label for label, _ in found[1].alternatives} == {"Anna", "she", "you"}

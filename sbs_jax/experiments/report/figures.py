@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from sbs_jax.experiments.report import style
 from sbs_jax.experiments.report.aggregate import (
@@ -238,16 +239,24 @@ def _shortened(name: str, most: int = 20) -> str:
 
 def _lines(axes: Axes, results: Results, panel: Panel, x: Callable[[Configuration], float]) -> None:
     methods = sorted({c.method for c in results.configurations})
-    for method, line in panel.lines.items():
+    for place, (method, line) in enumerate(panel.lines.items()):
         color, marker = style.look(method, methods)
+        # A little apart, in points, so that no bar hides another.
+        apart = 3.2 * (place - (len(panel.lines) - 1) / 2) / 72
+        shifted = axes.transData + ScaledTranslation(apart, 0, axes.get_figure().dpi_scale_trans)
         means = [c.scores[results.split] for c in line]
         xs, ys = [x(c) for c in line], [100 * mean.mean for mean in means]
         errors = [100 * (mean.standard_error or 0.0) for mean in means]
+        # What is shifted does not scale the axes by itself.
+        for sign in (-1, 1):
+            ends = [y + sign * error for y, error in zip(ys, errors, strict=True)]
+            axes.update_datalim(list(zip(xs, ends, strict=True)))
         axes.plot(xs, ys, color=color, marker=marker, label=method or "accuracy",
-                  markeredgecolor="white", markeredgewidth=0.8, zorder=3)  # fmt: skip
+                  markeredgecolor="white", markeredgewidth=0.8, zorder=3,
+                  transform=shifted)  # fmt: skip
         if any(errors):
             axes.errorbar(xs, ys, yerr=errors, fmt="none", ecolor=color, elinewidth=1.2,
-                          capsize=3, zorder=2.5)  # fmt: skip
+                          capsize=3, zorder=2.5, transform=shifted)  # fmt: skip
 
 
 def _fraction_ticks(axes: Axes, panel: Panel) -> None:
@@ -281,8 +290,8 @@ def _crossing(axes: Axes, results: Results, panel: Panel, level: float) -> str:
     axes.plot([place], [level], marker="o", markersize=11, markerfacecolor="none",
               markeredgecolor=style.INK, markeredgewidth=1.3, linestyle="none", zorder=4,
               label="sbs crosses it")  # fmt: skip
-    axes.annotate(f"{place:.0f} %", (place, level), xytext=(7, -15), textcoords="offset points",
-                  fontsize=9, zorder=5)  # fmt: skip
+    axes.annotate(f"{place:.0f} %", (place, level), xytext=(-8, 9), textcoords="offset points",
+                  ha="right", fontsize=9, zorder=5)  # fmt: skip
     return (
         f"On a straight line between the means, sbs reaches standard's accuracy on all data at "
         f"{place:.0f} % of it{where}."

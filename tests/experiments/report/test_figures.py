@@ -154,8 +154,19 @@ def test_curves_are_means_at_common_steps(sweeps, tmp_path):
                      (20, pytest.approx(0.6), pytest.approx(0.2))]  # fmt: skip
 
 
-def test_no_curve_is_cut_off(sweeps, tmp_path, monkeypatch):
-    """Panels share an axis, which has to hold the highest curve of all."""
+@pytest.mark.parametrize(
+    ("sweep", "draw"),
+    [
+        ("fractions", curves.draw_curves),
+        ("fractions", figures.draw_fraction),
+        ("sizes", figures.draw_fraction),
+        ("sizes", figures.draw_size),
+        ("lambda", figures.draw_weight),
+        ("sizes", frontier_figure.draw_frontier),
+    ],
+)
+def test_nothing_is_cut_off(sweeps, tmp_path, monkeypatch, sweep, draw):
+    """All that is drawn lies within its axes, which panels share: points, and ends of bars."""
     seen = {}
 
     def keep(figure, axes, *rest):
@@ -163,10 +174,22 @@ def test_no_curve_is_cut_off(sweeps, tmp_path, monkeypatch):
         return figures.Drawn("", "", "", "")
 
     monkeypatch.setattr(figures, "finish", keep)
-    curves.draw_curves(_read(sweeps["fractions"]), tmp_path)
-    top = max(y for axes in seen["axes"] for line in axes.lines for y in line.get_ydata())
-    assert all(axes.get_ylim()[1] > top for axes in seen["axes"])
-    assert len(seen["axes"]) == 4
+    draw(_read(sweeps[sweep]), tmp_path)
+    for axes in seen["axes"]:
+        points = [point for line in axes.lines for point in line.get_xydata()]
+        points += [
+            point
+            for bars in axes.containers
+            for collection in bars.lines[2]
+            for segment in collection.get_segments()
+            for point in segment
+        ]
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        # Lines across the whole panel have x from 0 to 1, in its own units.
+        data = [(x, y) for x, y in points if (x, y) == (x, y)]
+        assert all(low <= y <= high for _, y in data)
+        assert all(left <= x <= right or x in (0, 1) for x, _ in data)
+        assert len(data) >= 2
 
 
 def test_runs_without_records_have_no_curves(sweeps, tmp_path):

@@ -378,7 +378,9 @@ class _Reader:
         hint = ""
         if not expanded.is_absolute():
             shipped = [path.as_posix() for path in map(Path, shipped_files())]
-            others = nearest(name, shipped) or [p for p in shipped if Path(p).name == expanded.name]
+            # A file of this very name in another folder is what was meant.
+            same_name = [p for p in shipped if Path(p).name == expanded.name]
+            others = same_name or nearest(name, shipped)
             looked = [str(folder) for folder in self._search_paths[:-1]]
             hint = f" (looked in {', '.join(looked)} and among sbs_jax's own gin files)"
             hint += f"; did you mean {' or '.join(others[:2])}?" if others else "."

@@ -124,7 +124,7 @@ def _gains(
             continue
         mean = Mean.of(pairs)
         low, high = _interval(mean)
-        shown = NO_VALUE if mean.n < 2 else f"{100 * low:+.2f} to {100 * high:+.2f}"
+        shown = f"{100 * low:+.2f} to {100 * high:+.2f}" if mean.standard_error else NO_VALUE
         rows.append((results.label(c), _signed(mean), shown, str(mean.n), _verdict(mean)))
     if not rows:
         return None
@@ -272,8 +272,11 @@ def _signed(mean: Mean) -> str:
 
 def _verdict(mean: Mean) -> str:
     low, high = _interval(mean)
-    if mean.n < 2:
-        return "one seed cannot tell"
+    if mean.n < 3:
+        # Two differences may agree by chance: accuracies are multiples of one example.
+        return f"{'one seed' if mean.n == 1 else 'two seeds'} cannot tell"
+    if not mean.standard_error:
+        return "no spread: not judged"
     if low <= 0 <= high:
         return "not told apart"
     return "better" if low > 0 else "worse"

@@ -91,6 +91,8 @@ def test_only_common_seeds_are_paired(sweeps, tmp_path):
         # Above two standard errors, but three seeds do not show it.
         ([0.01, 0.05, 0.06], "not told apart"),
         ([0.05], "one seed cannot tell"),
+        ([0.005, 0.005], "two seeds cannot tell"),
+        ([0.005, 0.005, 0.005], "no spread: not judged"),
     ],
 )
 def test_verdicts_follow_students_interval(values, verdict):

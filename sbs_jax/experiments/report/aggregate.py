@@ -272,6 +272,12 @@ def _tell_apart(
         for name in order(list(names))
         if len({json.dumps(c.settings.get(name), sort_keys=True) for c in configurations}) > 1
     ]
+    # What follows from the data set, the method or the model is no axis of its own.
+    for name in [name for name in varied if name not in _ORDER]:
+        for cause in ("task", "METHOD", "MODEL"):
+            pairs = {(_settings_key(c, [cause]), _settings_key(c, [name])) for c in configurations}
+            if name in varied and cause in varied and len(pairs) == len({p for p, _ in pairs}):
+                varied.remove(name)
     candidates = sorted({name for c in configurations for name in c.config} - names)
     for name in candidates:
         if len({_settings_key(c, varied) for c in configurations}) == len(configurations):

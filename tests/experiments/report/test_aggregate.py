@@ -89,6 +89,15 @@ def test_runs_that_differ_in_config_gin_alone_are_kept_apart(sweeps, tmp_path):
     assert results.config_differences == {"BATCH_SIZE": ["64", "64", "32", "64", "64", "64"]}
 
 
+def test_what_follows_from_the_method_is_no_axis(tmp_path):
+    folder = synthetic.write_sweep(tmp_path / "s", synthetic.FRACTIONS, examples=4)
+    for path in folder.glob("runs/method=joint*/run.json"):
+        record = json.loads(path.read_text())
+        record["settings"]["TASK_FEATURE_LENGTHS"] = {"inputs": 96, "targets": 64}
+        path.write_text(json.dumps(record))
+    assert _read(folder).varied == ("METHOD", "TRAIN_FRACTION")
+
+
 def test_teachers_that_disagree_are_none(sweeps, tmp_path):
     other = synthetic.write_sweep(tmp_path / "other", {"SEED": (0,)}, teacher=0.7)
     assert _read(sweeps["sizes"]).teacher.accuracy == 0.6

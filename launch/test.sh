@@ -21,4 +21,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ensure_environment test
 cd "$ROOT"
+if [ $# -eq 0 ]; then
+  # The whole suite: many tests wait for processes of theirs, so two go on at a time.
+  set -- --numprocesses=2 --dist=loadfile
+fi
 exec "$VENV_PYTHON" -m pytest "$@"

@@ -147,14 +147,3 @@ def test_scripts_without_a_fitting_python_say_so_in_one_sentence(script, tmp_pat
     assert done.stderr.startswith("error: sbs_jax needs Python 3.11 or 3.12")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / ".venv").exists()
-
-
-def test_scripts_pass_shellcheck():
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
-    scripts = sorted((ROOT / "launch").glob("*.sh"))
-    done = subprocess.run(
-        ["shellcheck", "-x", *map(str, scripts)], cwd=ROOT, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout

@@ -20,6 +20,7 @@ import time
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -27,28 +28,18 @@ import numpy as np
 import rich.box
 import rich.console
 import rich.table
+from cpu_small import CPU_SMALL
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
 from sbs_jax.data import pipeline, settings
 from sbs_jax.host_memory import keep_freed_memory
-from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.training import optimizers
 from sbs_jax.training.step import make_train_step
 from sbs_jax.training.student import Student
 
 EXAMPLES_PER_STEP = 64
-CPU_SMALL = T5Config(
-    vocab_size=8192,
-    emb_dim=256,
-    num_heads=4,
-    num_encoder_layers=4,
-    num_decoder_layers=4,
-    head_dim=64,
-    mlp_dim=512,
-    dropout_rate=0.0,
-    head_init_stddev=256**-0.5,
-)
+NETWORK = dataclasses.replace(CPU_SMALL, dropout_rate=0.0)
 ROW_LENGTHS = {
     "svamp": {
         "encoder": {"inputs": 160, "targets": 128},
@@ -81,7 +72,7 @@ class Side:
         self.name = side
         self.batches = [next(batches) for _ in range(steps)]
         self.fill = batches.fill
-        self.student = Student(CPU_SMALL, make_mesh(devices=jax.devices()[:1]))
+        self.student = Student(NETWORK, make_mesh(devices=jax.devices()[:1]))
         optimizer = optimizers.adamw(5e-5)
         self.abstract = self.student.abstract_state(optimizer, 0)
         self.state = self.student.create_state(self.student.init_params(0), optimizer, 0)

@@ -40,6 +40,7 @@ import rich.console
 import rich.table
 import torch
 import transformers
+from cpu_small import CPU_SMALL
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
 from sbs_jax.data import pipeline, settings
@@ -55,16 +56,6 @@ from sbs_jax.training.student import Student
 EXAMPLES_PER_STEP = 16
 LEARNING_RATE = 5e-5
 ALPHA = 0.5
-CPU_SMALL = T5Config(
-    vocab_size=8192,
-    emb_dim=256,
-    num_heads=4,
-    num_encoder_layers=4,
-    num_decoder_layers=4,
-    head_dim=64,
-    mlp_dim=512,
-    head_init_stddev=256**-0.5,
-)
 # Shorter rows cost less attention, longer ones waste less of their ends.
 ROW_LENGTHS = {
     "svamp": {"inputs": 160, "targets": 128},

@@ -7,8 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from sbs_jax.checkpoints import folders, quiet, reading, trees
+from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 _OS_ERROR = re.compile(r": ([^:]+?) \[os_error_code")
 
 
-class CheckpointManager:
+class CheckpointManager(Closing):
     """The checkpoints of one run, `MODEL_DIR/checkpoint_<step>`.
 
     Files are written in the background and appear atomically. In a run of several processes all of
@@ -231,17 +231,6 @@ class CheckpointManager:
             self.wait()
         finally:
             self._orbax.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: ocp.checkpoint_managers.PreservationContext

@@ -7,16 +7,16 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.io import atomic_write_text, read_jsonl
 
 _BEGIN_ANEW = "name another OUTPUT_FILE, or remove this one to begin anew"
 
 
-class ResumableOutput:
+class ResumableOutput(Closing):
     """Appends rows, in whole lines, on disk before `append` returns.
 
     Beside `FILE` lies `FILE.run.json`: what the rows were made with. A `FILE` that was made with
@@ -81,15 +81,8 @@ class ResumableOutput:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def _check(self, wanted: Mapping[str, Any], checkpoint: str) -> None:

@@ -13,9 +13,9 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.teacher.types import Completion, Request
 
@@ -104,7 +104,7 @@ class LineIndex:
 
 
 @dataclass
-class Journal:
+class Journal(Closing):
     """An open journal, held by this process alone.
 
     Attributes:
@@ -129,17 +129,6 @@ class Journal:
         self._end = 0
         self._drop_torn_line()
         self._scan()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __contains__(self, key: str) -> bool:
         return self._index.get(key) is not None

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.parts import PART_NAMES
 
@@ -55,7 +56,7 @@ class Fed:
     counts: dict[str, float]
 
 
-class Feed:
+class Feed(Closing):
     """Makes batches and moves them to the devices ahead of their use, in a thread of its own.
 
     However far ahead that thread is, each batch carries the position right behind itself.
@@ -104,17 +105,6 @@ class Feed:
             with contextlib.suppress(queue.Empty):
                 self._queue.get_nowait()  # The thread may wait for room.
             self._thread.join(timeout=0.01)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self) -> None:
         try:

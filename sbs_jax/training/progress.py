@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 import jax
 from rich.console import Console
@@ -17,13 +15,15 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from sbs_jax.closing import Closing
+
 LINES = 8
 """How many lines a run writes where there is no terminal, its first aside; evaluations likewise."""
 
 Value = float | int | None
 
 
-class Progress:
+class Progress(Closing):
     """Shows steps, both losses, examples per second and the time left; process 0 only.
 
     On a terminal this is a bar that stays in its place. Elsewhere it is a line at the first step
@@ -92,17 +92,6 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _print(self, text: str) -> None:
         if self._enabled:

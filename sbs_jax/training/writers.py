@@ -9,11 +9,11 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import jax
 
+from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.io import atomic_write_text
 from sbs_jax.training.tensorboard import SummaryWriter
@@ -25,7 +25,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 Value = float | int | None
 
 
-class MetricsWriter:
+class MetricsWriter(Closing):
     """Appends lines to `metrics.jsonl` and scalars to TensorBoard; only process 0 writes.
 
     A line is `{"step": 20, "split": "train", "loss": 2.5, "rationale_loss": null, …}`: floats with
@@ -138,17 +138,6 @@ class MetricsWriter:
             yield
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written ({error.strerror}).") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _lines_until(step: int, text: str, path: Path) -> str:

@@ -37,7 +37,7 @@ setup(
     package_data={
         "sbs_jax.gin": ["**/*.gin"],
         "sbs_jax.teacher": ["prompt_files/*.yaml"],
-        "sbs_jax.experiments.report": ["page_files/*"],
+        "sbs_jax.reports": ["page_files/*"],
     },
     install_requires=[
         "jax>=0.10,<0.12",

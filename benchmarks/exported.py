@@ -38,10 +38,10 @@ def main() -> None:
 
     from sbs_jax.checkpoints.loading import identify, load_params
     from sbs_jax.evaluation.decode import Decoder
-    from sbs_jax.io import read_jsonl
+    from sbs_jax.files import read_jsonl
     from sbs_jax.partitioning.mesh import make_mesh
     from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
-    from sbs_jax.training.student import Student
+    from sbs_jax.student import Student
 
     source = identify(options.exported)
     data = source.settings.get("data_settings") or {}

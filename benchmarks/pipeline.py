@@ -25,9 +25,9 @@ from sbs_jax.data.cache_writer import cache_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from sbs_jax.training.step import make_train_step
-from sbs_jax.training.student import Student
 
 LENGTHS = {"inputs": 256, "targets": 128}
 QUICKSTART_LENGTHS = {"inputs": 96, "targets": 48}

@@ -34,9 +34,9 @@ import sbs_jax.tasks  # noqa: F401 (registers the data sets)
 from sbs_jax.data import pipeline, settings
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from sbs_jax.training.step import make_train_step
-from sbs_jax.training.student import Student
 
 EXAMPLES_PER_STEP = 64
 NETWORK = dataclasses.replace(CPU_SMALL, dropout_rate=0.0)

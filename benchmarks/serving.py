@@ -79,8 +79,8 @@ def random_student(folder: Path) -> Path:
     from sbs_jax.checkpoints.manager import CheckpointManager
     from sbs_jax.models.config import T5Config
     from sbs_jax.partitioning.mesh import make_mesh
+    from sbs_jax.student import Student
     from sbs_jax.training import optimizers
-    from sbs_jax.training.student import Student
 
     config = T5Config(
         vocab_size=32128,

@@ -49,9 +49,9 @@ from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.parts import LABEL, RATIONALE
+from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from sbs_jax.training.step import make_train_step
-from sbs_jax.training.student import Student
 
 EXAMPLES_PER_STEP = 16
 LEARNING_RATE = 5e-5

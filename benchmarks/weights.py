@@ -107,7 +107,7 @@ def shapes_of(config: object) -> dict[str, tuple[int, ...]]:
 def student_of(config: object) -> object:
     """The network of a T5Config on all devices."""
     from sbs_jax.partitioning.mesh import make_mesh
-    from sbs_jax.training.student import Student
+    from sbs_jax.student import Student
 
     return Student(config, make_mesh())
 

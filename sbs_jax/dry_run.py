@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from sbs_jax.parts import PART_NAMES
+from sbs_jax.student import Student
 from sbs_jax.training.state import TrainState
-from sbs_jax.training.student import Student
 
 ROWS_SHOWN = 2
 

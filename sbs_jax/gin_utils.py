@@ -30,8 +30,8 @@ import sbs_jax
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump, lookup, reader
 from sbs_jax.errors import UserError
+from sbs_jax.files import atomic_write_text
 from sbs_jax.host_memory import keep_freed_memory
-from sbs_jax.io import atomic_write_text
 from sbs_jax.partitioning import peers
 
 _LEVELS = {

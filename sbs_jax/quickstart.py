@@ -28,7 +28,7 @@ import sbs_jax
 from sbs_jax import gin_utils, metrics
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_write_text, read_jsonl
+from sbs_jax.files import atomic_write_text, read_jsonl
 
 METHODS = ("standard", "sbs")
 GIN_FILE = "examples/quickstart.gin"

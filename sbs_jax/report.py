@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sbs_jax.errors import UserError
-from sbs_jax.experiments.report.examples import CHOICES
-from sbs_jax.experiments.report.make import Report, make_report
+from sbs_jax.reports.examples import CHOICES
+from sbs_jax.reports.make import Report, make_report
 
 _UNFINISHED_SHOWN = 10
 

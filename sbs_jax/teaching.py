@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.io import read_jsonl
+from sbs_jax.files import read_jsonl
 from sbs_jax.teacher import session
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.flow import Flow

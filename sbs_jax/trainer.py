@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 
 from sbs_jax import dry_run as dry_run_lib
-from sbs_jax import io
+from sbs_jax import files
 from sbs_jax.checkpoints import folders, loading, record
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.data import pipeline, registration, settings
@@ -25,14 +25,14 @@ from sbs_jax.losses import Normalization
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import check_batch_size, make_mesh
+from sbs_jax.progress import Progress
+from sbs_jax.student import Student
 from sbs_jax.training.hooks import StopRequest
 from sbs_jax.training.loop import Finished, fit
 from sbs_jax.training.optimizers import Optimizer
-from sbs_jax.training.progress import Progress
 from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.start import starting_state
 from sbs_jax.training.step import make_train_step
-from sbs_jax.training.student import Student
 from sbs_jax.training.wandb_log import WandbLog
 from sbs_jax.training.writers import MetricsWriter
 
@@ -221,7 +221,7 @@ def train(
                 if data_settings.vocabulary_path is not None:
                     record.keep_vocabulary(folder, data_settings.vocabulary_path)
                 if config_text is not None:
-                    io.atomic_write_text(folder / "config.gin", config_text)
+                    files.atomic_write_text(folder / "config.gin", config_text)
             finished = fit(
                 start=start,
                 step_fn=step_fn,

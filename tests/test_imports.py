@@ -8,7 +8,9 @@ import pytest
 CORE = (
     "parts",
     "errors",
-    "io",
+    "files",
+    "student",
+    "progress",
     "losses",
     "metrics",
     "models",
@@ -50,8 +52,8 @@ def imported(packages, forbidden):
         (CORE, ("torch",)),
         (("inference",), ("tensorflow", "seqio", "transformers", "sbs_jax.tasks")),
         (("teacher",), ("tensorflow", "jax", "torch")),
-        (("report", "experiments.report"), ("tensorflow", "jax", "torch")),
-        (("parts", "errors", "io", "metrics", "parsers"), ("jax", "tensorflow", "numpy")),
+        (("report", "reports"), ("tensorflow", "jax", "torch")),
+        (("parts", "errors", "files", "metrics", "parsers"), ("jax", "tensorflow", "numpy")),
     ],
     ids=["core", "torch", "inference", "teacher", "report", "leaves"],
 )

@@ -17,8 +17,8 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation import evaluate as evaluation
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.training import optimizers
-from sbs_jax.training.student import Student
 from tests.checkpoints.test_t5x import write_legacy
 from tests.evaluation import toy
 

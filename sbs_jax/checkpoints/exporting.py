@@ -24,7 +24,7 @@ from sbs_jax.checkpoints.huggingface import (
 from sbs_jax.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, write_safetensors
 from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_shapes
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_open, atomic_write_text, read_jsonl
+from sbs_jax.files import atomic_open, atomic_write_text, read_jsonl
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
 

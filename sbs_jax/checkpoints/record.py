@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_open, atomic_write_text
+from sbs_jax.files import atomic_open, atomic_write_text
 from sbs_jax.models.config import T5Config
 
 FILE = "student.json"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from sbs_jax.checkpoints.tensors import Index, StoredTensor
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_open
+from sbs_jax.files import atomic_open
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

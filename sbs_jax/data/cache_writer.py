@@ -23,7 +23,7 @@ from sbs_jax.data import caching, pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sbs_jax.data.release import Example
 from sbs_jax.errors import UserError
-from sbs_jax.io import read_jsonl
+from sbs_jax.files import read_jsonl
 
 
 def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Example]:

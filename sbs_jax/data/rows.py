@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.io import DuplicateKeyError, parse_json, read_jsonl
+from sbs_jax.files import DuplicateKeyError, parse_json, read_jsonl
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 

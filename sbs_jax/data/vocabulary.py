@@ -29,7 +29,7 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_open, atomic_write_text
+from sbs_jax.files import atomic_open, atomic_write_text
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EOS_STRING = "</s>"

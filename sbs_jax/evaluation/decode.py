@@ -12,7 +12,7 @@ import numpy as np
 
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.partitioning.distributed import to_global
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 
 LENGTHS = 4
 """Inputs are padded to one of so many lengths; every length is compiled once."""

@@ -17,12 +17,12 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, Value
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 from sbs_jax.losses import Normalization
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.progress import Progress
-from sbs_jax.training.student import Student
+from sbs_jax.progress import Progress
+from sbs_jax.student import Student
 
 __all__ = ["Evaluator", "evaluate"]
 

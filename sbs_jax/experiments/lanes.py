@@ -19,11 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sbs_jax import losses
 from sbs_jax.partitioning import rules as rules_lib
+from sbs_jax.student import Student
 from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.state import TrainState
 from sbs_jax.training.step import make_train_step
-from sbs_jax.training.student import Student
 
 LaneStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Any]]
 

@@ -25,8 +25,8 @@ from sbs_jax.configuration import reader
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
+from sbs_jax.files import atomic_write_text
 from sbs_jax.gin_utils import _MAINS
-from sbs_jax.io import atomic_write_text
 
 TRAIN = "sbs_jax.trainer.train"
 SPLITS = ("validation", "test")

@@ -23,7 +23,7 @@ from sbs_jax.experiments import cost, planning, staircase, sweeping, table
 from sbs_jax.experiments.grid import Axis, Run
 from sbs_jax.experiments.planning import Plan
 from sbs_jax.experiments.sweeping import AtWork, Sweeping
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 
 SIZE_AXES = ("SIZE", "MODEL", "gin_file")
 DATA_AXES = ("TRAIN_FRACTION", "TRAIN_EXAMPLES")

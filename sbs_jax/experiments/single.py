@@ -23,7 +23,7 @@ from sbs_jax.experiments import cost
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.grid import Run
 from sbs_jax.experiments.runs import SweepFolder
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 from sbs_jax.trainer import train
 
 WITH_RATIONALES = ("sbs", "rationale")

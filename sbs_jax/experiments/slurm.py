@@ -19,7 +19,7 @@ from sbs_jax.experiments import local
 from sbs_jax.experiments.local import Ended, Job
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.experiments.worker import INTERRUPTED
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 
 _POLL = 2.0  # seconds
 _LOST = 3  # polls without a result or a place in the queue, after which a job counts as lost

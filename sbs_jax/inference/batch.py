@@ -17,7 +17,7 @@ from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.output import ResumableOutput
 from sbs_jax.inference.predictor import Predictor
 from sbs_jax.metrics import normalize_answer
-from sbs_jax.training.progress import Progress
+from sbs_jax.progress import Progress
 
 WINDOW = 16
 """So many batches of inputs are held, sorted by length and written at a time."""

@@ -24,7 +24,7 @@ from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import LABEL, RATIONALE, Candidates, Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
 from sbs_jax.partitioning.distributed import to_global
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 
 
 class Engine:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_write_text, read_jsonl
+from sbs_jax.files import atomic_write_text, read_jsonl
 
 _BEGIN_ANEW = "name another OUTPUT_FILE, or remove this one to begin anew"
 

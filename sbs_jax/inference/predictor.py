@@ -47,7 +47,7 @@ from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 
 CHOICES = "choices"
 """In place of candidates: each input lists its own, ``(a) … (b) …``."""

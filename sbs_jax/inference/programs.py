@@ -19,7 +19,7 @@ from sbs_jax.decoding.saliency import input_saliency
 from sbs_jax.decoding.sampling import sample_decode
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import LABEL, RATIONALE
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 
 Batch = dict[str, jax.Array]
 STRATEGIES = ("greedy", "sample", "beam")

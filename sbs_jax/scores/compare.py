@@ -9,7 +9,7 @@ import numpy as np
 
 from sbs_jax import metrics
 from sbs_jax.errors import UserError
-from sbs_jax.io import read_jsonl
+from sbs_jax.files import read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_open
+from sbs_jax.files import atomic_open
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round, majority

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sbs_jax
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.derive import Summary
 from sbs_jax.teacher.flow import Flow

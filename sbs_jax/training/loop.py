@@ -12,8 +12,8 @@ import numpy as np
 
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.errors import UserError
+from sbs_jax.progress import Progress
 from sbs_jax.training import hooks
-from sbs_jax.training.progress import Progress
 from sbs_jax.training.start import Start
 from sbs_jax.training.writers import MetricsWriter
 

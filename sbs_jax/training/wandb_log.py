@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 
 _ID_FILE = "wandb_id.txt"
 

@@ -15,7 +15,7 @@ import jax
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
 from sbs_jax.training.tensorboard import SummaryWriter
 from sbs_jax.training.wandb_log import WandbLog
 

@@ -26,8 +26,8 @@ from sbs_jax.errors import UserError
 from sbs_jax.export import main
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.training.state import TrainState
-from sbs_jax.training.student import Student
 from tests.checkpoints.test_tokenizer_files import texts, train
 from tests.hf_models import apply, hf_model, our_model, padded_batch, shift_right
 

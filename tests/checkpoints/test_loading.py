@@ -31,7 +31,7 @@ from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 from tests.hf_models import apply, hf_model, our_model, padded_batch, shift_right
 
 MULTILINGUAL = {

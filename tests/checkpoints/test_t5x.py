@@ -14,7 +14,7 @@ from sbs_jax.checkpoints.loading import identify, load_params, require_same_netw
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 from tests.hf_models import our_model
 
 REAL = os.environ.get("SBS_T5X_CHECKPOINTS_DIR")

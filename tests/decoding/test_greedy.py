@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sbs_jax.decoding.greedy import greedy_decode, most_likely
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 from tests.hf_models import CASES, VERSIONS, apply, hf_model, our_model, padded_batch
 
 LENGTH = 20

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sbs_jax.decoding.saliency import input_saliency
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 from tests.hf_models import VERSIONS, hf_model, our_model, padded_batch, shift_right
 
 

@@ -13,7 +13,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation import decode
 from sbs_jax.evaluation.evaluator import Evaluator
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 from tests.evaluation import toy
 
 

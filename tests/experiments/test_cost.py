@@ -6,7 +6,7 @@ from sbs_jax.configuration import config as config_lib
 from sbs_jax.experiments import cost, measuring
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.training.student import Student
+from sbs_jax.student import Student
 from tests.batches import random_batch
 
 GATED = T5Config(

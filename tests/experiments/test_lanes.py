@@ -10,9 +10,9 @@ from sbs_jax.experiments import lanes as lanes_lib
 from sbs_jax.experiments.lanes import Lanes, make_lane_step, stack_batches
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.training.optimizers import adamw
 from sbs_jax.training.step import make_train_step
-from sbs_jax.training.student import Student
 from tests.batches import random_batch
 
 CONFIG = T5Config(

@@ -218,7 +218,7 @@ def test_mistakes(options, message):
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_told():
     import dataclasses
 
-    from sbs_jax.training.student import Student
+    from sbs_jax.student import Student
 
     student, params = toy.student()
     small = Student(dataclasses.replace(toy.CONFIG, vocab_size=128), student.mesh)

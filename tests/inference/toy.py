@@ -16,8 +16,8 @@ from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.tokenizer import Tokenizer
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.training import optimizers
-from sbs_jax.training.student import Student
 
 CONFIG = T5Config(
     vocab_size=512,

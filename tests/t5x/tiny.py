@@ -9,9 +9,9 @@ from t5x.examples.t5 import network
 
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.t5x.model import TwoPartModel
 from sbs_jax.t5x.part_trainer import PartTrainer
-from sbs_jax.training.student import Student
 
 DIMENSIONS = {
     "vocab_size": 64,

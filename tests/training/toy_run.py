@@ -22,8 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.distributed import initialize
+from sbs_jax.progress import Progress
 from sbs_jax.training.loop import fit
-from sbs_jax.training.progress import Progress
 from sbs_jax.training.start import starting_state
 from sbs_jax.training.writers import MetricsWriter
 

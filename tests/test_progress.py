@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sbs_jax.training.progress import LINES, Progress
+from sbs_jax.progress import LINES, Progress
 
 METRICS = {"loss": 1.5, "label_loss": 0.5, "rationale_loss": None, "examples_per_second": 123.4}
 

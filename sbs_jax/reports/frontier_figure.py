@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from sbs_jax.experiments.report import figures, style
-from sbs_jax.experiments.report.aggregate import Configuration, Results, format_count
+from sbs_jax.reports import figures, style
+from sbs_jax.reports.aggregate import Configuration, Results, format_count
 
 
 def draw_frontier(results: Results, output_dir: Path) -> figures.Drawn | None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sbs_jax import report
-from tests.experiments.report import synthetic
+from tests.reports import synthetic
 
 
 def _run(capsys, *arguments):

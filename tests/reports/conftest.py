@@ -1,6 +1,6 @@
 import pytest
 
-from tests.experiments.report import synthetic
+from tests.reports import synthetic
 
 
 @pytest.fixture(scope="session")

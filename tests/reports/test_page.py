@@ -8,11 +8,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from sbs_jax.errors import UserError
-from sbs_jax.experiments.report import examples, page
-from sbs_jax.experiments.report.aggregate import aggregate
-from sbs_jax.experiments.report.make import make_report
-from sbs_jax.experiments.report.reading import read_sweep
-from tests.experiments.report import synthetic
+from sbs_jax.reports import examples, page
+from sbs_jax.reports.aggregate import aggregate
+from sbs_jax.reports.make import make_report
+from sbs_jax.reports.reading import read_sweep
+from tests.reports import synthetic
 
 VOID = {"meta", "link", "input", "br", "path", "use"}
 

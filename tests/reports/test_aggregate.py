@@ -5,15 +5,15 @@ import statistics
 
 import pytest
 
-from sbs_jax.experiments.report.aggregate import (
+from sbs_jax.reports.aggregate import (
     Mean,
     aggregate,
     describe,
     format_count,
     format_setting,
 )
-from sbs_jax.experiments.report.reading import read_sweep
-from tests.experiments.report import synthetic
+from sbs_jax.reports.reading import read_sweep
+from tests.reports import synthetic
 
 
 def _read(*folders):

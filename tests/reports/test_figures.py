@@ -3,10 +3,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from sbs_jax.experiments.report import curves, figures, frontier_figure, style
-from sbs_jax.experiments.report.aggregate import aggregate
-from sbs_jax.experiments.report.reading import read_sweep
-from tests.experiments.report import synthetic
+from sbs_jax.reports import curves, figures, frontier_figure, style
+from sbs_jax.reports.aggregate import aggregate
+from sbs_jax.reports.reading import read_sweep
+from tests.reports import synthetic
 
 
 def _read(*folders):

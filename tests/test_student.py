@@ -7,9 +7,9 @@ import pytest
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from sbs_jax.training.step import make_train_step
-from sbs_jax.training.student import Student
 from tests.batches import random_batch
 
 CONFIG = T5Config(

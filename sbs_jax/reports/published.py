@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sbs_jax.experiments.report.aggregate import (
+from sbs_jax.reports.aggregate import (
     WITHOUT_RATIONALE_LOSS,
     Configuration,
     Results,
     format_count,
 )
-from sbs_jax.experiments.report.tables import Table, percent
+from sbs_jax.reports.tables import Table, percent
 
 # Hsieh et al. 2023, Tables 1 and 2: test accuracy in percent of T5-base on all training data.
 DATASETS = {"esnli": "e-SNLI", "anli1": "ANLI", "cqa": "CQA", "svamp": "SVAMP"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sbs_jax.experiments.report.make import make_report
-from tests.experiments.report import synthetic
+from sbs_jax.reports.make import make_report
+from tests.reports import synthetic
 
 selenium = pytest.importorskip(
     "selenium", reason="selenium is not installed: pip install -e '.[browser]'"

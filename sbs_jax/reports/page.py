@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sbs_jax
-from sbs_jax.experiments.report import style
-from sbs_jax.experiments.report.aggregate import Results, format_setting
-from sbs_jax.experiments.report.examples import script_json
-from sbs_jax.experiments.report.figures import Drawn
-from sbs_jax.experiments.report.tables import Table
+from sbs_jax.reports import style
+from sbs_jax.reports.aggregate import Results, format_setting
+from sbs_jax.reports.examples import script_json
+from sbs_jax.reports.figures import Drawn
+from sbs_jax.reports.tables import Table
 
 _LONG = 60  # characters
 _FIELD = re.compile(r"\$([a-z_]+)\$")
@@ -170,5 +170,5 @@ def _visible(found: re.Match[str]) -> str:
 
 
 def _file(name: str) -> str:
-    folder = importlib.resources.files("sbs_jax.experiments.report") / "page_files"
+    folder = importlib.resources.files("sbs_jax.reports") / "page_files"
     return (folder / name).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Callable, Sequence, Set
 
-from sbs_jax.experiments.report.aggregate import (
+from sbs_jax.reports.aggregate import (
     Configuration,
     Mean,
     Results,
@@ -16,7 +16,7 @@ from sbs_jax.experiments.report.aggregate import (
     order,
     short,
 )
-from sbs_jax.experiments.report.reading import SPLITS
+from sbs_jax.reports.reading import SPLITS
 
 NO_VALUE = "–"
 ONE_SEED = "one seed: no standard error"

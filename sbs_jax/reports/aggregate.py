@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbs_jax import metrics
-from sbs_jax.experiments.report.reading import DONE, SPLITS, Run, Score, Sweep
+from sbs_jax.reports.reading import DONE, SPLITS, Run, Score, Sweep
 
 # Methods that train no rationale: RATIONALE_WEIGHT means nothing to them.
 WITHOUT_RATIONALE_LOSS = ("standard", "rationale_input")

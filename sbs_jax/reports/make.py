@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sbs_jax.errors import UserError
-from sbs_jax.experiments.report import examples as examples_lib
-from sbs_jax.experiments.report import tables
-from sbs_jax.experiments.report.aggregate import Results, aggregate
-from sbs_jax.experiments.report.published import published_tables
-from sbs_jax.experiments.report.reading import read_sweep
-from sbs_jax.io import atomic_write_text
+from sbs_jax.files import atomic_write_text
+from sbs_jax.reports import examples as examples_lib
+from sbs_jax.reports import tables
+from sbs_jax.reports.aggregate import Results, aggregate
+from sbs_jax.reports.published import published_tables
+from sbs_jax.reports.reading import read_sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,8 @@ def make_report(
 
 def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Report:
     # Matplotlib takes a second to import: a mistake is told before.
-    from sbs_jax.experiments.report.figures import draw_all
-    from sbs_jax.experiments.report.page import make_page
+    from sbs_jax.reports.figures import draw_all
+    from sbs_jax.reports.page import make_page
 
     collected = examples_lib.collect(results, choice)
     main_tables = (tables.results_table(results), *tables.gain_tables(results))

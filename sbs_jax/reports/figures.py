@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from sbs_jax.experiments.report import style
-from sbs_jax.experiments.report.aggregate import (
+from sbs_jax.reports import style
+from sbs_jax.reports.aggregate import (
     WITHOUT_RATIONALE_LOSS,
     Configuration,
     Mean,
@@ -24,7 +24,7 @@ from sbs_jax.experiments.report.aggregate import (
     format_count,
     format_setting,
 )
-from sbs_jax.experiments.report.tables import matching_standard, teacher_name
+from sbs_jax.reports.tables import matching_standard, teacher_name
 
 MAX_PANELS = 12
 _SIZE = ("MODEL", "parameters")
@@ -57,7 +57,7 @@ class Panel:
 
 def draw_all(results: Results, output_dir: Path) -> list[Drawn]:
     """Draws what the sweep has the axes for, into `output_dir`, as PNG and SVG."""
-    from sbs_jax.experiments.report import curves, frontier_figure
+    from sbs_jax.reports import curves, frontier_figure
 
     makers: tuple[Callable[[Results, Path], Drawn | None], ...] = (
         draw_weight,

@@ -1,9 +1,9 @@
 import pytest
 
-from sbs_jax.experiments.report.aggregate import aggregate
-from sbs_jax.experiments.report.published import published_tables
-from sbs_jax.experiments.report.reading import read_sweep
-from tests.experiments.report import synthetic
+from sbs_jax.reports.aggregate import aggregate
+from sbs_jax.reports.published import published_tables
+from sbs_jax.reports.reading import read_sweep
+from tests.reports import synthetic
 
 
 def _read(*folders):

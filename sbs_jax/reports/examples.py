@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from sbs_jax.experiments.report.aggregate import Configuration, Results
-from sbs_jax.experiments.report.tables import matching_standard
+from sbs_jax.reports.aggregate import Configuration, Results
+from sbs_jax.reports.tables import matching_standard
 
 Choice = Literal["one_seed", "all_seeds", "none"]
 CHOICES: tuple[str, ...] = get_args(Choice)

@@ -4,10 +4,10 @@ import statistics
 
 import pytest
 
-from sbs_jax.experiments.report import tables
-from sbs_jax.experiments.report.aggregate import Mean, aggregate
-from sbs_jax.experiments.report.reading import read_sweep
-from tests.experiments.report import synthetic
+from sbs_jax.reports import tables
+from sbs_jax.reports.aggregate import Mean, aggregate
+from sbs_jax.reports.reading import read_sweep
+from tests.reports import synthetic
 
 
 def _read(*folders):

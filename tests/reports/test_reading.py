@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 from sbs_jax.errors import UserError
-from sbs_jax.experiments.report.reading import Score, read_sweep, split_task_name
-from tests.experiments.report import synthetic
+from sbs_jax.reports.reading import Score, read_sweep, split_task_name
+from tests.reports import synthetic
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from sbs_jax.io import atomic_open, atomic_write_text
+from sbs_jax.files import atomic_open, atomic_write_text
 
 INK, GRID, MUTED = "#1f2328", "#d9dde2", "#6b7280"
 # Okabe and Ito's colours, without their yellow, which is too pale on white.

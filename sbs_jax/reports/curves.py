@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 from sbs_jax import metrics
-from sbs_jax.experiments.report import figures, style
-from sbs_jax.experiments.report.aggregate import Configuration, Results, describe
+from sbs_jax.reports import figures, style
+from sbs_jax.reports.aggregate import Configuration, Results, describe
 
 _LINE_AXES = ("RATIONALE_WEIGHT", "METHOD", "MODEL", "parameters", "TRAIN_FRACTION")
 

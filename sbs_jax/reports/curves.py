@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from sbs_jax import metrics
-from sbs_jax.reports import figures, style
+from sbs_jax.reports import drawing, style
 from sbs_jax.reports.aggregate import Configuration, Results, describe
 
 _LINE_AXES = ("RATIONALE_WEIGHT", "METHOD", "MODEL", "parameters", "TRAIN_FRACTION")
@@ -15,7 +15,7 @@ _LINE_AXES = ("RATIONALE_WEIGHT", "METHOD", "MODEL", "parameters", "TRAIN_FRACTI
 Curve = list[tuple[int, float, float | None]]
 
 
-def draw_curves(results: Results, output_dir: Path) -> figures.Drawn | None:
+def draw_curves(results: Results, output_dir: Path) -> drawing.Drawn | None:
     """Validation accuracy against training steps, a line a configuration; None without records."""
     curves = [(c, mean_curve(c)) for c in results.configurations]
     curves = [(c, curve) for c, curve in curves if len(curve) > 1]
@@ -25,8 +25,8 @@ def draw_curves(results: Results, output_dir: Path) -> figures.Drawn | None:
     panels: dict[str, list[tuple[Configuration, Curve]]] = {}
     for c, curve in curves:
         panels.setdefault(_panel_title(results, c, line_axis), []).append((c, curve))
-    left_out = max(0, len(panels) - figures.MAX_PANELS)
-    panels = dict(list(panels.items())[: figures.MAX_PANELS])
+    left_out = max(0, len(panels) - drawing.MAX_PANELS)
+    panels = dict(list(panels.items())[: drawing.MAX_PANELS])
     figure, all_axes = style.new_figure(len(panels))
     values = list(
         dict.fromkeys(json.dumps(c.settings.get(line_axis)) for c in results.configurations)
@@ -65,7 +65,7 @@ def draw_curves(results: Results, output_dir: Path) -> figures.Drawn | None:
     )
     if left_out:
         caption += f" {left_out} further panels are left out."
-    return figures.finish(
+    return drawing.finish(
         figure, all_axes, output_dir, "learning_curves", "Learning curves", caption
     )
 

@@ -5,46 +5,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from sbs_jax.reports import style
+from sbs_jax.reports import curves, drawing, frontier_figure, style
 from sbs_jax.reports.aggregate import (
     WITHOUT_RATIONALE_LOSS,
     Configuration,
     Mean,
     Results,
     describe,
-    format_count,
-    format_setting,
 )
+from sbs_jax.reports.drawing import MAX_PANELS, Drawn, size_axis
 from sbs_jax.reports.tables import matching_standard, teacher_name
 
-MAX_PANELS = 12
 _SIZE = ("MODEL", "parameters")
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """A figure that was made.
-
-    Attributes:
-      name: of its files, without ending.
-      title: in few words.
-      caption: what is seen, in sentences.
-      svg: its text.
-    """
-
-    name: str
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +36,6 @@ class Panel:
 
 def draw_all(results: Results, output_dir: Path) -> list[Drawn]:
     """Draws what the sweep has the axes for, into `output_dir`, as PNG and SVG."""
-    from sbs_jax.reports import curves, frontier_figure
-
     makers: tuple[Callable[[Results, Path], Drawn | None], ...] = (
         draw_weight,
         draw_fraction,
@@ -93,7 +70,7 @@ def draw_fraction(results: Results, output_dir: Path) -> Drawn | None:
     caption = f"{_points(results)} After the paper's Figures 4 and 5. " + " ".join(
         filter(None, told)
     )
-    return finish(figure, all_axes, output_dir, "accuracy_by_training_fraction",
+    return drawing.finish(figure, all_axes, output_dir, "accuracy_by_training_fraction",
                    "Accuracy against training data", caption)  # fmt: skip
 
 
@@ -115,7 +92,7 @@ def draw_size(results: Results, output_dir: Path) -> Drawn | None:
         if results.teacher is not None
         else "The teacher's own accuracy is not known to this sweep."
     )
-    return finish(figure, all_axes, output_dir, "accuracy_by_model_size",
+    return drawing.finish(figure, all_axes, output_dir, "accuracy_by_model_size",
                    "Accuracy against student size", caption)  # fmt: skip
 
 
@@ -145,7 +122,7 @@ def draw_weight(results: Results, output_dir: Path) -> Drawn | None:
         axes.set(title=panel.title, xlabel="λ, the rationale's weight (places evenly spaced)",
                  ylabel=_accuracy(results))  # fmt: skip
     caption = f"{_points(results)} " + " ".join(dict.fromkeys(filter(None, told)))
-    return finish(figure, all_axes, output_dir, "accuracy_by_rationale_weight",
+    return drawing.finish(figure, all_axes, output_dir, "accuracy_by_rationale_weight",
                    "Accuracy against λ", caption)  # fmt: skip
 
 
@@ -213,28 +190,6 @@ def make_panels(
             Panel(title, {m: sorted(c, key=lambda c: c.number(value)) for m, c in lines.items()})
         )
     return panels[:MAX_PANELS]
-
-
-def size_axis(axes: Axes, configurations: Sequence[Configuration]) -> None:
-    """A log axis of sizes with a tick at each that occurs."""
-    names: dict[float, str] = {}
-    for c in configurations:
-        size = c.number("parameters") or 1.0
-        model = _shortened(format_setting("MODEL", c.settings.get("MODEL") or ""))
-        names[size] = f"{model}\n{format_count(size)}".strip()
-    axes.set_xscale("log")
-    sizes = sorted(names)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(x, format_count(x))))
-    low, high = sizes[0], sizes[-1]
-    margin = (high / low) ** 0.2 if high > low else 2.0
-    axes.set_xlim(low / margin, high * margin)
-    axes.set_xlabel("parameters of the student (log scale)")
-
-
-def _shortened(name: str, most: int = 20) -> str:
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) :]}"
 
 
 def _lines(axes: Axes, results: Results, panel: Panel, x: Callable[[Configuration], float]) -> None:
@@ -363,21 +318,3 @@ def _points(results: Results) -> str:
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     told = f"Points are means over {seeds} seeds, bars ± one standard error of the mean."
     return told + (" A point without a bar has a single seed." if counts[0] == 1 else "")
-
-
-def finish(
-    figure: Figure,
-    all_axes: Sequence[Axes],
-    output_dir: Path,
-    name: str,
-    title: str,
-    caption: str,
-) -> Drawn:
-    """Adds the legend, and writes the files."""
-    for axes in all_axes:
-        axes.set_title(textwrap.fill(axes.get_title(loc="left"), 44))
-        if not axes.get_subplotspec().is_first_col():
-            axes.set_ylabel("")
-    style.legend_above(figure, all_axes)
-    svg = style.save(figure, output_dir / name)
-    return Drawn(name, title, caption.strip(), svg)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from sbs_jax.reports import figures, style
+from sbs_jax.reports import drawing, style
 from sbs_jax.reports.aggregate import Configuration, Results, format_count
 
 
-def draw_frontier(results: Results, output_dir: Path) -> figures.Drawn | None:
+def draw_frontier(results: Results, output_dir: Path) -> drawing.Drawn | None:
     """Draws which students beat the teacher, by size and training data; None without a teacher.
 
     The sweep needs two sizes or two shares of the training data.
@@ -54,7 +54,7 @@ def draw_frontier(results: Results, output_dir: Path) -> figures.Drawn | None:
             )
         else:
             told.append(f"{method}: none of these students beats it.")
-        figures.size_axis(axes, shown)
+        drawing.size_axis(axes, shown)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(FixedLocator(fractions))
         axes.yaxis.set_minor_locator(FixedLocator([]))
@@ -71,7 +71,7 @@ def draw_frontier(results: Results, output_dir: Path) -> figures.Drawn | None:
         "the dashed line joins the least data for each size. Of several λ the one that is best on "
         f"validation counts. After the paper's Figures 8 and 9. {' '.join(told)}"
     )
-    return figures.finish(figure, all_axes, output_dir, "frontier", "Beating the teacher", caption)
+    return drawing.finish(figure, all_axes, output_dir, "frontier", "Beating the teacher", caption)
 
 
 def best_of_cells(

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from sbs_jax.reports import curves, figures, frontier_figure, style
+from sbs_jax.reports import curves, drawing, figures, frontier_figure, style
 from sbs_jax.reports.aggregate import aggregate
 from sbs_jax.reports.reading import read_sweep
 from tests.reports import synthetic
@@ -171,9 +171,9 @@ def test_nothing_is_cut_off(sweeps, tmp_path, monkeypatch, sweep, draw):
 
     def keep(figure, axes, *rest):
         seen["axes"] = axes
-        return figures.Drawn("", "", "", "")
+        return drawing.Drawn("", "", "", "")
 
-    monkeypatch.setattr(figures, "finish", keep)
+    monkeypatch.setattr(drawing, "finish", keep)
     draw(_read(sweeps[sweep]), tmp_path)
     for axes in seen["axes"]:
         points = [point for line in axes.lines for point in line.get_xydata()]

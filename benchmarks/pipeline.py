@@ -26,7 +26,7 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from sbs_jax.training import optimizers
+from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import make_train_step
 
 LENGTHS = {"inputs": 256, "targets": 128}
@@ -124,10 +124,12 @@ def steps_per_second(batches: pipeline.TrainBatches, steps: int) -> float:
     """Trains the quickstart's network on one device, batches made beforehand."""
     student = Student(QUICKSTART, make_mesh(devices=jax.devices()[:1]))
     optimizer = optimizers.adamw(1e-3)
-    step = student.jit_train_step(
-        make_train_step(student.apply, optimizer), student.abstract_state(optimizer, 0)
+    step = placement.jit_train_step(
+        student,
+        make_train_step(student.apply, optimizer),
+        placement.abstract_state(student, optimizer, 0),
     )
-    state = student.create_state(student.init_params(0), optimizer, 0)
+    state = placement.create_state(student, student.init_params(0), optimizer, 0)
     made = [dict(next(batches)) for _ in range(steps + 5)]
     begin = 0.0
     for number, batch in enumerate(made):

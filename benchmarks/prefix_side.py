@@ -35,7 +35,7 @@ from sbs_jax.data import pipeline, settings
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from sbs_jax.training import optimizers
+from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import make_train_step
 
 EXAMPLES_PER_STEP = 64
@@ -74,10 +74,10 @@ class Side:
         self.fill = batches.fill
         self.student = Student(NETWORK, make_mesh(devices=jax.devices()[:1]))
         optimizer = optimizers.adamw(5e-5)
-        self.abstract = self.student.abstract_state(optimizer, 0)
-        self.state = self.student.create_state(self.student.init_params(0), optimizer, 0)
-        self.step = self.student.jit_train_step(
-            make_train_step(self.student.apply, optimizer), self.abstract
+        self.abstract = placement.abstract_state(self.student, optimizer, 0)
+        self.state = placement.create_state(self.student, self.student.init_params(0), optimizer, 0)
+        self.step = placement.jit_train_step(
+            self.student, make_train_step(self.student.apply, optimizer), self.abstract
         )
         self.cpu: list[float] = []
         self.loss = float("nan")

@@ -80,7 +80,7 @@ def random_student(folder: Path) -> Path:
     from sbs_jax.models.config import T5Config
     from sbs_jax.partitioning.mesh import make_mesh
     from sbs_jax.student import Student
-    from sbs_jax.training import optimizers
+    from sbs_jax.training import optimizers, placement
 
     config = T5Config(
         vocab_size=32128,
@@ -95,7 +95,9 @@ def random_student(folder: Path) -> Path:
     print(f"a random student of {student.num_params:,} parameters", file=sys.stderr)
     optimizer = optimizers.adafactor(1e-3)
     with CheckpointManager(folder) as checkpoints:
-        checkpoints.save(0, student.create_state(student.init_params(0), optimizer, 0), extra={})
+        checkpoints.save(
+            0, placement.create_state(student, student.init_params(0), optimizer, 0), extra={}
+        )
     vocabulary = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter([question(n) for n in range(500)] + CANDIDATES * 5),

@@ -50,7 +50,7 @@ from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.parts import LABEL, RATIONALE
 from sbs_jax.student import Student
-from sbs_jax.training import optimizers
+from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import make_train_step
 
 EXAMPLES_PER_STEP = 16
@@ -96,11 +96,12 @@ def our_side(batches: Sequence[Batch], config: T5Config, seed: int) -> Side:
     """The step that `sbs_jax.trainer.train` jits, on one device."""
     student = Student(config, make_mesh(devices=jax.devices()[:1]))
     optimizer = optimizers.adamw(LEARNING_RATE)
-    step = student.jit_train_step(
+    step = placement.jit_train_step(
+        student,
         make_train_step(student.apply, optimizer, rationale_weight=(1 - ALPHA) / ALPHA),
-        student.abstract_state(optimizer, seed),
+        placement.abstract_state(student, optimizer, seed),
     )
-    state = student.create_state(student.init_params(seed), optimizer, seed)
+    state = placement.create_state(student, student.init_params(seed), optimizer, seed)
 
     def train(number: int) -> float:
         nonlocal state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning import rules as rules_lib
-from sbs_jax.training.optimizers import Optimizer
-from sbs_jax.training.state import TrainState, create_state
-from sbs_jax.training.step import Batch
 
 
 class Student:
@@ -63,8 +60,13 @@ class Student:
         """The sharding of a value that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def apply(self, params: Any, batch: Batch, dropout_rng: jax.Array | None) -> jax.Array:
-        """The logits [B, T, V] of a batch; see `step.ApplyFn`."""
+    def apply(
+        self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
+    ) -> jax.Array:
+        """Returns the logits [B, T, V] of a batch; see `training.step.Batch` for its arrays.
+
+        `dropout_rng` None switches dropout off.
+        """
         return self.model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
@@ -106,44 +108,6 @@ class Student:
         )
         # Not the run's own key: dropout is folded from that one.
         return init(jax.random.fold_in(jax.random.key(seed), 0x1217))
-
-    def abstract_state(self, optimizer: Optimizer, seed: int) -> TrainState:
-        """Shapes, dtypes and shardings of a training state, nothing allocated."""
-        shapes = jax.eval_shape(
-            functools.partial(create_state, optimizer=optimizer, seed=seed), self.abstract_params
-        )
-        shardings = rules_lib.like_params(
-            shapes, self.param_shardings, self.abstract_params, self.mesh
-        )
-        return jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(
-                shape.shape, shape.dtype, sharding=sharding
-            ),
-            shapes,
-            shardings,
-        )
-
-    def create_state(self, params: Any, optimizer: Optimizer, seed: int) -> TrainState:
-        """A training state at step 0 around `params`, which it takes over (they are donated)."""
-        abstract = self.abstract_state(optimizer, seed)
-        create = self.jit(
-            functools.partial(create_state, optimizer=optimizer, seed=seed),
-            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
-            donate_argnums=0,
-        )
-        return create(params)
-
-    def jit_train_step(
-        self, step: Callable[..., Any], abstract_state: TrainState
-    ) -> Callable[..., Any]:
-        """Jits `step(state, batch) -> (state, metrics)`: shardings fixed, the old state donated."""
-        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-        return self.jit(
-            step,
-            in_shardings=(state_shardings, rules_lib.batch_sharding(self.mesh)),
-            out_shardings=(state_shardings, self.replicated),
-            donate_argnums=0,
-        )
 
     def _init_boxed(self, key: jax.Array) -> Any:
         tokens = jnp.ones((1, 2), jnp.int32)

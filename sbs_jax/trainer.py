@@ -27,6 +27,7 @@ from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import check_batch_size, make_mesh
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
+from sbs_jax.training import placement
 from sbs_jax.training.hooks import StopRequest
 from sbs_jax.training.loop import Finished, fit
 from sbs_jax.training.optimizers import Optimizer
@@ -142,8 +143,8 @@ def train(
         z_loss=z_loss,
         num_microbatches=num_microbatches,
     )
-    abstract_state = student.abstract_state(optimizer, seed)
-    step_fn = student.jit_train_step(step, abstract_state)
+    abstract_state = placement.abstract_state(student, optimizer, seed)
+    step_fn = placement.jit_train_step(student, step, abstract_state)
 
     folder = Path(model_dir).expanduser().absolute()
     source = None
@@ -202,7 +203,9 @@ def train(
         ):
             start = starting_state(
                 abstract_state=abstract_state,
-                fresh=lambda: student.create_state(student.init_params(seed), optimizer, seed),
+                fresh=lambda: placement.create_state(
+                    student, student.init_params(seed), optimizer, seed
+                ),
                 checkpoints=checkpoints,
                 initial_checkpoint_path=initial_checkpoint_path,
                 load_params=loading.load_params_of,

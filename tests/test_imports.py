@@ -53,9 +53,10 @@ def imported(packages, forbidden):
         (("inference",), ("tensorflow", "seqio", "transformers", "sbs_jax.tasks")),
         (("teacher",), ("tensorflow", "jax", "torch")),
         (("report", "reports"), ("tensorflow", "jax", "torch")),
+        (("student", "inference", "evaluation"), ("sbs_jax.training", "optax")),
         (("parts", "errors", "files", "metrics", "parsers"), ("jax", "tensorflow", "numpy")),
     ],
-    ids=["core", "torch", "inference", "teacher", "report", "leaves"],
+    ids=["core", "torch", "inference", "teacher", "report", "below training", "leaves"],
 )
 def test_importing_pulls_in_nothing_heavy(packages, forbidden):
     assert imported(packages, forbidden) == ""

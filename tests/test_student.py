@@ -8,7 +8,7 @@ from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from sbs_jax.training import optimizers
+from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import make_train_step
 from tests.batches import random_batch
 
@@ -29,12 +29,13 @@ STEPS = 10
 def train(mesh, *, fsdp=False, microbatches=1, optimizer=None, steps=STEPS, config=CONFIG):
     optimizer = optimizer or optimizers.adamw(1e-3)
     student = Student(config, mesh, fsdp=fsdp)
-    state = student.create_state(student.init_params(seed=0), optimizer, seed=0)
-    step = student.jit_train_step(
+    state = placement.create_state(student, student.init_params(seed=0), optimizer, seed=0)
+    step = placement.jit_train_step(
+        student,
         make_train_step(
             student.apply, optimizer, rationale_weight=0.5, num_microbatches=microbatches
         ),
-        student.abstract_state(optimizer, seed=0),
+        placement.abstract_state(student, optimizer, seed=0),
     )
     history = []
     for number in range(steps):

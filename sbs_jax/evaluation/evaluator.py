@@ -15,13 +15,13 @@ from sbs_jax import losses, metrics
 from sbs_jax.data import pipeline, registration
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.decode import Decoder
+from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.parts import PART_NAMES
 from sbs_jax.scores import calculator, classes, overlap
 from sbs_jax.scores.faithfulness import agreements
 from sbs_jax.student import Student
-from sbs_jax.training.step import make_loss_step
 
 Value = float | int | None
 

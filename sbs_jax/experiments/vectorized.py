@@ -35,6 +35,7 @@ from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 from sbs_jax.trainer import fitted_settings, run_metadata, wandb_log
+from sbs_jax.training import placement
 from sbs_jax.training.hooks import StopRequest
 from sbs_jax.training.loop import fit
 from sbs_jax.training.start import starting_state
@@ -154,7 +155,7 @@ class Group:
             z_loss=first.get("z_loss", 0.0),
             num_microbatches=first.get("num_microbatches", 1),
         )
-        abstract = self.student.abstract_state(first["optimizer"], first.get("seed", 0))
+        abstract = placement.abstract_state(self.student, first["optimizer"], first.get("seed", 0))
         meeting = Lanes(
             self.student,
             lane_step,
@@ -185,7 +186,7 @@ class Group:
         step = int(folders.read_info(checkpoint)["step"])
         info = registration.task_info(self.task)
         rationales = info is not None and info.method in single.WITH_RATIONALES
-        abstract = self.student.abstract_state(lane.arguments["optimizer"], 0)
+        abstract = placement.abstract_state(self.student, lane.arguments["optimizer"], 0)
         params = restore_params(checkpoint, abstract.params)
         results = self._evaluator(runs_lib.SPLITS, with_rationales=rationales)(params, step)
         for split in runs_lib.SPLITS:
@@ -267,8 +268,8 @@ class Group:
 
     def _fresh_state(self, lane: Lane) -> Any:
         seed = lane.arguments.get("seed", 0)
-        return self.student.create_state(
-            self.student.init_params(seed), lane.arguments["optimizer"], seed
+        return placement.create_state(
+            self.student, self.student.init_params(seed), lane.arguments["optimizer"], seed
         )
 
     def _evaluate(self, lane: Lane, state: LaneState, step: int) -> dict[str, Any]:

@@ -65,9 +65,12 @@ def make_train_step(
     def loss_fn(
         params: Any, microbatch: Batch, lambda_: jax.Array, dropout_rng: jax.Array
     ) -> tuple[jax.Array, dict[str, losses.PartSums]]:
-        sums = _sum_parts(
+        sums = losses.sum_parts(
             apply_fn(params, microbatch, dropout_rng),
-            microbatch,
+            microbatch["decoder_target_tokens"],
+            microbatch["decoder_target_parts"],
+            microbatch["decoder_segment_ids"],
+            microbatch["loss_weights"],
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
@@ -108,46 +111,6 @@ def make_train_step(
         return new_state, metrics
 
     return step
-
-
-def make_loss_step(
-    apply_fn: ApplyFn, *, loss_normalization: losses.Normalization = "token_mean"
-) -> Callable[[Any, Batch], dict[str, dict[str, jax.Array]]]:
-    """Builds `step(params, batch) -> sums`, teacher-forced and without dropout, for validation.
-
-    Returns:
-      A function that gives, by part name, the sums `loss`, `weight`, `correct` and `tokens`, all
-      float32 []. A split's mean is the sum of `loss` over its batches, by the sum of `weight`.
-    """
-
-    def step(params: Any, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-        raw = losses.raw_weights(
-            batch["decoder_target_parts"], batch["decoder_segment_ids"], loss_normalization
-        )
-        sums = _sum_parts(apply_fn(params, batch, None), {**batch, "loss_weights": raw})
-        totals = {}
-        for part, name in losses.parts_lib.PART_NAMES.items():
-            mine = jnp.where(batch["decoder_target_parts"] == part, raw, 0.0).sum()
-            totals[name] = {
-                "loss": sums[name].loss,
-                "weight": mine,
-                "correct": sums[name].correct,
-                "tokens": sums[name].tokens,
-            }
-        return totals
-
-    return step
-
-
-def _sum_parts(logits: jax.Array, batch: Batch, **options: float) -> dict[str, losses.PartSums]:
-    return losses.sum_parts(
-        logits,
-        batch["decoder_target_tokens"],
-        batch["decoder_target_parts"],
-        batch["decoder_segment_ids"],
-        batch["loss_weights"],
-        **options,
-    )
 
 
 def _with_weights(batch: Batch, normalization: losses.Normalization) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from sbs_jax.experiments.lanes import Lanes, make_lane_step, stack_batches
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
+from sbs_jax.training import placement
 from sbs_jax.training.optimizers import adamw
 from sbs_jax.training.step import make_train_step
 from tests.batches import random_batch
@@ -35,7 +36,7 @@ def optimizer():
 
 
 def fresh(student, optimizer, lane):
-    return student.create_state(student.init_params(lane), optimizer, lane)
+    return placement.create_state(student, student.init_params(lane), optimizer, lane)
 
 
 def batch_of(lane, step):
@@ -47,9 +48,9 @@ def alone(student, optimizer):
     """By lane: parameters after all steps, and the loss of each."""
     results = []
     for lane, weight in enumerate(WEIGHTS):
-        abstract = student.abstract_state(optimizer, lane)
+        abstract = placement.abstract_state(student, optimizer, lane)
         step = make_train_step(student.apply, optimizer, rationale_weight=weight)
-        step = student.jit_train_step(step, abstract)
+        step = placement.jit_train_step(student, step, abstract)
         state, losses = fresh(student, optimizer, lane), []
         for number in range(STEPS):
             state, metrics = step(state, batch_of(lane, number))
@@ -60,7 +61,7 @@ def alone(student, optimizer):
 
 def together(student, optimizer, steps=(STEPS,) * 3):
     """The same, by lanes that take so many steps each, in threads that meet."""
-    abstract = student.abstract_state(optimizer, 0)
+    abstract = placement.abstract_state(student, optimizer, 0)
     meeting = Lanes(student, make_lane_step(student, optimizer), abstract, WEIGHTS)
     results = [None] * len(WEIGHTS)
 
@@ -109,7 +110,7 @@ def test_a_lane_that_leaves_does_not_disturb_the_others(student, optimizer, alon
 
 
 def test_all_lanes_stop_at_the_same_step(student, optimizer):
-    abstract = student.abstract_state(optimizer, 0)
+    abstract = placement.abstract_state(student, optimizer, 0)
     asked = iter([False, True])
     meeting = Lanes(
         student,
@@ -125,7 +126,7 @@ def test_all_lanes_stop_at_the_same_step(student, optimizer):
 
 
 def test_every_lane_hears_of_an_error(student, optimizer):
-    abstract = student.abstract_state(optimizer, 0)
+    abstract = placement.abstract_state(student, optimizer, 0)
     meeting = Lanes(student, lambda *_: 1 / 0, abstract, (1.0, 1.0))
     errors = []
 
@@ -144,7 +145,7 @@ def test_every_lane_hears_of_an_error(student, optimizer):
 
 
 def test_a_state_of_an_earlier_step_is_refused(student, optimizer):
-    abstract = student.abstract_state(optimizer, 0)
+    abstract = placement.abstract_state(student, optimizer, 0)
     meeting = Lanes(student, make_lane_step(student, optimizer), abstract, (1.0,))
     first, _ = meeting.step(0, fresh(student, optimizer, 0), batch_of(0, 0))
     meeting.step(0, first, batch_of(0, 1))

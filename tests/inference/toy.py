@@ -17,7 +17,7 @@ from sbs_jax.inference.tokenizer import Tokenizer
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from sbs_jax.training import optimizers
+from sbs_jax.training import optimizers, placement
 
 CONFIG = T5Config(
     vocab_size=512,
@@ -96,7 +96,7 @@ def write_model_dir(folder, *, seed=0, **settings):
     """Writes what training leaves: a checkpoint, the vocabulary and student.json."""
     network, _ = student()
     optimizer = optimizers.adamw(1e-3)
-    state = network.create_state(network.init_params(seed), optimizer, seed)
+    state = placement.create_state(network, network.init_params(seed), optimizer, seed)
     with CheckpointManager(folder) as checkpoints:
         checkpoints.save(0, state, extra={})
     (folder / "vocabulary").mkdir()

@@ -10,6 +10,7 @@ from sbs_jax.checkpoints import loading
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
+from sbs_jax.training import placement
 from sbs_jax.training.optimizers import adamw
 from sbs_jax.training.schedules import constant
 from tests.batches import random_batch
@@ -34,8 +35,8 @@ def model_dir(tiny, params, tmp_path_factory):
     """A MODEL_DIR of ours, with a checkpoint of step 3."""
     folder = tmp_path_factory.mktemp("ours")
     student = tiny.student()
-    state = student.create_state(
-        jax.device_put(params, student.param_shardings), adamw(constant(1e-3)), 0
+    state = placement.create_state(
+        student, jax.device_put(params, student.param_shardings), adamw(constant(1e-3)), 0
     )
     with CheckpointManager(folder) as manager:
         manager.save(3, state)

@@ -8,9 +8,11 @@ import optax
 import pytest
 
 from sbs_jax.errors import UserError
+from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.parts import RATIONALE
+from sbs_jax.training import placement
 from sbs_jax.training.optimizers import Optimizer
-from sbs_jax.training.step import make_loss_step, make_train_step
+from sbs_jax.training.step import make_train_step
 from tests.batches import random_batch
 
 pytestmark = pytest.mark.t5x
@@ -62,8 +64,8 @@ def ours(tiny, params):
             label_smoothing=0.1,
             z_loss=1e-3,
         )
-        state = student.create_state(jax.tree.map(jax.numpy.array, params), sgd, 0)
-        step = student.jit_train_step(step, student.abstract_state(sgd, 0))
+        state = placement.create_state(student, jax.tree.map(jax.numpy.array, params), sgd, 0)
+        step = placement.jit_train_step(student, step, placement.abstract_state(student, sgd, 0))
         measured = []
         for batch in batches(tiny):
             state, metrics = step(state, batch)

@@ -9,8 +9,8 @@ from sbs_jax import losses
 from sbs_jax.checkpoints.huggingface import params_from_huggingface
 from sbs_jax.data.batching import TrainBatches
 from sbs_jax.data.records import Counts, Records, shared_sources
+from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
-from sbs_jax.training.step import make_loss_step
 from tests.hf_models import apply, hf_model, our_model
 
 PROMPTS = {LABEL: [7, 8], RATIONALE: [9]}

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from sbs_jax.errors import UserError
+from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.training import optimizers, schedules
 from sbs_jax.training.state import create_state
-from sbs_jax.training.step import make_loss_step, make_train_step
+from sbs_jax.training.step import make_train_step
 
 VOCAB, WIDTH = 13, 8
 

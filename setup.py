@@ -60,6 +60,7 @@ setup(
         "jinja2>=3.1,<4",
         "pyyaml>=6,<7",
         "tokenizers>=0.20,<0.30",
+        "gguf>=0.19,<0.20",  # llama.cpp's files of weights
         # seqio needs tensorflow-text, which needs tensorflow; naming tensorflow-cpu as well would
         # install TensorFlow twice.
         "seqio>=0.0.20,<0.1",

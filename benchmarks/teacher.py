@@ -221,16 +221,22 @@ def ours_local(path: str, prompts: list[str], new: int, share: bool, engines: di
     """Returns seconds for all prompts, once compiled."""
     import jax
 
+    from sbs_jax.checkpoints.decoder_tokenizer import Tokenizer
+    from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint
+    from sbs_jax.decoding.completions import CompletionEngine, Job
     from sbs_jax.partitioning.mesh import make_mesh
-    from sbs_jax.teacher.local.checkpoint import open_checkpoint
-    from sbs_jax.teacher.local.engine import Engine, Job
-    from sbs_jax.teacher.local.tokenizer import Tokenizer
 
     if share not in engines:
         checkpoint = open_checkpoint(path)
         mesh = make_mesh(devices=jax.devices()[:1])
         tokenizer = Tokenizer(checkpoint)
-        engines[share] = Engine(checkpoint, tokenizer, mesh, share_prefix=share)
+        engines[share] = CompletionEngine(
+            checkpoint.config,
+            load_params(checkpoint, mesh),
+            tokenizer,
+            mesh,
+            share_prefix=share,
+        )
     engine = engines[share]
     jobs = [Job(tuple(engine.tokenizer.encode(p)), new) for p in prompts]
     engine.generate(jobs)  # compiles

@@ -26,9 +26,7 @@ packages, forbidden = (argument.split(",") for argument in sys.argv[1:])
 for name in packages:
     module = importlib.import_module("sbs_jax." + name)
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), module.__name__ + "."):
-        # The teacher's local backend is the one that runs in JAX, and is imported on demand.
-        if not found.name.startswith("sbs_jax.teacher.local"):
-            importlib.import_module(found.name)
+        importlib.import_module(found.name)
 print(",".join(sorted(set(forbidden) & set(sys.modules))))
 """
 

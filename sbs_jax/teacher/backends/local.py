@@ -1,6 +1,6 @@
 """A language model in this process, in JAX, sharded over the same mesh as training.
 
-jax is imported when the backend starts, not before.
+The backend imports jax when it is made, not when this module is imported.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.teacher.local.checkpoint import open_checkpoint
-from sbs_jax.teacher.local.tokenizer import Tokenizer
 from sbs_jax.teacher.types import Completion, Refused, Request
 
 _KNOWN = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "stop", "logprobs"}
@@ -64,6 +62,9 @@ class LocalBackend:
             raise UserError(f"LOCAL_DTYPE = {dtype!r} must be one of {', '.join(DTYPES)}.")
         if batch_size < 1:
             raise UserError(f"LOCAL_BATCH_SIZE = {batch_size} must be at least 1.")
+        from sbs_jax.checkpoints.decoder_tokenizer import Tokenizer
+        from sbs_jax.checkpoints.decoder_weights import open_checkpoint
+
         self._checkpoint = open_checkpoint(path)
         self._tokenizer = Tokenizer(self._checkpoint)
         self.model = model or Path(path).resolve().name
@@ -128,8 +129,9 @@ class LocalBackend:
     def _load(self) -> Any:
         import jax
 
+        from sbs_jax.checkpoints.decoder_weights import load_params
+        from sbs_jax.decoding.completions import CompletionEngine
         from sbs_jax.partitioning.mesh import make_mesh
-        from sbs_jax.teacher.local.engine import Engine
 
         if jax.process_count() > 1:
             raise UserError(
@@ -137,8 +139,9 @@ class LocalBackend:
                 "part of the data and its own OUTPUT_DIR."
             )
         self._mesh = make_mesh(*self._mesh_shape)
-        return Engine(
-            self._checkpoint,
+        return CompletionEngine(
+            self._checkpoint.config,
+            load_params(self._checkpoint, self._mesh, self._dtype),
             self._tokenizer,
             self._mesh,
             dtype=self._dtype,
@@ -147,7 +150,7 @@ class LocalBackend:
         )
 
     def _waiting(self, request: Request) -> _Waiting:
-        from sbs_jax.teacher.local.engine import Job
+        from sbs_jax.decoding.completions import Job
 
         body = json.loads(request.body)
         unknown = sorted(set(body) - _KNOWN)
@@ -200,7 +203,7 @@ class LocalBackend:
         Returns:
           The batch, and the beginning that it shares with everybody of its kind who waits.
         """
-        from sbs_jax.teacher.local.engine import shared_beginning
+        from sbs_jax.decoding.completions import shared_beginning
 
         oldest = min(self._queue, key=lambda entry: entry.age)
         start = oldest.job.tokens[:_BEGINNING]

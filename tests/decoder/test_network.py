@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint
 from sbs_jax.errors import UserError
+from sbs_jax.models.decoder import network as model
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.teacher.local import model
-from sbs_jax.teacher.local.checkpoint import open_checkpoint
-from tests.teacher.local.support import CONFIGS, save_random, smollm2_path
+from tests.decoder.support import CONFIGS, save_random, smollm2_path
 
 TOLERANCE = 1e-4  # absolute, in float32
 
@@ -29,7 +29,7 @@ def hf_logits(network, tokens):
 def test_logits_agree_with_hugging_face(tmp_path, name):
     network = save_random(name, tmp_path)
     checkpoint = open_checkpoint(tmp_path)
-    params = model.load_params(checkpoint, one_device())
+    params = load_params(checkpoint, one_device())
     tokens = np.random.default_rng(0).integers(3, checkpoint.config.vocab_size, (3, 90))
     ours = model.logits_of(params, checkpoint.config, jnp.asarray(tokens))
     theirs = hf_logits(network, tokens)
@@ -49,7 +49,7 @@ def test_prefix_cache_and_padding_change_nothing(tmp_path, name):
     save_random(name, tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     config = checkpoint.config
-    params = model.load_params(checkpoint, one_device())
+    params = load_params(checkpoint, one_device())
     rng = np.random.default_rng(1)
     beginning = rng.integers(3, config.vocab_size, 21)
     rests = [rng.integers(3, config.vocab_size, n) for n in (5, 9, 2)]
@@ -84,8 +84,8 @@ def test_logits_do_not_depend_on_the_mesh(tmp_path, shape):
     save_random("llama-gqa", tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     tokens = jnp.asarray(np.random.default_rng(2).integers(3, 99, (8, 12)))
-    wanted = model.logits_of(model.load_params(checkpoint, one_device()), checkpoint.config, tokens)
-    params = model.load_params(checkpoint, make_mesh(*shape))
+    wanted = model.logits_of(load_params(checkpoint, one_device()), checkpoint.config, tokens)
+    params = load_params(checkpoint, make_mesh(*shape))
     if shape[1] == 2:
         assert params["layers"][0]["qkv"].sharding.spec[1] == "model"
     got = model.logits_of(params, checkpoint.config, tokens)
@@ -103,7 +103,7 @@ def test_smollm2_agrees_with_hugging_face():
     ).eval()
     checkpoint = open_checkpoint(path)
     assert checkpoint.config.rope_theta == 100_000.0 and checkpoint.config.tied
-    params = model.load_params(checkpoint, one_device())
+    params = load_params(checkpoint, one_device())
     tokens = np.random.default_rng(3).integers(17, 49_000, (2, 64))
     ours = model.logits_of(params, checkpoint.config, jnp.asarray(tokens))
     theirs = hf_logits(network, tokens)
@@ -130,7 +130,7 @@ def test_what_is_not_read_is_refused(tmp_path, change, sentence):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=sentence):
-        model.load_params(open_checkpoint(tmp_path), one_device())
+        load_params(open_checkpoint(tmp_path), one_device())
 
 
 def test_a_path_that_is_nothing():

@@ -1,62 +1,31 @@
 """Llama-family weights from a Hugging Face folder or a GGUF file, as plain numpy arrays.
 
-The tree's layout is `model.py`'s: per layer a fused `qkv` [D, KV, G+2, K] (for each key head its G
-query heads, then the key, then the value), `out` [KV, G, K, D], `gate_up` [D, 2, F], `down` [F, D].
+The tree is that of `models/decoder/network.py`: per layer a fused `qkv` [D, KV, G+2, K] (for each
+key head its G query heads, then the key, then the value), `out` [KV, G, K, D], `gate_up` [D, 2, F],
+`down` [F, D].
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sbs_jax.checkpoints.gguf_files import GGUFFile
+from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
 from sbs_jax.errors import UserError
-from sbs_jax.teacher.local.gguf import GGUFFile
+from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.network import AXES, Params
+from sbs_jax.partitioning.rules import logical_axis_rules
 
 FAMILIES = ("llama", "qwen2")
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Shape of a Llama-family decoder.
-
-    Attributes:
-      vocab_size, emb_dim, mlp_dim, num_layers, num_heads, num_kv_heads, head_dim: Sizes.
-      inverse_frequencies: Of the rotary embedding, K/2 of them, scaling included.
-      rope_theta: Their base, as told by the file.
-      norm_eps: Of the RMS norms.
-      max_positions: Longest context.
-      tied: Whether the output head is the token embedding.
-      eos_ids: Tokens that end a completion.
-      bos_id: Token that starts a text, or None.
-    """
-
-    vocab_size: int
-    emb_dim: int
-    mlp_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    inverse_frequencies: tuple[float, ...]
-    rope_theta: float
-    norm_eps: float
-    max_positions: int
-    tied: bool
-    eos_ids: tuple[int, ...] = ()
-    bos_id: int | None = None
-
-    @property
-    def groups(self) -> int:
-        """Query heads per key head."""
-        return self.num_heads // self.num_kv_heads
 
 
 Layer = dict[str, np.ndarray]
@@ -93,6 +62,28 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_file():
         return _open_gguf(path)
     raise UserError(f"MODEL_PATH = {path} is neither a Hugging Face folder nor a GGUF file.")
+
+
+def load_params(checkpoint: Checkpoint, mesh: Mesh, dtype: str = "float32") -> Params:
+    """Reads the weights onto the mesh, one array at a time, cast to `dtype`."""
+    config = checkpoint.config
+    sizes = {
+        "vocab": config.vocab_size,
+        "heads": config.num_kv_heads,
+        "mlp": config.mlp_dim,
+        "embed": config.emb_dim,
+    }
+    rules = dict(logical_axis_rules(mesh, sizes))
+
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        spec = PartitionSpec(*(rules.get(axis) for axis in AXES[name]))
+        return jax.device_put(np.asarray(array).astype(jnp.dtype(dtype)), NamedSharding(mesh, spec))
+
+    params: Params = {name: put(name, array) for name, array in checkpoint.top().items()}
+    params["layers"] = [
+        {name: put(name, array) for name, array in layer.items()} for layer in checkpoint.layers()
+    ]
+    return params
 
 
 def _fuse(
@@ -134,56 +125,9 @@ def _layer(config: DecoderConfig, read: Callable[[str], np.ndarray | None]) -> L
 
 # --- a Hugging Face folder --------------------------------------------------------------------
 
-_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
-
-
-class _Safetensors:
-    """The tensors of a folder's safetensors files, memory-mapped."""
-
-    def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(_json(index)["weight_map"].values()))
-            files = [folder / name for name in names]
-        else:
-            files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"{folder}: no *.safetensors file; save the model in that format.")
-        self._places: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
-        for file in files:
-            try:
-                data = np.memmap(file, np.uint8, "r")
-                (length,) = struct.unpack("<Q", data[:8].tobytes())
-                header = json.loads(data[8 : 8 + length].tobytes())
-            except (OSError, ValueError, struct.error) as error:
-                raise UserError(f"{file}: not a safetensors file ({error}).") from error
-            header.pop("__metadata__", None)
-            for name, place in header.items():
-                self._places[name] = (data[8 + length :], place)
-        self.folder = folder
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
-
-    def get(self, name: str, *, optional: bool = False) -> np.ndarray | None:
-        if name not in self._places:
-            if optional:
-                return None
-            raise UserError(f"{self.folder}: the weights lack {name}.")
-        data, place = self._places[name]
-        if place["dtype"] not in _DTYPES:
-            raise UserError(f"{self.folder}: {name} has dtype {place['dtype']}, not a float.")
-        start, end = place["data_offsets"]
-        return data[start:end].view(_DTYPES[place["dtype"]]).reshape(place["shape"])
-
 
 def _open_folder(folder: Path) -> Checkpoint:
-    raw = _json(folder / "config.json")
+    raw = read_json(folder / "config.json")
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise UserError(
@@ -193,14 +137,14 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise UserError(f"{folder}/config.json: sliding windows and MLP biases are not read here.")
     if raw.get("hidden_act", "silu") != "silu":
         raise UserError(f"{folder}/config.json: hidden_act is {raw['hidden_act']!r}, not silu.")
-    tensors = _Safetensors(folder)
+    tensors = open_safetensors(folder)
     heads = raw["num_attention_heads"]
     width = raw.get("head_dim") or raw["hidden_size"] // heads
     # transformers 5 writes rope_parameters, earlier versions rope_theta and rope_scaling.
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
     generation = folder / "generation_config.json"
-    more = _json(generation) if generation.is_file() else {}
+    more = read_json(generation) if generation.is_file() else {}
     config = DecoderConfig(
         vocab_size=raw["vocab_size"],
         emb_dim=raw["hidden_size"],
@@ -218,13 +162,19 @@ def _open_folder(folder: Path) -> Checkpoint:
         bos_id=raw.get("bos_token_id"),
     )
 
+    def whole(name: str) -> np.ndarray:
+        if name not in tensors:
+            raise UserError(f"{folder}: the weights lack {name}.")
+        tensor = tensors[name]
+        return tensor[(slice(None),) * len(tensor.shape)]
+
     def top() -> dict[str, np.ndarray]:
         found = {
-            "embedding": tensors.get("model.embed_tokens.weight"),
-            "norm": tensors.get("model.norm.weight"),
+            "embedding": whole("model.embed_tokens.weight"),
+            "norm": whole("model.norm.weight"),
         }
         if not config.tied:
-            found["head"] = np.ascontiguousarray(tensors.get("lm_head.weight").T)
+            found["head"] = np.ascontiguousarray(whole("lm_head.weight").T)
         return found
 
     def layers() -> Iterator[Layer]:
@@ -232,7 +182,9 @@ def _open_folder(folder: Path) -> Checkpoint:
             prefix = f"model.layers.{number}."
 
             def read(name: str, prefix: str = prefix) -> np.ndarray | None:
-                return tensors.get(prefix + name, optional=name.endswith(".bias"))
+                if name.endswith(".bias") and prefix + name not in tensors:
+                    return None
+                return whole(prefix + name)
 
             yield _layer(config, read)
 
@@ -274,15 +226,6 @@ def _ids(value: Any) -> list[int]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}).") from error
-
-
 # --- a GGUF file --------------------------------------------------------------------------------
 
 _GGUF_NAMES = {
@@ -317,7 +260,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     width = value("attention.key_length", value("rope.dimension_count", emb // heads))
     theta = float(value("rope.freq_base", 10_000.0))
     inverse = _unscaled_frequencies(theta, width)
-    if "rope_freqs.weight" in file.names:  # Llama 3.1's scaling, worked out by the converter
+    if "rope_freqs.weight" in file.tensors:  # Llama 3.1's scaling, worked out by the converter
         inverse = inverse / file.tensor("rope_freqs.weight").astype(np.float64)
     elif value("rope.scaling.type", "none") == "linear":
         inverse = inverse / value("rope.scaling.factor")
@@ -335,7 +278,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         rope_theta=theta,
         norm_eps=float(value("attention.layer_norm_rms_epsilon")),
         max_positions=value("context_length"),
-        tied="output.weight" not in file.names,
+        tied="output.weight" not in file.tensors,
         eos_ids=tuple(_ids(meta.get("tokenizer.ggml.eos_token_id"))),
         bos_id=meta.get("tokenizer.ggml.bos_token_id"),
     )
@@ -354,7 +297,7 @@ def _open_gguf(path: Path) -> Checkpoint:
 
             def read(name: str, number: int = number) -> np.ndarray | None:
                 own = f"blk.{number}.{_GGUF_NAMES[name]}"
-                if own not in file.names and name.endswith(".bias"):
+                if own not in file.tensors and name.endswith(".bias"):
                     return None
                 tensor = file.tensor(own)
                 if family == "llama" and name.startswith(("self_attn.q_", "self_attn.k_")):

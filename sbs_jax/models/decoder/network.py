@@ -1,8 +1,9 @@
 """A compact Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Functions over a plain tree of arrays (`checkpoint.py` says its layout). Attention looks at two key
-stores: a prefix that the whole batch shares, held once, and each row's own cache. Shapes: B batch,
-N new tokens, P prefix, T columns of the cache, D model, KV key heads, G query heads per key head,
+Functions over a plain tree of arrays (`checkpoints/decoder_weights.py` gives its layout). Attention
+looks at two key stores: a prefix that the whole batch shares, held once, and each row's own cache.
+Shapes: B batch, N new tokens, P prefix, T columns of the cache, D model, KV key heads, G query
+heads per key head,
 K head width, F MLP, V vocabulary.
 """
 
@@ -13,18 +14,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sbs_jax.partitioning.rules import logical_axis_rules
-from sbs_jax.teacher.local.checkpoint import Checkpoint, DecoderConfig
+from sbs_jax.models.decoder.config import DecoderConfig
 
 Params = dict[str, Any]
 
 # Logical axes, with the names of the table in sbs_jax/partitioning. What one key head and its
 # query heads do stays on one device.
-_AXES = {
+AXES = {
     "embedding": ("vocab", "embed"),
     "norm": ("embed",),
     "head": ("embed", "vocab"),
@@ -54,28 +52,6 @@ class Prefix(NamedTuple):
 
     store: Store
     length: Int[Array, ""]
-
-
-def load_params(checkpoint: Checkpoint, mesh: Mesh, dtype: str = "float32") -> Params:
-    """Puts the weights onto the mesh, one array at a time."""
-    config = checkpoint.config
-    sizes = {
-        "vocab": config.vocab_size,
-        "heads": config.num_kv_heads,
-        "mlp": config.mlp_dim,
-        "embed": config.emb_dim,
-    }
-    rules = dict(logical_axis_rules(mesh, sizes))
-
-    def put(name: str, array: np.ndarray) -> Array:
-        spec = PartitionSpec(*(rules.get(axis) for axis in _AXES[name]))
-        return jax.device_put(np.asarray(array).astype(jnp.dtype(dtype)), NamedSharding(mesh, spec))
-
-    params: Params = {name: put(name, array) for name, array in checkpoint.top().items()}
-    params["layers"] = [
-        {name: put(name, array) for name, array in layer.items()} for layer in checkpoint.layers()
-    ]
-    return params
 
 
 def new_cache(config: DecoderConfig, rows: int, columns: int, dtype: str = "float32") -> Store:

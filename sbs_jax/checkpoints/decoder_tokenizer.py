@@ -1,4 +1,4 @@
-"""Tokenizers of local models: `tokenizer.json` of a folder, or the one inside a GGUF file."""
+"""Tokenizers of decoders: `tokenizer.json` of a folder, or the one inside a GGUF file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import jinja2.sandbox
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
+from sbs_jax.checkpoints.decoder_weights import Checkpoint
 from sbs_jax.errors import UserError
-from sbs_jax.teacher.local.checkpoint import Checkpoint
 
 # Control tokens after which nothing of a completion follows, whatever `eos_token_id` says; the
 # same that llama.cpp stops at.

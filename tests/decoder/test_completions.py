@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sbs_jax.checkpoints.decoder_tokenizer import Tokenizer
+from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint
+from sbs_jax.decoding.choice import choose, in_nucleus
+from sbs_jax.decoding.completions import CompletionEngine, Job, shared_beginning
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.teacher.backends.local import LocalBackend
 from sbs_jax.teacher.flow import Flow
-from sbs_jax.teacher.local.checkpoint import open_checkpoint
-from sbs_jax.teacher.local.choice import choose, in_nucleus
-from sbs_jax.teacher.local.engine import Engine, Job, shared_beginning
-from sbs_jax.teacher.local.tokenizer import Tokenizer
 from sbs_jax.teacher.sampling import Sampling
-from tests.teacher.local.support import save_random, smollm2_path
+from tests.decoder.support import save_random, smollm2_path
 from tests.teacher.support import ask, examples, read_jsonl
 
 
@@ -28,7 +28,8 @@ def llama(tmp_path_factory):
 def engine_of(folder, mesh=None, **settings):
     checkpoint = open_checkpoint(folder)
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    return Engine(checkpoint, Tokenizer(checkpoint), mesh, **settings)
+    params = load_params(checkpoint, mesh, settings.get("dtype", "float32"))
+    return CompletionEngine(checkpoint.config, params, Tokenizer(checkpoint), mesh, **settings)
 
 
 def prompts(number, beginning=40, seed=0):

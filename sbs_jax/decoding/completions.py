@@ -10,18 +10,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sbs_jax.decoding.choice import choose
+from sbs_jax.models.decoder import network
+from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
-from sbs_jax.teacher.local import model
-from sbs_jax.teacher.local.checkpoint import Checkpoint
-from sbs_jax.teacher.local.choice import choose
-from sbs_jax.teacher.local.tokenizer import Tokenizer
 
 _STEPS = 8  # decoded between two looks at stop strings
 _MIN_PREFIX = 16
@@ -69,14 +68,28 @@ class Work:
     batches: int = 0
 
 
-class Engine:
-    """A model on a mesh, ready to generate.
+class Tokenizer(Protocol):
+    """What generating needs of a tokenizer; `checkpoints.decoder_tokenizer.Tokenizer` has it.
+
+    Attributes:
+      end_ids: Tokens that end a completion.
+    """
+
+    end_ids: tuple[int, ...]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Returns the text of a completion, without control tokens."""
+
+
+class CompletionEngine:
+    """A decoder on a mesh, ready to generate.
 
     Args:
-      checkpoint: The weights.
-      tokenizer: Theirs.
+      config: The network's dimensions.
+      params: Its parameters, on `mesh`.
+      tokenizer: Decodes completions, and knows which tokens end one.
       mesh: Parameters lie along its `model` axis, rows along `data`.
-      dtype: Of weights and activations.
+      dtype: Of weights and activations, `float32` or `bfloat16`.
       batch_size: The most rows at once.
       share_prefix: Whether the prompts' common beginning is computed once (else every row computes
         its own: for comparison).
@@ -84,7 +97,8 @@ class Engine:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        config: DecoderConfig,
+        params: network.Params,
         tokenizer: Tokenizer,
         mesh: Mesh,
         *,
@@ -92,16 +106,16 @@ class Engine:
         batch_size: int = 32,
         share_prefix: bool = True,
     ) -> None:
-        self.config = checkpoint.config
+        self.config = config
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.work = Work()
         self._mesh = mesh
         self._dtype = dtype
         self._share = share_prefix
-        self._params = model.load_params(checkpoint, mesh, dtype)
+        self._params = params
         self._prefix_tokens: tuple[int, ...] = ()
-        self._prefix: model.Prefix | None = None
+        self._prefix: network.Prefix | None = None
         even = self.config.num_kv_heads % mesh.shape[MODEL_AXIS] == 0
         self._heads = MODEL_AXIS if even else None
         self._ends = jnp.asarray(tokenizer.end_ids or (-1,), jnp.int32)
@@ -124,7 +138,7 @@ class Engine:
         self.work.prompts += sum(len(job.tokens) for job in jobs)
         return _Batch(self, jobs, prefix, shared).run()
 
-    def _prefix_for(self, beginning: tuple[int, ...]) -> model.Prefix | None:
+    def _prefix_for(self, beginning: tuple[int, ...]) -> network.Prefix | None:
         """Returns the stored prefix if it serves, else computes a new one."""
         known = self._prefix_tokens
         if known and beginning[: len(known)] == known and 2 * len(known) >= len(beginning):
@@ -135,11 +149,11 @@ class Engine:
         padded = _round_up(length, 128)
         tokens = np.zeros((1, padded), np.int32)
         tokens[0, :length] = beginning
-        cache = model.new_cache(self.config, 1, padded, self._dtype)
+        cache = network.new_cache(self.config, 1, padded, self._dtype)
         _, cache = self._prefill(tokens, np.zeros(1, np.int32), cache, None)
         first = NamedSharding(self._mesh, PartitionSpec(self._heads))
         store = jax.tree.map(lambda array: jax.device_put(array[0], first), cache)
-        self._prefix = model.Prefix(store, jnp.int32(length))
+        self._prefix = network.Prefix(store, jnp.int32(length))
         self._prefix_tokens = beginning
         self.work.prefix += length
         return self._prefix
@@ -148,9 +162,9 @@ class Engine:
         self,
         tokens: np.ndarray,
         padding: np.ndarray,
-        cache: model.Store,
-        prefix: model.Prefix | None,
-    ) -> tuple[jax.Array, model.Store]:
+        cache: network.Store,
+        prefix: network.Prefix | None,
+    ) -> tuple[jax.Array, network.Store]:
         """Sends prompts [B, N] through the network in pieces; returns the last logits [B, V]."""
         logits = None
         for start in range(0, tokens.shape[1], _PREFILL_COLUMNS):
@@ -171,11 +185,11 @@ class Engine:
         even = rows % self._mesh.shape[DATA_AXIS] == 0
         return NamedSharding(self._mesh, PartitionSpec(DATA_AXIS if even else None))
 
-    def cache(self, rows: int, columns: int) -> model.Store:
+    def cache(self, rows: int, columns: int) -> network.Store:
         """Returns an empty cache on the mesh."""
         data = self.rows_sharding(rows).spec
         sharding = NamedSharding(self._mesh, PartitionSpec(*data, self._heads))
-        empty = model.new_cache(self.config, rows, columns, self._dtype)
+        empty = network.new_cache(self.config, rows, columns, self._dtype)
         return jax.tree.map(lambda array: jax.device_put(array, sharding), empty)
 
 
@@ -183,7 +197,11 @@ class _Batch:
     """The state of one batch, on its way."""
 
     def __init__(
-        self, engine: Engine, jobs: Sequence[Job], prefix: model.Prefix | None, shared: int
+        self,
+        engine: CompletionEngine,
+        jobs: Sequence[Job],
+        prefix: network.Prefix | None,
+        shared: int,
     ) -> None:
         self.engine = engine
         self.jobs = jobs
@@ -312,10 +330,10 @@ def _step(
     tokens: jax.Array,
     column: jax.Array,
     padding: jax.Array,
-    cache: model.Store,
-    prefix: model.Prefix | None,
-) -> tuple[jax.Array, model.Store]:
-    logits, cache = model.forward(
+    cache: network.Store,
+    prefix: network.Prefix | None,
+) -> tuple[jax.Array, network.Store]:
+    logits, cache = network.forward(
         params, config, tokens, column, padding, cache, prefix, last_only=True
     )
     return logits[:, -1], cache
@@ -328,8 +346,8 @@ def _decode(
     logits: jax.Array,
     column: jax.Array,
     padding: jax.Array,
-    store: model.Store,
-    prefix: model.Prefix | None,
+    store: network.Store,
+    prefix: network.Prefix | None,
     ended: jax.Array,
     made: jax.Array,
     settings: dict[str, jax.Array],
@@ -364,7 +382,7 @@ def _decode(
         place = state["step"]
         made = state["made"] + valid
         eos = state["eos"] | (live & is_end)
-        after, grown = model.forward(
+        after, grown = network.forward(
             params,
             config,
             jnp.where(valid, token, 0)[:, None],

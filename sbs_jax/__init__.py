@@ -1,6 +1,16 @@
 """sbs_jax: Distilling step-by-step (Hsieh et al. 2023) in JAX."""
 
+import importlib as _importlib
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+from typing import Any as _Any
+
+if TYPE_CHECKING:
+    from sbs_jax.data.registration import find_dataset as find_dataset, register_dataset as register_dataset
+    from sbs_jax.data.release import Example as Example
+    from sbs_jax.data.rows import Row as Row, read_rows as read_rows
+    from sbs_jax.data.settings import DataSettings as DataSettings
+    from sbs_jax.data.sources import register_public as register_public
 
 __version__ = "0.1.0"
 
@@ -9,3 +19,25 @@ __version__ = "0.1.0"
 _checkout = _Path(__file__).resolve().parent.parent
 if (_checkout / "setup.py").is_file() and (_checkout / "tasks").is_dir():
     __path__.append(str(_checkout))
+
+# Where `from sbs_jax import NAME` finds each name, when it is first asked for: importing the package
+# itself loads neither TensorFlow nor JAX.
+_PUBLIC = {
+    "DataSettings": "sbs_jax.data.settings",
+    "Example": "sbs_jax.data.release",
+    "Row": "sbs_jax.data.rows",
+    "find_dataset": "sbs_jax.data.registration",
+    "read_rows": "sbs_jax.data.rows",
+    "register_dataset": "sbs_jax.data.registration",
+    "register_public": "sbs_jax.data.sources",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sbs_jax.errors import UserError
+
 
 class ParsedCompletion(NamedTuple):
     """What a teacher's completion says; both texts are ``''`` when it does not parse.
@@ -236,3 +238,16 @@ PARSERS: dict[str, Callable[[str], ParsedCompletion]] = {
     "first_yes_no": _first(r"\b(yes|no)\b"),
 }
 """Parsers by name; the name is what gin files and teacher configurations give."""
+
+
+def find_parser(name: str) -> Callable[[str], ParsedCompletion]:
+    """Returns the parser of that name.
+
+    Raises:
+      UserError: there is none; the sentence names those that there are.
+    """
+    if name not in PARSERS:
+        raise UserError(
+            f"There is no parser {name!r}; sbs_jax/parsers.py has {', '.join(PARSERS)}."
+        )
+    return PARSERS[name]

@@ -1,6 +1,6 @@
 """Generated word problems with a scripted teacher: runs offline, learned in a minute on a CPU.
 
-See `sbs_jax.data.arithmetic_problems` for what they look like. The label is the final number. The
+See `sbs_jax.tasks.arithmetic_problems` for what they look like. The label is the final number. The
 scripted teacher is always right, so its labels are the gold ones; nobody else explains anything.
 """
 
@@ -10,11 +10,9 @@ import dataclasses
 
 import gin
 
-from sbs_jax.data.arithmetic_problems import make_problems
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example
-from sbs_jax.data.settings import DataSettings
+from sbs_jax import DataSettings, Example, register_dataset
 from sbs_jax.errors import UserError
+from sbs_jax.tasks.arithmetic_problems import make_problems
 
 MOST_STEPS = 8
 """Of a problem; each lengthens its texts by some ten tokens."""

@@ -10,32 +10,14 @@ rationale always. Validation and test are SVAMP's own, the very examples of the 
 
 from __future__ import annotations
 
+from sbs_jax import DataSettings, Example, Row, find_dataset, register_dataset, register_public
 from sbs_jax.data.datasets import split_examples
-from sbs_jax.data.registration import find_dataset, register_dataset
-from sbs_jax.data.release import Example, Row
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.sources import PublicNames, load_public
-from sbs_jax.parsers import PARSERS
+from sbs_jax.data.release import changed
 from sbs_jax.tasks import svamp
 
-NAMES = PublicNames(huggingface=("EleutherAI/asdiv",), huggingface_splits={"train": "validation"})
 
-
-def load(split: str, settings: DataSettings) -> list[Example]:
-    """Reads ``DATA_DIR/asdiv/asdiv_{split}.json`` and the teacher's completions beside it."""
-    parser = PARSERS["svamp"]
-    return load_public(settings, "asdiv", split, NAMES, convert=_convert, parser=parser)
-
-
-def load_augmented(split: str, settings: DataSettings) -> list[Example]:
-    """Reads SVAMP's split, and for ``train`` ASDiv's training examples too, without labels."""
-    examples = split_examples(find_dataset("svamp"), split, settings)
-    if split != "train":
-        return examples
-    return examples + [{**example, "label": ""} for example in load("train", settings)]
-
-
-def _convert(row: Row) -> Example:
+def to_example(row: Row) -> dict[str, str]:
+    """Makes an example of a problem, labelled with the number in front of its unit."""
     answer = row[row.first_of("Answer", "answer")]
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
@@ -43,15 +25,27 @@ def _convert(row: Row) -> Example:
         raise row.error(
             f"field 'Answer' must be a number or a text such as '9 (apples)', not {answer!r}"
         )
-    return {
-        "id": f"{row.path.stem}-{row.line}",
-        "input": svamp.word_problem(row),
-        "label": answer.split()[0],
-        "rationale": "",
-    }
+    return {"input": svamp.word_problem(row), "label": answer.split()[0]}
 
 
-register_dataset("asdiv", load=load, scorer="value", public=True)
+load = register_public(
+    "asdiv",
+    convert=to_example,
+    parser="svamp",
+    scorer="value",
+    huggingface=("EleutherAI/asdiv",),
+    huggingface_splits={"train": "validation"},
+).load
+
+
+def load_augmented(split: str, settings: DataSettings) -> list[Example]:
+    """Returns SVAMP's split, and for ``train`` ASDiv's training examples too, without labels."""
+    examples = split_examples(find_dataset("svamp"), split, settings)
+    if split != "train":
+        return examples
+    return examples + [changed(example, label="") for example in load("train", settings)]
+
+
 register_dataset(
     "svamp_asdiv", load=load_augmented, scorer="value", own_validation=True, public=True
 )

@@ -17,22 +17,11 @@ from pathlib import Path
 
 import gin
 
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row
-from sbs_jax.data.rows import read_rows
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.sources import PublicNames, first_text, load_public
+from sbs_jax import DataSettings, Example, Row, read_rows, register_public
+from sbs_jax.data.release import changed
 from sbs_jax.errors import UserError
-from sbs_jax.parsers import PARSERS
 
 COS_E, ECQA = "cos_e", "ecqa"
-_NO_TEST = {"test": "validation"}  # the published code's test examples
-NAMES = PublicNames(
-    tfds="cos_e",
-    tfds_splits=_NO_TEST,
-    huggingface=("Salesforce/cos_e", "v1.11"),
-    huggingface_splits=_NO_TEST,
-)
 
 
 @gin.configurable
@@ -43,23 +32,8 @@ def human_rationales(source: str = COS_E) -> str:
     return source
 
 
-def load(split: str, settings: DataSettings) -> list[Example]:
-    """Reads ``DATA_DIR/cqa/cqa_{split}.json`` and the teacher's completions beside it."""
-    parser = PARSERS["cqa"]
-    examples = load_public(settings, "cqa", split, NAMES, convert=_convert, parser=parser)
-    if human_rationales() == COS_E:
-        return examples
-    folder = settings.folder("ecqa")
-    rationales = _read_ecqa(folder)
-    if not any(example["id"] in rationales for example in examples):
-        raise UserError(
-            f"{folder}: explains none of the {split} examples; its ids ('{next(iter(rationales))}')"
-            f" are others than theirs ('{examples[0]['id']}')."
-        )
-    return [{**example, "rationale": rationales.get(example["id"], "")} for example in examples]
-
-
-def _convert(row: Row) -> Example:
+def to_example(row: Row) -> dict[str, str]:
+    """Makes an example of a question, its choices and the right one."""
     choices, answer = _choices(row)
     if not 2 <= len(choices) <= len(string.ascii_lowercase):
         raise row.error(f"field 'choices' must hold 2 to 26 choices, not {len(choices)}")
@@ -71,6 +45,22 @@ def _convert(row: Row) -> Example:
         "label": answer,
         "rationale": row.text("abstractive_explanation", blank=True),
     }
+
+
+def with_human_rationales(
+    examples: list[Example], split: str, settings: DataSettings
+) -> list[Example]:
+    """Returns the examples with the rationales that `human_rationales` names."""
+    if human_rationales() == COS_E:
+        return examples
+    folder = settings.folder("ecqa")
+    rationales = _read_ecqa(folder)
+    if not any(example["id"] in rationales for example in examples):
+        raise UserError(
+            f"{folder}: explains none of the {split} examples; its ids ('{next(iter(rationales))}')"
+            f" are others than theirs ('{examples[0]['id']}')."
+        )
+    return [changed(example, rationale=rationales.get(example["id"], "")) for example in examples]
 
 
 def _choices(row: Row) -> tuple[list[str], str]:
@@ -95,8 +85,8 @@ def _read_ecqa(folder: Path) -> dict[str, str]:
         for row in read_rows(path):
             if not any(name in row for name in ("taskB", "explanation")):
                 continue  # ECQA's list of authors' splits, or the like
-            identity = first_text(row, ("q_no", "id"))
-            found[identity] = first_text(row, ("taskB", "explanation"), blank=True).strip()
+            identity = row.text_of("q_no", "id")
+            found[identity] = row.text_of("taskB", "explanation", blank=True).strip()
     if not found:
         raise UserError(
             f"HUMAN_RATIONALES = 'ecqa': {folder} holds no file with the fields q_no and taskB "
@@ -106,4 +96,13 @@ def _read_ecqa(folder: Path) -> dict[str, str]:
     return found
 
 
-register_dataset("cqa", load=load, scorer="exact_match", public=True)
+load = register_public(
+    "cqa",
+    convert=to_example,
+    parser="cqa",
+    finish=with_human_rationales,
+    tfds="cos_e",
+    tfds_splits={"test": "validation"},  # the published code's test examples
+    huggingface=("Salesforce/cos_e", "v1.11"),
+    huggingface_splits={"test": "validation"},
+).load

@@ -7,33 +7,28 @@ validation and test also ``_2`` and ``_3``. A line labelled -1 is left out, with
 
 from __future__ import annotations
 
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.sources import PublicNames, load_public
-from sbs_jax.parsers import PARSERS
+from typing import Any
+
+from sbs_jax import Row, register_public
 from sbs_jax.tasks.nli import LABELS, nli_input, nli_label
 
-NAMES = PublicNames(tfds="esnli", huggingface=("esnli",))
 
-
-def load(split: str, settings: DataSettings) -> list[Example]:
-    """Reads ``DATA_DIR/esnli/esnli_{split}.json`` and the teacher's completions beside it."""
-    parser = PARSERS["esnli"]
-    return load_public(settings, "esnli", split, NAMES, convert=_convert, parser=parser)
-
-
-def _convert(row: Row) -> Example | None:
+def to_example(row: Row) -> dict[str, Any] | None:
+    """Makes an example of a row; None where people did not agree on the label."""
     label = nli_label(row)
     if label is None:
         return None
     explanations = [row.text(f"explanation_{number}", blank=True) for number in (1, 2, 3)]
-    return {
-        "id": f"{row.path.stem}-{row.line}",
-        "input": nli_input(row),
-        "label": label,
-        "rationale": [text for text in explanations if text.strip()],
-    }
+    rationales = [text for text in explanations if text.strip()]
+    return {"input": nli_input(row), "label": label, "rationale": rationales}
 
 
-register_dataset("esnli", load=load, own_validation=True, labels=LABELS, public=True)
+load = register_public(
+    "esnli",
+    convert=to_example,
+    parser="esnli",
+    labels=LABELS,
+    own_validation=True,
+    tfds="esnli",
+    huggingface=("esnli",),
+).load

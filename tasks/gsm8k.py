@@ -12,14 +12,9 @@ import re
 
 import gin
 
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.sources import PublicNames, load_public
+from sbs_jax import Row, register_public
 from sbs_jax.metrics import evaluate_expression
-from sbs_jax.parsers import PARSERS
 
-NAMES = PublicNames(tfds="gsm8k", huggingface=("openai/gsm8k", "main"))
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _NOT_DIGITS = str.maketrans("−", "-", ",$%")
 
@@ -30,13 +25,8 @@ def annotations(keep: bool = False) -> bool:
     return keep
 
 
-def load(split: str, settings: DataSettings) -> list[Example]:
-    """Reads ``DATA_DIR/gsm8k/{split}.jsonl`` and the teacher's completions, if there are any."""
-    parser = PARSERS["gsm8k"]
-    return load_public(settings, "gsm8k", split, NAMES, convert=_convert, parser=parser)
-
-
-def _convert(row: Row) -> Example:
+def to_example(row: Row) -> dict[str, str]:
+    """Makes an example of a question and its solution."""
     solution, marker, label = row.text("answer").rpartition("####")
     label = label.strip().translate(_NOT_DIGITS)
     if not marker or evaluate_expression(label) is None:
@@ -44,11 +34,17 @@ def _convert(row: Row) -> Example:
     if not annotations():
         solution = _ANNOTATION.sub("", solution)
     return {
-        "id": f"{row.path.stem}-{row.line}",
         "input": row.text("question").strip(),
         "label": label,
         "rationale": solution.strip(),
     }
 
 
-register_dataset("gsm8k", load=load, scorer="value", public=True)
+load = register_public(
+    "gsm8k",
+    convert=to_example,
+    parser="gsm8k",
+    scorer="value",
+    tfds="gsm8k",
+    huggingface=("openai/gsm8k", "main"),
+).load

@@ -1,15 +1,36 @@
-"""For data sets that are published in one file: their test examples, drawn once and for all."""
+"""Data sets that are published in one file, whose test examples are drawn once and for all."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from sbs_jax.data.release import Example
+from sbs_jax import DataSettings, Example
+from sbs_jax.data.release import ConvertFn, LoadFn, load_rows
+from sbs_jax.parsers import find_parser
 
 SHARE = 0.2
-"""Of the examples, that are test examples."""
+"""Share of the examples that are test examples."""
+
+FilesFn = Callable[[Path, str], tuple[Path, str, bool]]
+"""Returns for a folder and a split the file of its examples, what the split is called in the names
+of the completions' files, and whether the split is but a part of that file."""
+
+
+def published_files(name: str, files: FilesFn, convert: ConvertFn, parser: str) -> LoadFn:
+    """Returns a loader of the files in ``DATA_DIR/NAME/``; see `FilesFn`."""
+
+    def load(split: str, settings: DataSettings) -> list[Example]:
+        folder = settings.folder(name)
+        path, word, is_part = files(folder, split)
+        examples = load_rows(
+            path, folder / "llm", word, convert=convert, parser=find_parser(parser)
+        )
+        return part_of(split, examples) if is_part else examples
+
+    return load
 
 
 def part_of(split: str, examples: list[Example]) -> list[Example]:

@@ -11,59 +11,33 @@ and ``answer``, ``result``, ``ans`` or ``label``. The label is the number.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row, load_rows
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.sources import PublicNames, load_public
+from sbs_jax import Row, register_public
 from sbs_jax.metrics import evaluate_expression
-from sbs_jax.parsers import PARSERS
-from sbs_jax.tasks.held_out import find_file, part_of
+from sbs_jax.tasks.held_out import find_file, published_files
 
 _ENDINGS = (".json", ".jsonl", ".csv")
 _QUESTIONS = ("sQuestion", "Question", "question", "original_text", "input")
 _ANSWERS = ("lSolutions", "Answer", "answer", "result", "ans", "label")
-NAMES = PublicNames(huggingface=("MU-NLPC/Calc-mawps",))
 
 
-def load(split: str, settings: DataSettings) -> list[Example]:
-    """Reads the problems of a split, and the teacher's completions from ``llm/``, if any."""
-    parser = PARSERS["gsm8k"]
-    return load_public(
-        settings,
-        "mawps",
-        split,
-        NAMES,
-        convert=_convert,
-        parser=parser,
-        release=lambda: _load_release(split, settings),
-    )
-
-
-def _load_release(split: str, settings: DataSettings) -> list[Example]:
-    folder = settings.folder("mawps")
+def _files(folder: Path, split: str) -> tuple[Path, str, bool]:
     own = tuple(f"{stem}{split}{end}" for stem in ("mawps_", "") for end in _ENDINGS)
-    path = find_file(folder, own)
-    if path is not None:
-        return load_rows(path, folder / "llm", split, convert=_convert, parser=PARSERS["gsm8k"])
+    if path := find_file(folder, own):
+        return path, split, False
     whole = tuple(f"{stem}{end}" for stem in ("mawps", "mawps_single", "all") for end in _ENDINGS)
-    path = find_file(folder, whole) or folder / own[0]
-    examples = load_rows(path, folder / "llm", "all", convert=_convert, parser=PARSERS["gsm8k"])
-    return part_of(split, examples)
+    return find_file(folder, whole) or folder / own[0], "all", True
 
 
-def _convert(row: Row) -> Example:
+def to_example(row: Row) -> dict[str, str]:
+    """Makes an example of a problem; the label is its number."""
     question = row.text(row.first_of(*_QUESTIONS)).strip()
     if "Numbers" in row:
         numbers = str(row["Numbers"]).split()
         question = re.sub(r"\bnumber(\d+)\b", lambda m: _number(row, numbers, int(m[1])), question)
-    return {
-        "id": f"{row.path.stem}-{row.line}",
-        "input": question,
-        "label": _label(row, row[row.first_of(*_ANSWERS)]),
-        "rationale": "",
-    }
+    return {"input": question, "label": _label(row, row[row.first_of(*_ANSWERS)])}
 
 
 def _number(row: Row, numbers: list[str], index: int) -> str:
@@ -81,4 +55,11 @@ def _label(row: Row, value: Any) -> str:
     return text.removesuffix(".0")
 
 
-register_dataset("mawps", load=load, scorer="value", public=True)
+load = register_public(
+    "mawps",
+    convert=to_example,
+    parser="gsm8k",
+    scorer="value",
+    huggingface=("MU-NLPC/Calc-mawps",),
+    release=published_files("mawps", _files, to_example, "gsm8k"),
+).load

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sbs_jax.data.release import Row
+from sbs_jax import Row
 from sbs_jax.data.vocabulary import EOS_STRING
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -9,46 +9,26 @@ some, a fifth of the training examples are the test examples. BIG-bench's ``task
 
 from __future__ import annotations
 
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row, load_rows
-from sbs_jax.data.rows import read_rows
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.sources import PublicNames, load_public
-from sbs_jax.parsers import PARSERS
-from sbs_jax.tasks.held_out import find_file, part_of
+from pathlib import Path
+
+from sbs_jax import Row, read_rows, register_public
+from sbs_jax.tasks.held_out import find_file, published_files
 
 LABELS = ("yes", "no")
 _TRAIN = ("strategyqa_train.json", "train.json", "train.jsonl", "task.json")
 _TEST = ("strategyqa_test.json", "test.json", "strategyqa_dev.json", "dev.json")
-NAMES = PublicNames(huggingface=("ChilleD/StrategyQA",))
 
 
-def load(split: str, settings: DataSettings) -> list[Example]:
-    """Reads the questions of a split, and the teacher's completions from ``llm/``, if any."""
-    parser = PARSERS["yes_no"]
-    return load_public(
-        settings,
-        "strategyqa",
-        split,
-        NAMES,
-        convert=_convert,
-        parser=parser,
-        release=lambda: _load_release(split, settings),
-    )
-
-
-def _load_release(split: str, settings: DataSettings) -> list[Example]:
-    folder = settings.folder("strategyqa")
+def _files(folder: Path, split: str) -> tuple[Path, str, bool]:
+    train = find_file(folder, _TRAIN) or folder / _TRAIN[0]
     test = find_file(folder, _TEST)
     if test is not None and any(name in read_rows(test)[0] for name in ("answer", "target_scores")):
-        path = test if split == "test" else find_file(folder, _TRAIN) or folder / _TRAIN[0]
-        return load_rows(path, folder / "llm", split, convert=_convert, parser=PARSERS["yes_no"])
-    path = find_file(folder, _TRAIN) or folder / _TRAIN[0]
-    examples = load_rows(path, folder / "llm", "train", convert=_convert, parser=PARSERS["yes_no"])
-    return part_of(split, examples)
+        return (test if split == "test" else train), split, False
+    return train, "train", True
 
 
-def _convert(row: Row) -> Example:
+def to_example(row: Row) -> dict[str, str]:
+    """Makes an example of a question; its facts are one human rationale."""
     facts = row.get("facts") or []
     facts = [facts] if isinstance(facts, str) else row.texts("facts") if facts else []
     return {
@@ -74,4 +54,11 @@ def _label(row: Row) -> str:
     raise row.error(f"field 'answer' must be true or false, not {answer!r}")
 
 
-register_dataset("strategyqa", load=load, labels=LABELS, public=True)
+load = register_public(
+    "strategyqa",
+    convert=to_example,
+    parser="yes_no",
+    labels=LABELS,
+    huggingface=("ChilleD/StrategyQA",),
+    release=published_files("strategyqa", _files, to_example, "yes_no"),
+).load

@@ -8,34 +8,21 @@ rationales.
 
 from __future__ import annotations
 
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example, Row
-from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.sources import PublicNames, first_text, load_public
-from sbs_jax.parsers import PARSERS
-
-NAMES = PublicNames(huggingface=("ChilleD/SVAMP",))
-
-
-def load(split: str, settings: DataSettings) -> list[Example]:
-    """Reads ``DATA_DIR/svamp/svamp_{split}.json`` and the teacher's completions beside it."""
-    parser = PARSERS["svamp"]
-    return load_public(settings, "svamp", split, NAMES, convert=_convert, parser=parser)
-
-
-def _convert(row: Row) -> Example:
-    return {
-        "id": f"{row.path.stem}-{row.line}",
-        "input": row.text("input") if "input" in row else word_problem(row),
-        "label": row.text(row.first_of("label", "Equation")),
-        "rationale": "",
-    }
+from sbs_jax import Row, register_public
 
 
 def word_problem(row: Row) -> str:
     """Returns body and question, a line each, as the published code joins them."""
-    body = first_text(row, ("Body", "body"), blank=True)
-    return f"{body}\n{first_text(row, ('Question', 'question'))}"
+    return f"{row.text_of('Body', 'body', blank=True)}\n{row.text_of('Question', 'question')}"
 
 
-register_dataset("svamp", load=load, scorer="value", public=True)
+def to_example(row: Row) -> dict[str, str]:
+    """Makes an example of a row of the release or of Hugging Face's copy."""
+    text = row.text("input") if "input" in row else word_problem(row)
+    return {"input": text, "label": row.text_of("label", "Equation")}
+
+
+page = ("ChilleD/SVAMP",)
+load = register_public(
+    "svamp", convert=to_example, parser="svamp", scorer="value", huggingface=page
+).load

@@ -14,12 +14,11 @@ import numpy as np
 from sbs_jax import metrics
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.rationales import join_rationales
-from sbs_jax.data.release import Example, rationale_texts
+from sbs_jax.data.release import Example, LoadFn, rationale_texts
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
 from sbs_jax.errors import UserError
 
-LoadFn = Callable[[str, DataSettings], list[Example]]
 JudgeFn = Callable[[], tuple[str, Sequence[str]]]
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")

@@ -64,10 +64,12 @@ from sbs_jax.data.datasets import (
 from sbs_jax.data.datasets import (
     TaskInfo as TaskInfo,
 )
-from sbs_jax.data.release import Example
+from sbs_jax.data.release import ConvertFn, Example, ParseFn, load_release
+from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
+from sbs_jax.parsers import find_parser
 from sbs_jax.parts import RATIONALE
 
 DEFAULT_METHOD = "sbs"
@@ -79,7 +81,9 @@ _TASKS: dict[str, TaskInfo] = {}
 def register_dataset(
     name: str,
     *,
-    load: LoadFn,
+    load: LoadFn | None = None,
+    convert: ConvertFn | None = None,
+    parser: str = "text",
     scorer: str = "exact_match",
     own_validation: bool = False,
     labels: Sequence[str] = (),
@@ -92,9 +96,14 @@ def register_dataset(
       name: letters, digits and underscores.
       load: called as ``load(split, settings)`` with ``'train'`` or ``'test'`` each time that a
         data set is loaded, never before. Returns the examples in a fixed order.
+      convert: instead of `load`, for examples in the files ``DATA_DIR/NAME/train.jsonl`` and
+        ``test.jsonl`` (or ``.json``, ``.csv``, ``.tsv``, ``.parquet``): makes the fields of an
+        example of a row, see `sbs_jax.data.release.ConvertFn`.
+      parser: key of `sbs_jax.parsers.PARSERS`. It takes the raw completions apart that may lie in
+        ``DATA_DIR/NAME/llm/train_CoT_0.json``; only with `convert`.
       scorer: how labels are judged, a key of `sbs_jax.metrics.SCORERS`.
-      own_validation: whether `load` gives the split ``'validation'`` too. If not, 10 % of the
-        training examples are held out, by `DataSettings.validation_seed`.
+      own_validation: whether there is a split ``'validation'`` too. If not, 10 % of the training
+        examples are held out, by `DataSettings.validation_seed`.
       labels: all labels that there are, where they are few. Another gold label is an error; another
         label of the teacher's is not trained.
       judge: returns `scorer` and `labels` when they are needed, where gin decides them.
@@ -105,10 +114,15 @@ def register_dataset(
       The data set.
 
     Raises:
-      UserError: the name is taken, or the scorer unknown.
+      UserError: the name is taken, the scorer or the parser unknown, or not one of `load` and
+        `convert` is given.
     """
     if name in _DATASETS:
         raise UserError(f"A data set '{name}' is registered already; choose another name.")
+    if (load is None) == (convert is None):
+        raise UserError(f"register_dataset('{name}', …) needs either `load` or `convert`.")
+    if convert is not None:
+        load = functools.partial(_load_files, name, convert, find_parser(parser))
     vocabulary = DatasetVocabulary(name, functools.partial(_vocabulary_texts, name))
     constant = (scorer, tuple(labels))
     dataset = Dataset(name, load, judge or (lambda: constant), own_validation, vocabulary, public)
@@ -125,6 +139,12 @@ def register_dataset(
         _TASKS[task.name] = task
     _DATASETS[name] = dataset
     return dataset
+
+
+def _load_files(
+    name: str, convert: ConvertFn, parser: ParseFn, split: str, settings: DataSettings
+) -> list[Example]:
+    return load_release(settings, name, split, convert=convert, parser=parser)
 
 
 def _register_task(task: TaskInfo) -> None:

@@ -1,9 +1,10 @@
-"""Reads the layout of the authors' released data.
+"""Reads examples from files: the layout of the authors' released data, and plain ones.
 
     DATA_DIR/svamp/svamp_train.json           one JSON object a line: the examples
     DATA_DIR/svamp/llm/train_CoT_0.json, ...  JSON lists of the teacher's raw completions
 
 The lists, joined in numeric order, hold one completion for each example of the file beside them.
+The examples may also be called ``train.json``, and be JSONL, CSV, TSV or Parquet.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
-from sbs_jax.data.rows import Row, kind_of, read_rows
+from sbs_jax.data.rows import FORMATS, Row, kind_of, read_rows
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.parsers import ParsedCompletion
@@ -36,7 +37,8 @@ class Example(TypedDict):
         wrote one.
       llm_label: the teacher's label, ``''`` when its completion does not parse. The key is missing
         where there are no completions at all.
-      llm_rationale: likewise, the teacher's rationale, or a list of several.
+      llm_rationale: the teacher's rationale, or a list of several; ``''`` or missing as `llm_label`
+        is.
     """
 
     id: str
@@ -45,6 +47,35 @@ class Example(TypedDict):
     rationale: str | list[str]
     llm_label: NotRequired[str]
     llm_rationale: NotRequired[str | list[str]]
+
+
+LoadFn = Callable[[str, DataSettings], list[Example]]
+"""``load(split, settings)`` returns the examples of a split."""
+
+ConvertFn = Callable[[Row], Mapping[str, Any] | None]
+"""Makes the fields of an `Example` of a row. ``id`` may be missing (it is made of the file's name
+and the line then) and so may ``rationale`` (blank then). None leaves the row out."""
+
+ParseFn = Callable[[str], ParsedCompletion]
+"""Takes a teacher's completion apart, as the functions in `sbs_jax.parsers.PARSERS` do."""
+
+
+class _ReadExample(dict[str, Any]):
+    """An `Example` that knows the file and the line it was read from, as a `Row` does."""
+
+    where: str
+
+
+def where(example: Example) -> str:
+    """Returns the file and the line of an example, or its id if it comes from no file."""
+    return getattr(example, "where", f"example '{example['id']}'")
+
+
+def changed(example: Example, **fields: Any) -> Example:
+    """Returns a copy of `example` with other values in `fields`; it keeps its file and line."""
+    copy = _ReadExample({**example, **fields})
+    copy.where = where(example)
+    return cast(Example, copy)
 
 
 def rationale_texts(value: str | list[str]) -> list[str]:
@@ -62,21 +93,21 @@ def load_release(
     dataset: str,
     split: str,
     *,
-    convert: Callable[[Row], Example | None],
-    parser: Callable[[str], ParsedCompletion],
-    stem: str | None = None,
+    convert: ConvertFn,
+    parser: ParseFn,
+    aliases: Sequence[str] = (),
 ) -> list[Example]:
     """Reads one split of a data set in the release layout.
 
     Args:
-      settings: tells the data folder.
+      settings: give the data folder.
       dataset: the folder's name, which is also the first word of the files' names.
-      stem: the first word of the files' names, where it is not the folder's.
       split: as it stands in the files' names, ``train`` or ``test``; ``validation`` may also be
         called ``valid`` or ``dev`` there.
-      convert: makes an example (without the teacher's texts) of one line of the examples' file;
-        None leaves the line and its completion out.
+      convert: makes the fields of an example of one row of the examples' file; a row that it leaves
+        out takes its completion along.
       parser: takes the teacher's completion apart.
+      aliases: other names that the folder and its files may have.
 
     Returns:
       The examples in the file's order. With no file of completions for this split they lack
@@ -85,18 +116,16 @@ def load_release(
     Raises:
       UserError: a file is missing, malformed or empty, or the counts differ; names file and line.
     """
-    folder = settings.folder(dataset)
-    path = _examples_file(folder, stem or dataset, split)
+    names = (dataset, *aliases)
+    name = next((name for name in names if settings.folder(name).is_dir()), dataset)
+    folder = settings.folder(name)
+    stem = next((stem for stem in names if any(folder.glob(f"{stem}_*"))), name)
+    path = _examples_file(folder, stem, split)
     return load_rows(path, folder / "llm", split, convert=convert, parser=parser)
 
 
 def load_rows(
-    path: Path,
-    completions_folder: Path,
-    split: str,
-    *,
-    convert: Callable[[Row], Example | None],
-    parser: Callable[[str], ParsedCompletion],
+    path: Path, completions_folder: Path, split: str, *, convert: ConvertFn, parser: ParseFn
 ) -> list[Example]:
     """Reads one file of examples, and the completions that go with it; see `load_release`.
 
@@ -140,15 +169,16 @@ def make_examples(
     rows: Sequence[Row],
     completions: Sequence[str] | None,
     *,
-    convert: Callable[[Row], Example | None],
-    parser: Callable[[str], ParsedCompletion],
+    convert: ConvertFn,
+    parser: ParseFn,
 ) -> list[Example]:
     """Makes examples of rows and the completions that go with them; see `load_release`."""
     examples = []
     for row, completion in zip(rows, completions or [None] * len(rows), strict=True):
-        example = convert(row)
-        if example is None:
+        fields = convert(row)
+        if fields is None:
             continue
+        example = example_of(row, fields)
         if completion is not None:
             parsed = parser(completion)
             example["llm_label"] = parsed.label
@@ -162,6 +192,32 @@ def make_examples(
     return examples
 
 
+def example_of(row: Row, fields: Mapping[str, Any]) -> Example:
+    """Makes an example of the fields that a task's ``convert`` gave for `row`.
+
+    Raises:
+      UserError: a field is missing, unknown, or no text; names the file and the line.
+    """
+    known = Example.__annotations__
+    for name in fields:
+        if name not in known:
+            raise row.error(f"the task makes a field {name!r}, but an example has {_list(known)}")
+    example = _ReadExample(
+        {"id": f"{row.path.stem}-{row.line}", "input": None, "label": None, "rationale": ""}
+    )
+    example.update(fields)
+    for name, value in example.items():
+        several = name.endswith("rationale") and isinstance(value, list)
+        if not all(isinstance(text, str) for text in (value if several else [value])):
+            raise row.error(f"the task must make a text of the field '{name}', not {value!r}")
+    example.where = f"{row.path}, line {row.line}"
+    return cast(Example, example)
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
 def _words(split: str) -> tuple[str, ...]:
     return ("valid", "validation", "dev") if split == "validation" else (split,)
 
@@ -171,12 +227,12 @@ def _examples_file(folder: Path, dataset: str, split: str) -> Path:
         f"{stem}{ending}"
         for word in _words(split)
         for stem in (f"{dataset}_{word}", word)
-        for ending in (".json", ".jsonl")
+        for ending in FORMATS
     ]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    return folder / names[0]  # whose absence will be told
+    return folder / names[0]  # the error about its absence names it
 
 
 def _first_of(found: Iterable[list[Path]]) -> list[Path]:

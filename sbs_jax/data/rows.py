@@ -1,6 +1,6 @@
 """Reads files of examples: JSONL, JSON lists, CSV, TSV and Parquet, a row at a time.
 
-Whatever is wrong with a file is told in one sentence with its name and the line.
+What is wrong with a file is said in one sentence that names the file and the line.
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ class Row(Mapping[str, Any]):
                 return key
         known = ", ".join(sorted(map(str, self._values))) or "none"
         raise self.error(f"has none of the fields {', '.join(map(repr, keys))} (fields: {known})")
+
+    def text_of(self, *keys: str, blank: bool = False) -> str:
+        """Returns the text of the first of `keys` that the line has; see `first_of` and `text`.
+
+        With `blank` it may have none of them; the text is ``''`` then.
+        """
+        if blank and not any(key in self for key in keys):
+            return ""
+        return self.text(self.first_of(*keys), blank=blank)
 
     def texts(self, key: str) -> list[str]:
         """Returns the list of texts in field `key`."""

@@ -1,10 +1,10 @@
-"""Reads public data sets from wherever DATA_SOURCE says.
+"""Registers public data sets, and reads them from wherever DATA_SOURCE says.
 
 ``release`` is the authors' layout (`sbs_jax.data.release`). ``tfds`` is what tensorflow-datasets
 has prepared in DATA_DIR (its own folder by default). ``huggingface`` is a folder ``DATA_DIR/NAME/``
 that ``Dataset.save_to_disk`` wrote, or that holds the Parquet files of a data set's page.
-Nothing is ever downloaded here: where data are missing, the sentence names the command that
-prepares them.
+Nothing is ever downloaded here: where data are missing, the error names the command that prepares
+them.
 """
 
 from __future__ import annotations
@@ -17,73 +17,131 @@ from typing import Any
 
 import numpy as np
 
-from sbs_jax.data.release import Example, completions_of, load_release, make_examples
+from sbs_jax.data.registration import Dataset, register_dataset
+from sbs_jax.data.release import (
+    ConvertFn,
+    Example,
+    LoadFn,
+    completions_of,
+    load_release,
+    make_examples,
+)
 from sbs_jax.data.rows import Row, read_rows
 from sbs_jax.data.settings import HUGGING_FACE, TFDS, DataSettings
 from sbs_jax.data.tensorflow_setup import tfds
 from sbs_jax.errors import UserError
-from sbs_jax.parsers import ParsedCompletion
+from sbs_jax.parsers import find_parser
 
-Loader = Callable[[], list[Example]]
+FinishFn = Callable[[list[Example], str, DataSettings], list[Example]]
+
+
+def register_public(
+    name: str,
+    *,
+    convert: ConvertFn,
+    parser: str,
+    scorer: str = "exact_match",
+    labels: Sequence[str] = (),
+    own_validation: bool = False,
+    aliases: Sequence[str] = (),
+    tfds: str | None = None,
+    tfds_splits: Mapping[str, str] | None = None,
+    huggingface: Sequence[str] = (),
+    huggingface_splits: Mapping[str, str] | None = None,
+    release: LoadFn | None = None,
+    finish: FinishFn | None = None,
+) -> Dataset:
+    """Registers the tasks of a data set that is public: `DataSettings.data_source` says from where.
+
+    Args:
+      name: of the data set, and of its folder in DATA_DIR.
+      convert: makes the fields of an example of a row, whose fields are those of the source; see
+        `sbs_jax.data.release.ConvertFn`.
+      parser: key of `sbs_jax.parsers.PARSERS`, for the completions that lie in
+        ``DATA_DIR/NAME/llm/``. They go with the rows by their order, so they are read for all
+        sources but tensorflow-datasets, which shuffles the rows.
+      scorer: see `registration.register_dataset`.
+      labels: see `registration.register_dataset`.
+      own_validation: see `registration.register_dataset`.
+      aliases: other names that the folder and the files of the release may have.
+      tfds: its builder with the configuration (``anli/r1``); None if there is none.
+      tfds_splits: what tensorflow-datasets calls our splits, where it calls them otherwise.
+      huggingface: its page and configuration, for the command that fetches it.
+      huggingface_splits: what that page calls our splits, where it calls them otherwise.
+      release: reads the release, where that is not plain `release.load_release`.
+      finish: called with the examples of whatever source, the split and the settings; returns the
+        examples that the data set has.
+
+    Returns:
+      The data set.
+
+    Raises:
+      UserError: the name is taken, or the parser or the scorer unknown.
+    """
+    public = _PublicDataset(
+        name=name,
+        convert=convert,
+        parser=parser,
+        aliases=aliases,
+        tfds=tfds,
+        tfds_splits=tfds_splits or {},
+        huggingface=huggingface,
+        huggingface_splits=huggingface_splits or {},
+        release=release,
+        finish=finish,
+    )
+    return register_dataset(
+        name,
+        load=public.load,
+        scorer=scorer,
+        labels=labels,
+        own_validation=own_validation,
+        public=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class PublicNames:
-    """Where a data set is found besides the release.
+class _PublicDataset:
+    """Where a data set is found, and how it is read; see `register_public`."""
 
-    Attributes:
-      tfds: its builder, with the configuration (``anli/r1``); None if there is none.
-      tfds_splits: what our splits are called there, where they are called otherwise.
-      huggingface: its page and configuration, for the command that fetches it.
-      huggingface_splits: likewise.
-    """
+    name: str
+    convert: ConvertFn
+    parser: str
+    aliases: Sequence[str]
+    tfds: str | None
+    tfds_splits: Mapping[str, str]
+    huggingface: Sequence[str]
+    huggingface_splits: Mapping[str, str]
+    release: LoadFn | None
+    finish: FinishFn | None
 
-    tfds: str | None = None
-    tfds_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    huggingface: tuple[str, ...] = ()
-    huggingface_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    def __post_init__(self) -> None:
+        find_parser(self.parser)
 
+    def load(self, split: str, settings: DataSettings) -> list[Example]:
+        """Returns the examples of a split in the source's order.
 
-def load_public(
-    settings: DataSettings,
-    dataset: str,
-    split: str,
-    names: PublicNames,
-    *,
-    convert: Callable[[Row], Example | None],
-    parser: Callable[[str], ParsedCompletion],
-    release: Loader | None = None,
-) -> list[Example]:
-    """Reads a split of a public data set from `DataSettings.data_source`.
+        Raises:
+          UserError: data are missing or malformed, or the source does not have this data set.
+        """
+        examples = self._read(split, settings)
+        return examples if self.finish is None else self.finish(examples, split, settings)
 
-    Args:
-      settings: tell the source and the folder.
-      dataset: name of its folder.
-      split: ``train``, ``validation`` or ``test``.
-      names: where it is found.
-      convert: makes an example of a row, whose fields are those of the source.
-      parser: of the completions that lie in ``DATA_DIR/dataset/llm/``, for sources that keep the
-        order of the published files (all but tensorflow-datasets).
-      release: reads the release, where that is not plain `release.load_release`.
-
-    Returns:
-      The examples in the source's order.
-
-    Raises:
-      UserError: data are missing or malformed, or the source does not have this data set.
-    """
-    if settings.data_source == TFDS:
-        rows = _tfds_rows(settings, dataset, names.tfds, names.tfds_splits.get(split, split))
-        return make_examples(rows, None, convert=convert, parser=parser)
-    if settings.data_source == HUGGING_FACE:
-        their_split = names.huggingface_splits.get(split, split)
-        folder = _huggingface_folder(settings, dataset, names)
-        rows = _huggingface_rows(folder, their_split)
-        completions = completions_of(folder / "llm", split, len(rows), folder)
-        return make_examples(rows, completions, convert=convert, parser=parser)
-    if release is not None:
-        return release()
-    return load_release(settings, dataset, split, convert=convert, parser=parser)
+    def _read(self, split: str, settings: DataSettings) -> list[Example]:
+        parser = find_parser(self.parser)
+        if settings.data_source == TFDS:
+            rows = _tfds_rows(settings, self.name, self.tfds, self.tfds_splits.get(split, split))
+            return make_examples(rows, None, convert=self.convert, parser=parser)
+        if settings.data_source == HUGGING_FACE:
+            folder = _huggingface_folder(settings, self.name, self.huggingface)
+            rows = _huggingface_rows(folder, self.huggingface_splits.get(split, split))
+            completions = completions_of(folder / "llm", split, len(rows), folder)
+            return make_examples(rows, completions, convert=self.convert, parser=parser)
+        if self.release is not None:
+            return self.release(split, settings)
+        return load_release(
+            settings, self.name, split, convert=self.convert, parser=parser, aliases=self.aliases
+        )
 
 
 def _tfds_rows(
@@ -118,7 +176,7 @@ def _tfds_rows(
 
 
 def _plain(value: Any) -> Any:
-    """Makes JSON's types of numpy's: texts of bytes, lists of arrays."""
+    """Converts numpy's values to JSON's types: bytes to texts, arrays to lists."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, np.ndarray):
@@ -126,12 +184,12 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _huggingface_folder(settings: DataSettings, dataset: str, names: PublicNames) -> Path:
-    if not names.huggingface:
+def _huggingface_folder(settings: DataSettings, dataset: str, page: Sequence[str]) -> Path:
+    if not page:
         raise UserError(f"DATA_SOURCE = 'huggingface' is not known for the data set '{dataset}'.")
     folder = settings.folder(dataset)
     if not folder.is_dir():
-        called = ", ".join(map(repr, names.huggingface))
+        called = ", ".join(map(repr, page))
         raise UserError(
             f"DATA_SOURCE = 'huggingface': there is no folder {folder}; run: python -c \"import "
             f"datasets; datasets.load_dataset({called}).save_to_disk('{folder}')\""
@@ -186,14 +244,3 @@ def _saved_rows(folder: Path, split: str) -> list[Row]:
         raise UserError(f"{folder}: has no split '{split}'; it has {', '.join(found)}.")
     place = folder / split
     return [Row(dict(values), place, n) for n, values in enumerate(found[split], start=1)]
-
-
-def first_text(row: Row, keys: Sequence[str], *, blank: bool = False) -> str:
-    """Returns the text of the one of `keys` that a row has: sources name their fields differently.
-
-    Raises:
-      UserError: it has none of them (unless `blank`), or that is no text.
-    """
-    if blank and not any(key in row for key in keys):
-        return ""
-    return row.text(row.first_of(*keys), blank=blank)

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from sbs_jax import metrics, parsers
+from sbs_jax import metrics
 from sbs_jax.errors import UserError
 from sbs_jax.teacher.equations import wrong_equations
 from sbs_jax.teacher.prompts import (
@@ -120,19 +120,6 @@ class Asking:
             raise UserError(f"RETRY_UNPARSED = {self.retry_unparsed} must not be negative.")
         if self.retry_unparsed and self.retry_temperature <= 0:
             raise UserError("RETRY_TEMPERATURE must be above 0, or a retry says the same again.")
-
-
-def find_parser(name: str) -> Callable[[str], parsers.ParsedCompletion]:
-    """Returns the parser `name` of `sbs_jax.parsers`.
-
-    Raises:
-      UserError: there is none.
-    """
-    if name not in parsers.PARSERS:
-        raise UserError(
-            f"There is no parser {name!r}; sbs_jax/parsers.py has {', '.join(parsers.PARSERS)}."
-        )
-    return parsers.PARSERS[name]
 
 
 class Plan:

@@ -3,12 +3,16 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.arithmetic_problems import (
+from sbs_jax.errors import UserError
+from sbs_jax.metrics import evaluate_expression
+from sbs_jax.tasks import arithmetic
+from sbs_jax.tasks.arithmetic_problems import (
     GAINS,
     LARGEST,
     LOSSES,
@@ -17,9 +21,6 @@ from sbs_jax.data.arithmetic_problems import (
     make_problems,
     split_of,
 )
-from sbs_jax.errors import UserError
-from sbs_jax.metrics import evaluate_expression
-from sbs_jax.tasks import arithmetic
 
 EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)\.")
 
@@ -79,12 +80,16 @@ def test_a_seed_fixes_everything_even_across_processes():
     assert here == make_problems("train", 100, seed=3)[:20]
     assert here != make_problems("train", 20, seed=4)
     code = (
-        "import sys; from sbs_jax.data.arithmetic_problems import make_problems;"
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from arithmetic_problems import make_problems;"
         "print([p.input for p in make_problems('train', 20, seed=3)]);"
         "assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
     )
     there = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(Path(arithmetic.__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert there.strip() == str([problem.input for problem in here])
 

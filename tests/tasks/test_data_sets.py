@@ -5,7 +5,8 @@ import json
 import gin
 import pytest
 
-from sbs_jax.data import datasets, registration
+from sbs_jax import read_rows, register_public
+from sbs_jax.data import datasets, registration, release
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
@@ -355,20 +356,66 @@ def test_human_rationales_of_ecqa(tmp_path):
 
 
 def test_the_template_works_as_it_is(tmp_path):
-    from sbs_jax.tasks import template
+    import sbs_jax.tasks.template  # noqa: F401 (registers my_reviews)
 
-    rows = [
-        {"text": f"T{i}", "stars": i % 5 + 1, "why": "W", "llm_label": "bad", "llm_rationale": "L"}
-        for i in range(10)
-    ]
+    load = registration.find_dataset("my_reviews").load
+    rows = [{"text": f"T{i}", "stars": i % 5 + 1, "why": "W"} for i in range(10)]
     (tmp_path / "my_reviews").mkdir()
     write_jsonl(tmp_path / "my_reviews" / "train.jsonl", rows)
     with settings_lib.override(settings(tmp_path)):
         assert len(registration.load_examples("my_reviews", "train")) == 9
-        example = template.load("train", settings(tmp_path))[4]
-    assert example["label"] == "good"
+    assert load("train", settings(tmp_path))[4] == {
+        "id": "train-5",
+        "input": "T4",
+        "label": "good",
+        "rationale": "W",
+    }
     write_jsonl(tmp_path / "my_reviews" / "train.jsonl", [{"text": "T", "stars": 9}])
     with pytest.raises(
         UserError, match=r"train.jsonl, line 1: field 'stars' must be 1 to 5, not 9"
     ):
-        template.load("train", settings(tmp_path))
+        load("train", settings(tmp_path))
+
+
+def convert(fields):
+    return lambda row: fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"input": "x", "label": 3}, "must make a text of the field 'label', not 3"),
+        ({"input": "x"}, "must make a text of the field 'label', not None"),
+        ({"input": "x", "label": "y", "id": 7}, "must make a text of the field 'id', not 7"),
+        ({"input": "x", "label": "y", "reason": ""}, "makes a field 'reason', but an example has"),
+        ({"input": "x", "label": "y", "rationale": [1]}, r"must make a text of the field 'rationale', not \[1\]"),
+    ],
+)
+def test_what_a_task_may_make_of_a_row(tmp_path, fields, message):
+    (row,) = read_rows(_jsonl(tmp_path / "a.jsonl", [{}]))
+    with pytest.raises(UserError, match=rf"a\.jsonl, line 1: the task {message}"):
+        release.example_of(row, fields)
+
+
+def _jsonl(path, rows):
+    write_jsonl(path, rows)
+    return path
+
+
+def test_files_of_any_format_and_their_completions(tmp_path):
+    folder = tmp_path / "any_format"
+    (folder / "llm").mkdir(parents=True)
+    dataset = registration.register_dataset(
+        "any_format",
+        convert=lambda row: {"input": row["q"], "label": row["a"]} if row["q"] != "-" else None,
+    )
+    (folder / "test.tsv").write_text("q\ta\nQ\tA\n-\t\n")
+    (folder / "llm" / "test_CoT_0.json").write_text('["R. The answer is A.", "out"]')
+    (example,) = dataset.load("test", settings(tmp_path))
+    assert (example["llm_label"], example["llm_rationale"]) == ("A", "R.")
+    assert release.where(example) == f"{folder / 'test.tsv'}, line 2"
+    assert release.where(release.changed(example, label="B")) == release.where(example)
+    with pytest.raises(UserError, match="needs either `load` or `convert`"):
+        registration.register_dataset("neither")
+    with pytest.raises(UserError, match=r"no parser 'xml'; sbs_jax/parsers\.py has cqa,"):
+        register_public("no_parser", convert=convert({}), parser="xml")

@@ -6,9 +6,15 @@ from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 if TYPE_CHECKING:
-    from sbs_jax.data.registration import find_dataset as find_dataset, register_dataset as register_dataset
+    from sbs_jax.data.registration import (
+        find_dataset as find_dataset,
+    )
+    from sbs_jax.data.registration import (
+        register_dataset as register_dataset,
+    )
     from sbs_jax.data.release import Example as Example
-    from sbs_jax.data.rows import Row as Row, read_rows as read_rows
+    from sbs_jax.data.rows import Row as Row
+    from sbs_jax.data.rows import read_rows as read_rows
     from sbs_jax.data.settings import DataSettings as DataSettings
     from sbs_jax.data.sources import register_public as register_public
 
@@ -20,7 +26,7 @@ _checkout = _Path(__file__).resolve().parent.parent
 if (_checkout / "setup.py").is_file() and (_checkout / "tasks").is_dir():
     __path__.append(str(_checkout))
 
-# Where `from sbs_jax import NAME` finds each name, when it is first asked for: importing the package
+# Where `from sbs_jax import NAME` finds each name, when it is first asked for. Importing `sbs_jax`
 # itself loads neither TensorFlow nor JAX.
 _PUBLIC = {
     "DataSettings": "sbs_jax.data.settings",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from sbs_jax import metrics
 from sbs_jax.errors import UserError
+from sbs_jax.parsers import find_parser
 from sbs_jax.teacher.equations import wrong_equations
 from sbs_jax.teacher.prompts import (
     ANSWER_CONDITIONED,

@@ -388,12 +388,15 @@ def convert(fields):
         ({"input": "x"}, "must make a text of the field 'label', not None"),
         ({"input": "x", "label": "y", "id": 7}, "must make a text of the field 'id', not 7"),
         ({"input": "x", "label": "y", "reason": ""}, "makes a field 'reason', but an example has"),
-        ({"input": "x", "label": "y", "rationale": [1]}, r"must make a text of the field 'rationale', not \[1\]"),
+        (
+            {"input": "x", "label": "y", "rationale": [1]},
+            "make a text of the field 'rationale', not .1.",
+        ),
     ],
 )
 def test_what_a_task_may_make_of_a_row(tmp_path, fields, message):
     (row,) = read_rows(_jsonl(tmp_path / "a.jsonl", [{}]))
-    with pytest.raises(UserError, match=rf"a\.jsonl, line 1: the task {message}"):
+    with pytest.raises(UserError, match=rf"a\.jsonl, line 1: the task .*{message}"):
         release.example_of(row, fields)
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.metrics import SCORERS
-from sbs_jax.teacher.equations import wrong_equations
 from sbs_jax.parsers import find_parser
+from sbs_jax.teacher.equations import wrong_equations
 from sbs_jax.teacher.prompts import load_prompts
 from sbs_jax.teacher.types import Example
 

@@ -1,0 +1,54 @@
+"""The README's Python is executed as it stands, and its command trains."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.release_layout import write_jsonl
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def film_reviews(tmp_path):
+    """A working folder with the README's task in it, and data."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "film_reviews.py").write_text(code)
+    (tmp_path / "data" / "film_reviews").mkdir(parents=True)
+    rows = [
+        {"review": f"Film {i} was {'so slow' * (i % 2) or 'a joy'}.", "stars": 5 - i % 2 * 4,
+         "why": "Slow is bad." if i % 2 else "A joy is good."}
+        for i in range(40)
+    ]  # fmt: skip
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / "data" / "film_reviews" / f"{split}.jsonl", rows)
+    return tmp_path
+
+
+def test_the_task_is_ten_lines_and_its_command_is_valid(film_reviews):
+    code = (film_reviews / "film_reviews.py").read_text().splitlines()
+    assert len([line for line in code if line and not line.startswith("#")]) <= 10
+    commands = re.findall(r"^    python -m sbs_jax\.train ((?:.*\\\n)*.*)", README, re.MULTILINE)
+    (command,) = (command for command in commands if "film_reviews" in command)
+    arguments = shlex.split(command.replace("\\\n", " "))
+    assert "--gin.TRAIN_STEPS=1000" in arguments
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "sbs_jax.train", *arguments, "--dry_run"),
+            *("--gin.VOCABULARY_SIZE=400", "--gin.BATCH_SIZE=8"),
+        ],
+        cwd=film_reviews,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{film_reviews}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rationale: 'explain: Film" in done.stdout
+    assert "→ 'A joy is good.'" in done.stdout

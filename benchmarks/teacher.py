@@ -156,9 +156,9 @@ def session_memory(number: int) -> tuple[float, float, float]:
     """Runs a session in this process; returns MiB before and at the peak, and its seconds."""
     import psutil
 
+    from sbs_jax.programs.teach import JsonlSource
     from sbs_jax.teacher.backends.scripted import ScriptedBackend
     from sbs_jax.teacher.session import teach
-    from sbs_jax.teaching import JsonlSource
 
     backend = ScriptedBackend(lambda example, sample: "7. The answer is (3 + 4).")
     process = psutil.Process()
@@ -305,7 +305,7 @@ def hugging_face(prompts: list[str], new: int, model: dict, path: str) -> float:
 
 def local(new: int, sizes: list[int], peers: list[str]) -> None:
     """Compares the ways to run one model here."""
-    from sbs_jax.teaching import smollm2_path
+    from sbs_jax.programs.teach import smollm2_path
 
     path = smollm2_path()
     threads = len(os.sched_getaffinity(0))

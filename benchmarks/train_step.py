@@ -93,7 +93,7 @@ class Side:
 
 
 def our_side(batches: Sequence[Batch], config: T5Config, seed: int) -> Side:
-    """The step that `sbs_jax.trainer.train` jits, on one device."""
+    """The step that `sbs_jax.programs.train.train` jits, on one device."""
     student = Student(config, make_mesh(devices=jax.devices()[:1]))
     optimizer = optimizers.adamw(LEARNING_RATE)
     step = placement.jit_train_step(

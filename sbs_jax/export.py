@@ -13,7 +13,7 @@ from sbs_jax import gin_utils
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    return gin_utils.run_main("sbs_jax.checkpoints.exporting:export", argv, description=__doc__)
+    return gin_utils.run_main("sbs_jax.programs.export:export", argv, description=__doc__)
 
 
 if __name__ == "__main__":

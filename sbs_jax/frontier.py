@@ -1,37 +1,8 @@
-r"""Searches for the smallest student and the least data that beat a target accuracy.
-
-For instance:
-    python -m sbs_jax.frontier --gin_file=sweeps/sizes.gin --gin_file=tasks/svamp.gin \
-      --sweep TRAIN_FRACTION=0.125,0.25,0.5,1.0 --target=0.69 --sweep_dir=PATH
-
-It takes all flags of `python -m sbs_jax.sweep`, and says before it starts how many runs it needs at
-most.
-"""
+"""The command `python -m sbs_jax.frontier`; see `sbs_jax.programs.frontier`."""
 
 import sys
 
-from sbs_jax.errors import UserError
-from sbs_jax.experiments import searching
-from sbs_jax.sweep import help_text
-
-
-def main() -> int:
-    """Runs the program; returns its exit code."""
-    argv = sys.argv[1:]
-    try:
-        if {"--help", "-h"} & set(argv):
-            own, others = searching.parser().parse_known_args(argv)
-            del own
-            print(help_text(others, "python -m sbs_jax.frontier", __doc__ or ""))
-            print(
-                "\nflags of a search:" + searching.parser().format_help().partition("options:")[2]
-            )
-            return 0
-        return searching.run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
+from sbs_jax.programs.frontier import main
 
 if __name__ == "__main__":
     sys.exit(main())

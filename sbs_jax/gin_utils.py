@@ -41,17 +41,6 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 _CACHE_OFF = "off"
-# What the programs call. One configuration may serve several of them.
-_MAINS = (
-    "sbs_jax.trainer.train",
-    "sbs_jax.evaluation.evaluate.evaluate",
-    "sbs_jax.teaching.teach",
-    "sbs_jax.data.cache_writer.write_cache",
-    "sbs_jax.checkpoints.exporting.export",
-    "sbs_jax.inference.batch.infer",
-    "sbs_jax.inference.interactive.interact",
-    "sbs_jax.inference.serving.run.serve",
-)
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +117,6 @@ def _run(target: str, argv: list[str], description: str) -> int:
             flags.gin,
             flags.gin_search_paths,
             target=f"{module}.{function_name}",
-            mains=_MAINS,
         )
         if flags.help:
             print(help_text(program, description, flags, config))

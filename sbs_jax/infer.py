@@ -9,20 +9,21 @@ Or at the terminal, input by input, with what mattered to each label:
 """
 
 import sys
+from collections.abc import Sequence
 
 from sbs_jax import gin_utils
 
 _INTERACTIVE = "--interactive"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    argv = sys.argv[1:]
-    target = "sbs_jax.inference.batch:infer"
+    argv = list(sys.argv[1:] if argv is None else argv)
+    target = "sbs_jax.programs.infer:infer"
     if _INTERACTIVE in argv:
         argv = [argument for argument in argv if argument != _INTERACTIVE]
         argv = gin_utils.with_gin_file(argv, "runs/infer.gin")
-        target = "sbs_jax.inference.interactive:interact"
+        target = "sbs_jax.programs.infer:interact"
     return gin_utils.run_main(target, argv, description=__doc__)
 
 

@@ -17,10 +17,11 @@ from sbs_jax import gin_utils
 _MACROS = {"--checkpoint": "CHECKPOINT_PATH", "--host": "HOST", "--port": "PORT"}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    argv = gin_utils.with_gin_file(as_gin(sys.argv[1:]), "runs/serve.gin")
-    return gin_utils.run_main("sbs_jax.inference.serving.run:serve", argv, description=__doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    argv = gin_utils.with_gin_file(as_gin(argv), "runs/serve.gin")
+    return gin_utils.run_main("sbs_jax.programs.serve:serve", argv, description=__doc__)
 
 
 def as_gin(argv: Sequence[str]) -> list[str]:

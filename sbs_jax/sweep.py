@@ -1,42 +1,8 @@
-r"""Trains a grid of students, each in a folder of its own, and goes on where it was stopped.
-
-For instance:
-    python -m sbs_jax.sweep --gin_file=sweeps/lambda.gin --sweep_dir=PATH
-    python -m sbs_jax.sweep --gin_file=examples/quickstart.gin --gin_file=runs/sweep.gin \
-      --sweep RATIONALE_WEIGHT=0,0.3,1 --sweep SEED=0:3 --sweep_dir=PATH --dry_run
-"""
+"""The command `python -m sbs_jax.sweep`; see `sbs_jax.programs.sweep`."""
 
 import sys
 
-from sbs_jax import gin_utils
-from sbs_jax.configuration import config as config_lib
-from sbs_jax.errors import UserError
-from sbs_jax.experiments import planning, runs, sweeping
-
-
-def main() -> int:
-    """Runs the program; returns its exit code."""
-    argv = sys.argv[1:]
-    try:
-        if {"--help", "-h"} & set(argv):
-            print(help_text(argv, "python -m sbs_jax.sweep", __doc__ or ""))
-            return 0
-        return sweeping.run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def help_text(argv: list[str], program: str, description: str) -> str:
-    """The flags of a program that runs sweeps, and the macros of the gin files given."""
-    _, flags = planning.parse(argv)
-    config = config_lib.read(
-        flags.gin_file, flags.gin_bindings, flags.gin, flags.gin_search_paths, target=runs.TRAIN
-    )
-    shared = gin_utils.help_text(program, description, flags, config)
-    own = planning.parser().format_help().partition("options:")[2]
-    return f"{shared}\n\nflags of a sweep:{own}"
-
+from sbs_jax.programs.sweep import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,13 +6,14 @@ For instance:
 """
 
 import sys
+from collections.abc import Sequence
 
 from sbs_jax import gin_utils
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    return gin_utils.run_main("sbs_jax.trainer:train", description=__doc__)
+    return gin_utils.run_main("sbs_jax.programs.train:train", argv, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from sbs_jax.training.optimizers import Optimizer
 from tests.hf_models import hf_model, our_model
 
 FILES = reader.shipped_files()
-TRAIN = "sbs_jax.trainer.train"
-EVAL = "sbs_jax.evaluation.evaluate.evaluate"
-MAINS = (TRAIN, EVAL)
+TRAIN = "sbs_jax.programs.train.train"
+EVAL = "sbs_jax.programs.eval.evaluate"
 
 
 def of(folder):
@@ -45,7 +44,7 @@ def _clean(monkeypatch, tmp_path):
 
 
 def ready(*files, target=TRAIN, **macros):
-    config = config_lib.read(files, flags=list(macros.items()), target=target, mains=MAINS)
+    config = config_lib.read(files, flags=list(macros.items()), target=target)
     config.check()
     config.apply()
     return config
@@ -53,7 +52,7 @@ def ready(*files, target=TRAIN, **macros):
 
 def train_with(*, model=MODELS[0], optimizer=OPTIMIZERS[0], task=TASKS[0]):
     files = ("runs/train.gin", model, optimizer, task)
-    missing = config_lib.read(files, target=TRAIN, mains=MAINS).missing()
+    missing = config_lib.read(files, target=TRAIN).missing()
     macros = {binding.name: "x" for binding in missing} | {"TRAIN_STEPS": "100"}
     return ready(*files, **macros)
 
@@ -76,7 +75,7 @@ def test_every_file_parses_by_itself(name):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_can_be_trained(model):
     config = train_with(model=model)
-    value = gin.get_bindings("trainer.train")["model_config"]
+    value = gin.get_bindings("programs.train.train")["model_config"]
     assert isinstance(value, T5Config)
     assert value.dropout_rate == config.macros["DROPOUT_RATE"].value
     assert value.dtype == "float32"
@@ -89,10 +88,10 @@ def test_the_model_may_come_from_weights(tmp_path):
     macros |= {"TRAIN_STEPS": "100", "DROPOUT_RATE": "0.2"}
     with pytest.raises(UserError, match=r"give\s+--gin\.INITIAL_CHECKPOINT_PATH=PATH"):
         ready(*files, **macros)
-        gin.get_bindings("trainer.train")
+        gin.get_bindings("programs.train.train")
     gin.clear_config()
     ready(*files, **macros, INITIAL_CHECKPOINT_PATH=str(tmp_path))
-    config = gin.get_bindings("trainer.train")["model_config"]
+    config = gin.get_bindings("programs.train.train")["model_config"]
     expected = our_model("v1.1", "plain")[0]
     assert config == dataclasses.replace(expected, dropout_rate=0.2)
 
@@ -125,7 +124,7 @@ def test_every_optimizer_works_with_every_schedule(optimizer, schedule):
         LEARNING_RATE_SCHEDULE=f"@schedules.{schedule}()",
         **flags,
     )
-    value = gin.get_bindings("trainer.train")["optimizer"]
+    value = gin.get_bindings("programs.train.train")["optimizer"]
     assert isinstance(value, Optimizer)
     assert float(value.learning_rate(10)) == pytest.approx(1e-3)
 
@@ -165,7 +164,7 @@ def test_the_command_in_an_examples_head_works(example):
     assert f"--gin_file={example}" in arguments
     flags = [a.removeprefix("--gin.").split("=", 1) for a in arguments if a.startswith("--gin.")]
     ready(example, **dict(flags))
-    bound = gin.get_bindings("trainer.train")
+    bound = gin.get_bindings("programs.train.train")
     assert isinstance(bound["model_config"], T5Config)
     assert bound["train_steps"] > 0
 
@@ -180,10 +179,10 @@ def test_the_dump_of_an_example_gives_the_same_run(example):
 
 
 def test_evaluation_needs_two_macros():
-    config = config_lib.read(["runs/eval.gin"], target=EVAL, mains=MAINS)
+    config = config_lib.read(["runs/eval.gin"], target=EVAL)
     assert [binding.name for binding in config.missing()] == ["CHECKPOINT_PATH", "EVAL_OUTPUT_DIR"]
     ready("runs/eval.gin", target=EVAL, CHECKPOINT_PATH="a", EVAL_OUTPUT_DIR="b")
-    bound = gin.get_bindings("evaluate.evaluate")
+    bound = gin.get_bindings("programs.eval.evaluate")
     assert bound["splits"] == ["test"]
     assert bound["checkpoint_path"] == "a"
 

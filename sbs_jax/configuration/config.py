@@ -31,6 +31,9 @@ from sbs_jax.configuration.reader import (
 )
 from sbs_jax.errors import UserError
 
+PROGRAMS = "sbs_jax.programs"
+"""The package whose modules hold the functions that commands call."""
+
 
 def read(
     gin_files: Sequence[str],
@@ -39,11 +42,11 @@ def read(
     search_paths: Sequence[str | Path] = (),
     *,
     target: str = "",
-    mains: Sequence[str] = (),
+    programs: str = PROGRAMS,
 ) -> GinConfig:
     """Parses files and flags, as `reader.read_files`, without importing what they name."""
     files = reader.read_files(gin_files, bindings, flags, search_paths)
-    return GinConfig(files, target, mains)
+    return GinConfig(files, target, programs)
 
 
 class GinConfig:
@@ -57,13 +60,14 @@ class GinConfig:
         files are named does not matter for those.
       used_macros: names of the macros that can have an effect: a parameter refers to them, through
         other macros or not, of a function that is called.
-      called: names, without their modules, of the functions that are called: `target`, those that
-        a binding that counts refers to, and those that no gin file ever refers to, which Python
-        calls. Of those, `mains` are not called: they are other programs' targets.
+      called: names, without their modules, of the functions that will run: `target`, those that
+        a binding that counts refers to, and those that no gin file refers to at all, because
+        Python code calls them. Functions of the package `programs` that nothing refers to are the
+        targets of other commands (one configuration may serve several), so they are not called.
     """
 
     def __init__(
-        self, files: Sequence[GinFile], target: str = "", mains: Sequence[str] = ()
+        self, files: Sequence[GinFile], target: str = "", programs: str = PROGRAMS
     ) -> None:
         self.files = tuple(files)
         self.target = target
@@ -83,7 +87,7 @@ class GinConfig:
                     self._resets.append((binding, earlier))
                 binding = _commented(binding, earlier.comment)
             self.bindings[binding.key] = binding
-        self.used_macros, self.called = self._follow(set(mains) - {target})
+        self.used_macros, self.called = self._follow(programs)
 
     @property
     def macros(self) -> dict[str, Binding]:
@@ -157,11 +161,19 @@ class GinConfig:
             value = binding.value
         return value, binding
 
-    def _follow(self, not_called: set[str]) -> tuple[set[str], set[str]]:
+    def _is_other_target(self, binding: Binding, programs: str) -> bool:
+        """Whether a parameter is that of another command's function; see `called`."""
+        return (
+            self.target not in ("", binding.full_name)
+            and binding.full_name.rpartition(".")[0].rpartition(".")[0] == programs
+            and _last(binding.full_name) not in self._ever_called
+        )
+
+    def _follow(self, programs: str) -> tuple[set[str], set[str]]:
         """Finds `used_macros` and `called`."""
         by_function: dict[str, list[Binding]] = {}
         for binding in self.bindings.values():
-            if not binding.is_macro and binding.full_name not in not_called:
+            if not binding.is_macro and not self._is_other_target(binding, programs):
                 by_function.setdefault(_last(binding.full_name), []).append(binding)
         macros = self.macros
         used: set[str] = set()

@@ -12,13 +12,14 @@ import io
 import os
 import re
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gin import config_parser
 
 import sbs_jax
+from sbs_jax.configuration import former_names
 from sbs_jax.errors import UserError
 
 REQUIRED = "gin.REQUIRED"
@@ -186,7 +187,8 @@ def read_files(
     commands: list[Any] = []
     for text in bindings:
         commands += reader.text(text, "--gin_bindings")
-    commands += [reader.flag(name, text) for name, text in flags]
+    for name, text in flags:
+        commands += reader.flag(name, text)
     return [*files, GinFile("the command line", tuple(commands))]
 
 
@@ -269,6 +271,126 @@ class _Delegate(config_parser.ParserDelegate):
         return Macro(macro_name)
 
 
+class _Names:
+    """What the names in one gin file mean, by its imports; former names become today's.
+
+    Args:
+      imports: all import statements of the file.
+      known: full names of the functions that were bound so far, in any file; is added to.
+    """
+
+    def __init__(self, imports: Sequence[config_parser.ImportStatement], known: set[str]) -> None:
+        self._known = known
+        # What the file says: bound name to module.
+        self._modules = {
+            statement.bound_name(): (
+                statement.module
+                if statement.is_from or statement.alias
+                else statement.module.split(".")[0]
+            )
+            for statement in imports
+        }
+        # What gin is given: module to bound name.
+        self._bound = {
+            statement.module: statement.bound_name()
+            for statement in imports
+            if (statement.is_from or statement.alias)
+            and former_names.today(statement.module) == statement.module
+        }
+        self._new: list[config_parser.ImportStatement] = []
+
+    def imported(self, statement: config_parser.ImportStatement) -> config_parser.ImportStatement:
+        """The import statement, of the module's present name."""
+        module = former_names.today(statement.module)
+        if module == statement.module:
+            return statement
+        return self._import(module, statement.location)
+
+    def new_imports(self, source: Source) -> Iterator[Import]:
+        """Imports that the names given out since the last call need besides the file's own."""
+        new, self._new = self._new, []
+        return (Import(statement, source) for statement in new)
+
+    def selector(self, selector: str) -> str:
+        """How gin finds a function or a class: `selector`, unless that is a former name."""
+        full = self._full_name(selector)
+        function = former_names.today(full)
+        self._known.add(function)
+        return selector if function == full else self._short(function, selector)
+
+    def translate(self, binding: Binding) -> Iterator[Binding]:
+        """The binding with its full name, and what else an earlier version's file means by it."""
+        value = self._translate_value(binding.value)
+        if binding.is_macro:
+            self._known.add(binding.selector)
+            yield dataclasses.replace(binding, value=value, full_name=binding.selector)
+            return
+        full = self._full_name(binding.selector)
+        place = former_names.place(full, binding.parameter)
+        for function, parameter, built_by in place.built_by:
+            # As if the shipped file stood here, which binds the same.
+            yield Binding(
+                binding.scope,
+                self._short(function, binding.selector),
+                parameter,
+                Reference(self._short(built_by, binding.selector), evaluate=True),
+                dataclasses.replace(binding.source, shipped=True),
+                full_name=function,
+            )
+        self._known.add(place.function)
+        selector = binding.selector
+        if place.function != full:
+            selector = self._short(place.function, selector)
+        yield dataclasses.replace(
+            binding,
+            selector=selector,
+            parameter=place.parameter,
+            value=value,
+            full_name=place.function,
+        )
+
+    def _translate_value(self, value: Any) -> Any:
+        if isinstance(value, Reference):
+            *scopes, selector = value.scoped_selector.split("/")
+            return Reference("/".join([*scopes, self.selector(selector)]), value.evaluate)
+        if isinstance(value, dict):
+            translate = self._translate_value
+            return {translate(key): translate(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._translate_value(item) for item in value)
+        return value
+
+    def _full_name(self, selector: str) -> str:
+        first, *rest = selector.split(".")
+        if first in self._modules:
+            return ".".join([self._modules[first], *rest])
+        matches = [k for k in self._known if k == selector or k.endswith("." + selector)]
+        if matches:
+            return matches[0] if len(matches) == 1 else selector
+        return former_names.by_suffix(selector)
+
+    def _short(self, function: str, written: str) -> str:
+        """How gin finds a function of that full name, where the file wrote `written`."""
+        if written.split(".")[0] not in self._modules:
+            return function  # A flag, or a file without imports: gin searches what it knows.
+        module, _, name = function.rpartition(".")
+        if module not in self._bound:
+            self._new.append(self._import(module, config_parser.Location("", 0, 0, "")))
+        return f"{self._bound[module]}.{name}"
+
+    def _import(
+        self, module: str, location: config_parser.Location
+    ) -> config_parser.ImportStatement:
+        name = module.rpartition(".")[2]
+        if module not in self._bound:
+            taken = name in self._bound.values() or self._modules.get(name, module) != module
+            self._bound[module] = module.replace(".", "_") if taken else name
+        bound = self._bound[module]
+        return config_parser.ImportStatement(
+            module, True, None if bound == name else bound, location
+        )
+
+
 class _Reader:
     """Parses files; remembers which are open (circles) and which functions have been named."""
 
@@ -304,36 +426,38 @@ class _Reader:
         """Parses gin source, statement by statement."""
         is_flag = name.startswith("--")
         lines = text.splitlines()
-        imports: dict[str, str] = {}
         try:
-            for statement in config_parser.ConfigParser(text + "\n", _Delegate()):
-                line = statement.location.line_num
-                source = Source(name, None if is_flag else line, shipped)
-                if isinstance(statement, config_parser.ImportStatement):
-                    imports[statement.bound_name()] = (
-                        statement.module
-                        if statement.is_from or statement.alias
-                        else statement.module.split(".")[0]
-                    )
-                    yield Import(statement, source)
-                elif isinstance(statement, config_parser.IncludeStatement):
-                    yield self.file(statement.filename, source)
-                elif isinstance(statement, config_parser.BlockDeclaration):
-                    yield Block(statement.selector, source)
-                else:
-                    yield Binding(
-                        statement.scope,
-                        statement.selector,
-                        statement.arg_name,
-                        statement.value,
-                        source,
-                        comment=_comment(lines[line - 1]),
-                        full_name=self._full_name(statement.selector, imports),
-                    )
+            statements = list(config_parser.ConfigParser(text + "\n", _Delegate()))
         except (SyntaxError, tokenize.TokenError) as error:
             raise _syntax_error(error, name, is_flag, lines) from error
+        names = _Names(
+            [s for s in statements if isinstance(s, config_parser.ImportStatement)], self._known
+        )
+        for statement in statements:
+            line = statement.location.line_num
+            source = Source(name, None if is_flag else line, shipped)
+            if isinstance(statement, config_parser.ImportStatement):
+                yield Import(names.imported(statement), source)
+            elif isinstance(statement, config_parser.IncludeStatement):
+                yield self.file(statement.filename, source)
+            elif isinstance(statement, config_parser.BlockDeclaration):
+                selector = names.selector(statement.selector)
+                yield from names.new_imports(source)
+                yield Block(selector, source)
+            else:
+                binding = Binding(
+                    statement.scope,
+                    statement.selector,
+                    statement.arg_name,
+                    statement.value,
+                    source,
+                    comment=_comment(lines[line - 1]),
+                )
+                translated = list(names.translate(binding))
+                yield from names.new_imports(source)
+                yield from translated
 
-    def flag(self, name: str, text: str) -> Binding:
+    def flag(self, name: str, text: str) -> Iterator[Binding]:
         """Parses `--gin.NAME=TEXT`."""
         source = Source(f"--gin.{name}")
         if not _BINDING_KEY.fullmatch(name):
@@ -343,30 +467,16 @@ class _Reader:
             )
         scope, selector, parameter = config_parser.parse_binding_key(name)
         value, plain = parse_flag_value(name, text)
-        return Binding(
-            scope,
-            selector,
-            parameter,
-            value,
-            source,
-            full_name=self._full_name(selector, {}),
-            text=text if plain else None,
-        )
-
-    def _full_name(self, selector: str, imports: Mapping[str, str]) -> str:
-        first, *rest = selector.split(".")
-        if first in imports:
-            full = ".".join([imports[first], *rest])
-        else:
-            matches = [k for k in self._known if k == selector or k.endswith("." + selector)]
-            full = matches[0] if len(matches) == 1 else selector
-        self._known.add(full)
-        return full
+        text_or_none = text if plain else None
+        binding = Binding(scope, selector, parameter, value, source, text=text_or_none)
+        return _Names((), self._known).translate(binding)
 
     def _find(self, name: str, included_at: Source | None) -> Path:
         expanded = Path(name).expanduser()
-        for folder in self._search_paths:
-            path = folder / expanded
+        candidates = [folder / expanded for folder in self._search_paths]
+        if name in former_names.GIN_FILES:
+            candidates.append(self._shipped / former_names.GIN_FILES[name])
+        for path in candidates:
             if path.is_file():
                 if path.resolve().parent == gin_folder() / "t5x":
                     raise UserError(

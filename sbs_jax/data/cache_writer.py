@@ -1,4 +1,4 @@
-"""Writes SeqIO's cache: `python -m sbs_jax.cache`. See `sbs_jax.data.caching` for what it holds.
+"""Writes SeqIO's cache. See `sbs_jax.data.caching` for what it holds.
 
 Two writers give the same records. ``local`` needs nothing that is not installed and goes through
 the records one after the other. ``beam`` is the pipeline of `seqio_cache_tasks`: seqio's transforms
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data import caching, pipeline, registration
+from sbs_jax.data import caching, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.errors import UserError
@@ -33,47 +33,6 @@ SHARDS = 8
 
 # Settings that tell where things lie, or which examples there are (whose hash tells that), or what
 # is done with the tokens: a cache may outlive their change.
-
-
-def write_cache(
-    *,
-    mixture_or_task_name: str,
-    mixture_or_task_module: str | None = None,
-    method: str | None = None,
-    label_source: str | None = None,
-    rationale_source: str | None = None,
-    splits: Sequence[str] = registration.SPLITS,
-    shards: int = SHARDS,
-    writer: str = LOCAL,
-) -> None:
-    """Writes a task, or each task of a mixture, into CACHE_DIR: `python -m sbs_jax.cache`.
-
-    Args:
-      mixture_or_task_name: a task, a data set or a mixture.
-      mixture_or_task_module: a module that registers it, imported first.
-      method: see `registration.choose_task`.
-      label_source: likewise.
-      rationale_source: likewise.
-      splits: which are written; one that has no data is left out, and told.
-      shards: files of a split.
-      writer: ``local`` or ``beam``.
-
-    Raises:
-      UserError: see `cache_task`; or the task is unknown.
-    """
-    registration.import_tasks(mixture_or_task_module)
-    name = registration.choose_task(mixture_or_task_name, method, label_source, rationale_source)
-    names = [name]
-    if registration.is_mixture(name):
-        names = list(registration.mixture_rates(name))
-    for task_name in names:
-        with pipeline.shared_vocabulary(name):
-            folder = cache_task(task_name, splits=splits, shards=shards, writer=writer)
-        for split in splits:
-            stats = Path(seqio.get_cached_stats_path(str(folder), split))
-            if stats.is_file():
-                records = json.loads(stats.read_text())["examples"]
-                print(f"{folder}: {split}, {records} records", flush=True)
 
 
 def cache_task(

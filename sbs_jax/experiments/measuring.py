@@ -25,7 +25,7 @@ def rows(config: config_lib.GinConfig) -> float:
     """
     config.check()
     config.apply()
-    arguments = gin.get_bindings("trainer.train")
+    arguments = gin.get_bindings("programs.train.train")
     task = single.task_name(arguments)
     size = arguments["model_config"].vocab_size
     current = data_settings.current()

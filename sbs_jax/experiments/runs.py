@@ -26,9 +26,8 @@ from sbs_jax.errors import UserError
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
 from sbs_jax.files import atomic_write_text
-from sbs_jax.gin_utils import _MAINS
 
-TRAIN = "sbs_jax.trainer.train"
+TRAIN = "sbs_jax.programs.train.train"
 SPLITS = ("validation", "test")
 RUNNING, PAUSED, DONE, FAILED, STOPPED = "running", "paused", "done", "failed", "stopped"
 _TAIL = 1 << 14  # bytes that are read at the end of a log
@@ -61,7 +60,6 @@ class Base:
             flags,
             self.gin_search_paths,
             target=TRAIN,
-            mains=_MAINS,
         )
 
     def arguments(self, run: Run, model_dir: Path) -> list[str]:

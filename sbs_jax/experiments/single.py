@@ -18,13 +18,13 @@ from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump
 from sbs_jax.data import registration
 from sbs_jax.data import settings as data_settings
-from sbs_jax.evaluation import evaluate as evaluate_lib
 from sbs_jax.experiments import cost
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.grid import Run
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.files import atomic_write_text
-from sbs_jax.trainer import train
+from sbs_jax.programs import eval as evaluation
+from sbs_jax.programs.train import train
 
 WITH_RATIONALES = ("sbs", "rationale")
 """Methods whose students are asked for rationales; `joint` writes them anyway."""
@@ -62,7 +62,7 @@ def apply(base: runs_lib.Base, run: Run, folder: Path) -> dict[str, Any]:
     config = base.config(run, folder)
     config.check()
     config.apply()
-    return dict(gin.get_bindings("trainer.train"))
+    return dict(gin.get_bindings("programs.train.train"))
 
 
 def steps_until(train_steps: int, share: float) -> int:
@@ -93,7 +93,7 @@ def judge(folder: Path, arguments: Mapping[str, Any]) -> dict[str, dict[str, Any
     selected = folder / "best" if arguments.get("best_metric") else folder
     task = task_of(arguments)
     output = folder / "selected"
-    results = evaluate_lib.evaluate(
+    results = evaluation.evaluate(
         checkpoint_path=str(selected),
         output_dir=str(output),
         mixture_or_task_module=arguments.get("mixture_or_task_module"),

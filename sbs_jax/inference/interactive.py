@@ -1,47 +1,19 @@
-"""A student at the terminal: `python -m sbs_jax.infer --interactive`."""
+"""What `python -m sbs_jax.infer --interactive` reads and shows at the terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 
-import jax
 from rich.console import Console
 from rich.text import Text
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.answers import Saliency
-from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.predictor import Predictor
 
 _FOR, _AGAINST = (0, 140, 70), (190, 40, 40)  # background colours at full strength
 _NAMED = 5  # pieces that are named where there are no colours
-
-
-def interact(*, loader: Loader, explain: bool = True, num_best: int = 1) -> None:
-    """Answers each line of standard input until it ends (Ctrl-D).
-
-    Shows the input with the pieces coloured that spoke for the label (green) or against it (red),
-    by gradient × input; where there are no colours, it names them.
-
-    Args:
-      loader: the student.
-      explain: also write rationales.
-      num_best: how many labels are told.
-
-    Raises:
-      UserError: the student cannot be loaded, or there are several processes.
-    """
-    if jax.process_count() > 1:
-        raise UserError("--interactive works in one process.")
-    console = Console(highlight=False)
-    predictor = loader.load()
-    console.print(Text(f"{predictor.name}: type an input, Ctrl-D ends.", style="dim"))
-    for line in _lines(console):
-        try:
-            _answer(console, predictor, line, explain, num_best)
-        except UserError as error:
-            console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
 
 
 def highlight(saliency: Saliency) -> Text:
@@ -63,9 +35,8 @@ def name_strongest(saliency: Saliency) -> str:
     return ", ".join(named[:_NAMED])
 
 
-def _answer(
-    console: Console, predictor: Predictor, line: str, explain: bool, num_best: int
-) -> None:
+def answer(console: Console, predictor: Predictor, line: str, explain: bool, num_best: int) -> None:
+    """Prints the label of one input, its rationale, and which pieces of the input mattered."""
     prediction = predictor.labels([line], num_best=num_best)[0]
     rationale = prediction.rationale
     if explain and rationale is None:
@@ -90,7 +61,7 @@ def _answer(
         show("note", Text("the input was cut to fit", style="yellow"))
 
 
-def _lines(console: Console) -> Iterator[str]:
+def read_lines(console: Console) -> Iterator[str]:
     """Lines typed at a terminal, or piped; blank ones are passed over."""
     at_terminal = sys.stdin.isatty()
     if at_terminal:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sbs_jax.configuration import former_names
 from sbs_jax.errors import UserError
 from sbs_jax.files import DuplicateKeyError, parse_json, read_jsonl
 
@@ -298,7 +299,9 @@ def _read_config(folder: Path) -> dict[str, str]:
             if name is not None:
                 values[name] = f"{values[name]} {line.strip()}".strip()
         elif " =" in line:
-            name, _, value = line.partition(" =")
+            written, _, value = line.partition(" =")
+            name, built_by = _named_as_today(written)
+            values |= built_by
             values[name] = value.strip().rstrip("\\").strip()
     where = {str(folder), str(folder.absolute()), str(folder.resolve())}
     where.add(values.get("MODEL_DIR", "").strip("'\""))
@@ -307,6 +310,24 @@ def _read_config(folder: Path) -> dict[str, str]:
             value = value.replace(place, "MODEL_DIR")
         values[key] = value
     return {key: value for key, value in values.items() if key not in _NOT_CONFIGURATION}
+
+
+def _named_as_today(name: str) -> tuple[str, dict[str, str]]:
+    """The name of an assignment and those that come with it, whatever version wrote the run."""
+    scope, slash, selector = name.rpartition("/")
+    function, _, parameter = selector.rpartition(".")
+    if not function:
+        return name, {}
+    place = former_names.place(former_names.by_suffix(function), parameter)
+
+    def short(full: str) -> str:
+        return ".".join(full.split(".")[-2:])
+
+    built_by = {
+        f"{scope}{slash}{short(holder)}.{group}": f"@{short(dataclass)}()"
+        for holder, group, dataclass in place.built_by
+    }
+    return f"{scope}{slash}{short(place.function)}.{place.parameter}", built_by
 
 
 def _text(value: Any) -> str:

@@ -228,8 +228,10 @@ def test_wrong_types_in_files_are_told_with_the_line(tmp_path):
 
 
 def test_a_target_that_nothing_configures():
-    with pytest.raises(UserError, match=r"Nothing configures sbs_jax\.trainer\.train; give a gin"):
-        config_lib.read(["run.gin"], target="sbs_jax.trainer.train").check()
+    with pytest.raises(
+        UserError, match=r"Nothing configures sbs_jax\.programs\.train\.train; give a gin"
+    ):
+        config_lib.read(["run.gin"], target="sbs_jax.programs.train.train").check()
 
 
 def test_one_configuration_serves_several_programs(tmp_path):
@@ -238,10 +240,15 @@ def test_one_configuration_serves_several_programs(tmp_path):
     )
     mains = [TARGET, "tests.configuration.toy.fail"]
     for target, missing in zip(mains, (["MODEL_DIR", "STEPS"], ["MESSAGE"]), strict=True):
-        config = config_lib.read(["run.gin", "eval.gin"], target=target, mains=mains)
+        config = config_lib.read(
+            ["run.gin", "eval.gin"], target=target, programs="tests.configuration"
+        )
         assert [binding.name for binding in config.missing()] == missing
     config = config_lib.read(
-        ["run.gin", "eval.gin"], flags=[("MESSAGE", "x")], target=mains[1], mains=mains
+        ["run.gin", "eval.gin"],
+        flags=[("MESSAGE", "x")],
+        target=mains[1],
+        programs="tests.configuration",
     )
     config.check()
     config.apply()
@@ -249,7 +256,10 @@ def test_one_configuration_serves_several_programs(tmp_path):
         gin.get_configurable(toy.fail)()
     with pytest.raises(UserError, match=r"--gin\.STEPS is set, but .* is not called"):
         config_lib.read(
-            ["run.gin", "eval.gin"], flags=[("STEPS", "3")], target=mains[1], mains=mains
+            ["run.gin", "eval.gin"],
+            flags=[("STEPS", "3")],
+            target=mains[1],
+            programs="tests.configuration",
         ).check()
 
 

@@ -37,7 +37,9 @@ def test_flops_are_what_xla_counts():
 
 
 def test_a_configuration_tells_its_cost_without_being_applied():
-    config = config_lib.read(["examples/svamp_t5_1_1_tiny.gin"], target="sbs_jax.trainer.train")
+    config = config_lib.read(
+        ["examples/svamp_t5_1_1_tiny.gin"], target="sbs_jax.programs.train.train"
+    )
     found = cost.estimate(config)
     assert found.parameters == cost.num_params(cost.read_student(config))
     assert found.tokens == 500 * 24 * (256 + 192)
@@ -48,7 +50,7 @@ def test_a_configuration_tells_its_cost_without_being_applied():
 def test_rows_that_depend_on_the_examples_are_measured():
     flags = [("MODEL_DIR", "x"), ("TRAIN_PROBLEMS", "300")]
     config = config_lib.read(
-        ["examples/quickstart.gin"], flags=flags, target="sbs_jax.trainer.train"
+        ["examples/quickstart.gin"], flags=flags, target="sbs_jax.programs.train.train"
     )
     assert cost.estimate(config).flops is None
     try:

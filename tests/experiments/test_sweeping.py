@@ -226,7 +226,8 @@ def test_a_schedule_of_lambda_is_trained_alone():
 
 def test_the_sweeps_own_process_takes_no_device():
     program = (
-        "import sys; import sbs_jax.sweep, sbs_jax.frontier, sbs_jax.experiments.worker\n"
+        "import sys; import sbs_jax.experiments.worker\n"
+        "from sbs_jax.programs import frontier, sweep\n"
         "print([name for name in ('jax', 'tensorflow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -47,7 +47,7 @@ def test_config_gin_is_read_without_where_the_run_lies(sweeps):
         "METHOD": "'sbs'",
         "TASK_FEATURE_LENGTHS": "{'inputs': 96, 'targets': 48}",
         "VOCABULARY_PATH": "'MODEL_DIR/vocabulary/spiece.model'",
-        "trainer.train.seed": "%SEED",
+        "train.train.seed": "%SEED",
     }
 
 

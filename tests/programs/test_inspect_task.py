@@ -1,8 +1,8 @@
 import pytest
 
-from sbs_jax.data.report import inspect_task, report
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
+from sbs_jax.programs.inspect_task import inspect_task, report
 
 LENGTHS = {"inputs": 30, "targets": 20}
 

@@ -10,8 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from rich.console import Console
+from rich.text import Text
 
 from sbs_jax.errors import UserError
+from sbs_jax.inference import interactive
 from sbs_jax.inference.inputs import Item, read_items, read_task
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.output import ResumableOutput
@@ -90,6 +93,32 @@ def infer(
         if output is not None:
             progress.note(f"Written to {output.path}")
             output.__exit__(None, None, None)
+
+
+def interact(*, loader: Loader, explain: bool = True, num_best: int = 1) -> None:
+    """Answers each line of standard input until it ends (Ctrl-D).
+
+    Shows the input with the pieces coloured that spoke for the label (green) or against it (red),
+    by gradient × input; where there are no colours, it names them.
+
+    Args:
+      loader: the student.
+      explain: also write rationales.
+      num_best: how many labels are told.
+
+    Raises:
+      UserError: the student cannot be loaded, or there are several processes.
+    """
+    if jax.process_count() > 1:
+        raise UserError("--interactive works in one process.")
+    console = Console(highlight=False)
+    predictor = loader.load()
+    console.print(Text(f"{predictor.name}: type an input, Ctrl-D ends.", style="dim"))
+    for line in interactive.read_lines(console):
+        try:
+            interactive.answer(console, predictor, line, explain, num_best)
+        except UserError as error:
+            console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
 
 
 def _run(

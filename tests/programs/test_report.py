@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sbs_jax import report
+from sbs_jax.programs import report
 from tests.reports import synthetic
 
 
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_written_is_told(sweeps, tmp_path, capsys):
 def test_runs_as_a_program_without_jax_and_tensorflow(sweeps, tmp_path):
     program = (
         "import sys\n"
-        "from sbs_jax.report import main\n"
+        "from sbs_jax.programs.report import main\n"
         "code = main(sys.argv[1:])\n"
         "heavy = {'jax', 'tensorflow', 'seqio', 'torch'} & set(sys.modules)\n"
         "print('loaded:', sorted(heavy))\n"

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sbs_jax import trainer
-from sbs_jax.checkpoints.exporting import export
 from sbs_jax.checkpoints.loading import identify, load_params
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.evaluation import evaluate as evaluation
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.programs import eval as evaluation
+from sbs_jax.programs import train as trainer
+from sbs_jax.programs.export import export
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from tests.checkpoints.test_t5x import write_legacy

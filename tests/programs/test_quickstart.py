@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sbs_jax.quickstart import METHODS, Run, summarize
+from sbs_jax.programs.quickstart import METHODS, Run, summarize
 from tests import processes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLAGS = processes.macros(
     TRAIN_STEPS=4, WARMUP_STEPS=1, EVAL_PERIOD=2, TRAIN_PROBLEMS=60, MIN_STEPS=1, MAX_STEPS=1
 )
@@ -126,7 +126,7 @@ def test_what_standard_errors_are_made_of(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--seeds=1"], ["--seed=3"], ["x"]])
 def test_wrong_arguments_are_one_sentence(arguments, capsys):
-    from sbs_jax import quickstart as module
+    from sbs_jax.programs import quickstart as module
 
     assert module.main(arguments) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -7,8 +7,8 @@ import pytest
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.evaluation.evaluate import evaluate
-from sbs_jax.trainer import train
+from sbs_jax.programs.eval import evaluate
+from sbs_jax.programs.train import train
 from sbs_jax.training import optimizers
 from tests.evaluation import toy
 

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from sbs_jax.errors import UserError
-from sbs_jax.inference import batch
 from sbs_jax.inference.loader import Loader
+from sbs_jax.programs import infer as infer_lib
 from tests import processes
 from tests.inference import toy
 
@@ -44,12 +44,14 @@ def read(path):
 
 def infer(model_dir, output, questions, candidates=LABELS, batch_size=8, **options):
     loader = Loader(str(model_dir), batch_size=batch_size, candidates=candidates)
-    return batch.infer(loader=loader, output_file=str(output), input_file=str(questions), **options)
+    return infer_lib.infer(
+        loader=loader, output_file=str(output), input_file=str(questions), **options
+    )
 
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    monkeypatch.setattr(batch, "WINDOW", 2)
+    monkeypatch.setattr(infer_lib, "WINDOW", 2)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def finished(model_dir, questions, tmp_path_factory):
     """What an undisturbed call wrote in windows of 16."""
     path = tmp_path_factory.mktemp("finished") / "out.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "WINDOW", 2)
+        patch.setattr(infer_lib, "WINDOW", 2)
         assert infer(model_dir, path, questions, explain=True, num_best=2) == COUNT
     return path
 
@@ -142,7 +144,7 @@ def test_a_malformed_line_is_told_and_what_came_before_it_is_kept(model_dir, tmp
 def test_mistakes(model_dir, questions, tmp_path):
     out = tmp_path / "out.jsonl"
     with pytest.raises(UserError, match="Give INPUT_FILE, or MIXTURE_OR_TASK_NAME"):
-        batch.infer(loader=Loader(str(model_dir)), output_file=str(out))
+        infer_lib.infer(loader=Loader(str(model_dir)), output_file=str(out))
     with pytest.raises(UserError, match="NUM_BEST = 0"):
         infer(model_dir, out, questions, num_best=0)
     (tmp_path / "empty.txt").write_text("\n")
@@ -173,11 +175,11 @@ def test_a_split_of_a_task(model_dir, tmp_path):
     write_release(tmp_path / "data", train=20, test=5)
     loader = Loader(str(model_dir), batch_size=8)
     with settings.override(DataSettings(data_dir=str(tmp_path / "data"))):
-        batch.infer(
+        infer_lib.infer(
             loader=loader, output_file=str(tmp_path / "out.jsonl"), mixture_or_task_name="svamp"
         )
         with pytest.raises(UserError, match="did you mean"):
-            batch.infer(
+            infer_lib.infer(
                 loader=loader, output_file=str(tmp_path / "x"), mixture_or_task_name="svamq"
             )
     rows = read(tmp_path / "out.jsonl")

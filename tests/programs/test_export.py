@@ -17,7 +17,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from sbs_jax import gin_utils
 from sbs_jax.checkpoints import record
-from sbs_jax.checkpoints.exporting import export
 from sbs_jax.checkpoints.huggingface import config_to_huggingface, load_huggingface
 from sbs_jax.checkpoints.loading import identify, load_params
 from sbs_jax.checkpoints.manager import CheckpointManager
@@ -26,6 +25,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.export import main
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.programs.export import export
 from sbs_jax.student import Student
 from sbs_jax.training.state import TrainState
 from tests.checkpoints.test_tokenizer_files import texts, train

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 
-from sbs_jax import dry_run as dry_run_lib
 from sbs_jax import files
 from sbs_jax.checkpoints import folders, loading, record
 from sbs_jax.checkpoints.manager import CheckpointManager
@@ -25,6 +24,7 @@ from sbs_jax.losses import Normalization
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import check_batch_size, make_mesh
+from sbs_jax.programs import dry_run as dry_run_lib
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 from sbs_jax.training import placement

@@ -1,0 +1,126 @@
+"""Names that gin files of earlier versions use, and what they are called today.
+
+A user's gin file, a saved `config.gin` or a flag may name a module, a function or a parameter by a
+former name. `reader` translates it while it parses, before gin sees it, so that such a file means
+what it meant when it was written. To keep an old name working, add one line:
+
+* a module, function, class or parameter that moved or was renamed: a line in `MOVED`, from the old
+  dotted name to the new one. The longest old name that matches a whole prefix counts, and the
+  result is translated again, so the lines of earlier moves stay as they are.
+* a parameter of a function that became a field of a dataclass which the function is given: a line
+  in `MOVED` from `module.function.parameter` to `module.function.group.field`, where `group` is the
+  function's parameter that takes the dataclass; and, once for each group, a line in `BUILT_BY` from
+  `module.function.group` to the dataclass. An old file then binds the field, and also binds
+  `function.group = @Dataclass()`, as the shipped gin file does.
+
+For example, if `train(fsdp=…)` becomes `train(mesh=Mesh(fsdp=…))`:
+
+    MOVED:    "sbs_jax.programs.train.train.fsdp": "sbs_jax.programs.train.train.mesh.fsdp"
+    BUILT_BY: "sbs_jax.programs.train.train.mesh": "sbs_jax.partitioning.mesh.Mesh"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+MOVED = {
+    # The programs, since each command has one file of its name.
+    "sbs_jax.trainer": "sbs_jax.programs.train",
+    "sbs_jax.teaching": "sbs_jax.programs.teach",
+    "sbs_jax.evaluation.evaluate": "sbs_jax.programs.eval",
+    "sbs_jax.data.report": "sbs_jax.programs.inspect_task",
+    "sbs_jax.data.cache_writer.write_cache": "sbs_jax.programs.cache.write_cache",
+    "sbs_jax.checkpoints.exporting": "sbs_jax.programs.export",
+    "sbs_jax.inference.batch": "sbs_jax.programs.infer",
+    "sbs_jax.inference.interactive.interact": "sbs_jax.programs.infer.interact",
+    "sbs_jax.inference.serving.run": "sbs_jax.programs.serve",
+}
+BUILT_BY: dict[str, str] = {}
+GIN_FILES = {"runs/inspect.gin": "runs/inspect_task.gin"}
+"""Shipped gin files, by former name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a binding goes today.
+
+    Attributes:
+      function: dotted name of the function or class.
+      parameter: its parameter.
+      built_by: the functions' parameters that must be bound to a call of a dataclass so that the
+        binding takes effect, as `(function, parameter, dataclass)`.
+    """
+
+    function: str
+    parameter: str
+    built_by: tuple[tuple[str, str, str], ...] = ()
+
+
+def today(name: str) -> str:
+    """The present name of a module, function or parameter; `name` itself if it did not move.
+
+    >>> today("sbs_jax.trainer.train")
+    'sbs_jax.programs.train.train'
+    """
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        if prefix in MOVED:
+            return today(".".join([MOVED[prefix], *parts[length:]]))
+    return name
+
+
+def place(function: str, parameter: str) -> Place:
+    """Where a binding of a parameter goes today; unchanged unless a former name is in it."""
+    old = f"{function}.{parameter}"
+    new = today(old)
+    if new == old:
+        return Place(function, parameter)
+    built_by: list[tuple[str, str, str]] = []
+    parts = new.split(".")
+    length = 1
+    while length < len(parts):
+        group = ".".join(parts[:length])
+        if group in BUILT_BY:
+            built_by.append((*_split(group), BUILT_BY[group]))
+            parts = [*BUILT_BY[group].split("."), *parts[length:]]
+            length = 0
+        length += 1
+    return Place(".".join(parts[:-1]), parts[-1], tuple(built_by))
+
+
+def by_suffix(selector: str) -> str:
+    """The full former name of a function that is given by its last words; else `selector`.
+
+    Flags abbreviate: `--gin.trainer.train.seed=1`.
+
+    >>> by_suffix("trainer.train")
+    'sbs_jax.trainer.train'
+    """
+    parts = selector.split(".")
+    if len(parts) == 1:  # The name of a function alone: gin finds it where it is today.
+        return selector
+    for length in range(len(parts), 0, -1):
+        head, rest = ".".join(parts[:length]), parts[length:]
+        found = {
+            ".".join([prefix, *rest]) for prefix in _prefixes() if f".{prefix}".endswith(f".{head}")
+        }
+        found = {name for name in found if _is_concerned(name)}
+        if len(found) == 1:
+            return found.pop()
+    return selector
+
+
+def _prefixes() -> set[str]:
+    names = [old.split(".") for old in MOVED]
+    return {".".join(name[:length]) for name in names for length in range(1, len(name) + 1)}
+
+
+def _is_concerned(function: str) -> bool:
+    """Whether a function, or one of its parameters, has moved."""
+    return today(function) != function or any(old.startswith(f"{function}.") for old in MOVED)
+
+
+def _split(name: str) -> tuple[str, str]:
+    function, _, parameter = name.rpartition(".")
+    return function, parameter

@@ -1,0 +1,22 @@
+"""Shows a task as a student sees it: counts, lengths, labels, the teacher's accuracy, examples.
+
+For instance:
+    python -m sbs_jax.inspect_task --gin_file=runs/inspect_task.gin --gin_file=tasks/svamp.gin \
+      --gin.DATA_DIR=PATH --gin.METHOD=joint
+"""
+
+import sys
+from collections.abc import Sequence
+
+from sbs_jax import gin_utils
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
+    return gin_utils.run_main(
+        "sbs_jax.programs.inspect_task:inspect_task", argv, description=__doc__
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -290,7 +290,7 @@ class _Names:
             )
             for statement in imports
         }
-        # What gin is given: module to bound name.
+        # What gin is given: module to the words by which its functions are found.
         self._bound = {
             statement.module: statement.bound_name()
             for statement in imports
@@ -382,13 +382,10 @@ class _Names:
         self, module: str, location: config_parser.Location
     ) -> config_parser.ImportStatement:
         name = module.rpartition(".")[2]
-        if module not in self._bound:
-            taken = name in self._bound.values() or self._modules.get(name, module) != module
-            self._bound[module] = module.replace(".", "_") if taken else name
-        bound = self._bound[module]
-        return config_parser.ImportStatement(
-            module, True, None if bound == name else bound, location
-        )
+        taken = name in self._bound.values() or self._modules.get(name, module) != module
+        self._bound.setdefault(module, module if taken else name)
+        # Not `as` another name: gin would know the functions by that name, on the command line too.
+        return config_parser.ImportStatement(module, self._bound[module] == name, None, location)
 
 
 class _Reader:

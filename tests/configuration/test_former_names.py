@@ -35,7 +35,8 @@ from sbs_jax.training import schedules as train
 
 trainer.train:
   batch_size = 8
-  optimizer = [@train.linear_ramp(), {'path': @teaching.smollm2_path()}]
+  rationale_weight = @train.linear_ramp()
+  feature_lengths = {'path': [@teaching.smollm2_path()]}
 sbs_jax.data.report.inspect_task.examples = 3
 """
 
@@ -43,17 +44,15 @@ sbs_jax.data.report.inspect_task.examples = 3
 def test_modules_and_references_are_translated():
     assert bindings(OLD) == {
         f"{TRAIN}.batch_size": 8,
-        f"{TRAIN}.optimizer": [
-            reader.Reference("train.linear_ramp", True),
-            {"path": reader.Reference("teach.smollm2_path", True)},
-        ],
+        f"{TRAIN}.rationale_weight": reader.Reference("train.linear_ramp", True),
+        f"{TRAIN}.feature_lengths": {"path": [reader.Reference("teach.smollm2_path", True)]},
         "sbs_jax.programs.inspect_task.inspect_task.examples": 3,
     }
 
 
 def test_gin_finds_what_is_translated(tmp_path):
     # The name `train` is taken in this file: the program's module needs another one.
-    (tmp_path / "old.gin").write_text(OLD)
+    (tmp_path / "old.gin").write_text(OLD.replace("[@teaching.smollm2_path()]", "96"))
     config_lib.read(["old.gin"], flags=[("trainer.train.seed", "7")]).apply()
     assert gin.get_bindings(TRAIN, resolve_references=False)["batch_size"] == 8
     assert gin.get_bindings(TRAIN, resolve_references=False)["seed"] == 7

@@ -13,8 +13,8 @@ teacher may lie beside them, in ``llm/train_CoT_0.json``; ``parser`` names the f
 `sbs_jax.parsers` that takes them apart.
 
 Look at the task first: `python -m sbs_jax.inspect_task --gin_file=runs/inspect_task.gin` with the
-same MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME, DATA_DIR and TASK_FEATURE_LENGTHS. Where only people
-explain, and no teacher, add --gin.RATIONALE_SOURCE=human. Evaluate with `python -m sbs_jax.eval
+same MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME, DATA_DIR and TASK_FEATURE_LENGTHS. Where only
+people explain, and no teacher, add --gin.RATIONALE_SOURCE=human. Evaluate with `python -m sbs_jax.eval
 --gin_file=runs/eval.gin` with MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME, TASK_FEATURE_LENGTHS,
 DATA_DIR, CHECKPOINT_PATH=MODEL_DIR and EVAL_OUTPUT_DIR.
 

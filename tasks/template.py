@@ -14,9 +14,9 @@ teacher may lie beside them, in ``llm/train_CoT_0.json``; ``parser`` names the f
 
 Look at the task first: `python -m sbs_jax.inspect_task --gin_file=runs/inspect_task.gin` with the
 same MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME, DATA_DIR and TASK_FEATURE_LENGTHS. Where only
-people explain, and no teacher, add --gin.RATIONALE_SOURCE=human. Evaluate with `python -m sbs_jax.eval
---gin_file=runs/eval.gin` with MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME, TASK_FEATURE_LENGTHS,
-DATA_DIR, CHECKPOINT_PATH=MODEL_DIR and EVAL_OUTPUT_DIR.
+people explain, and no teacher, add --gin.RATIONALE_SOURCE=human. Evaluate with `python -m
+sbs_jax.eval --gin_file=runs/eval.gin` with MIXTURE_OR_TASK_MODULE, MIXTURE_OR_TASK_NAME,
+TASK_FEATURE_LENGTHS, DATA_DIR, CHECKPOINT_PATH=MODEL_DIR and EVAL_OUTPUT_DIR.
 
 The call registers a task for every method and source: `my_reviews_sbs`,
 `my_reviews_joint_teacher`, …. METHOD, LABEL_SOURCE and RATIONALE_SOURCE choose among them when the

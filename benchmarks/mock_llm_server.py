@@ -38,6 +38,9 @@ OPTIONS = {
     "status": 0,  # every request gets this status
     "bad_marker": "",  # prompts with this text are refused with 400
     "fail_first": 0,  # so many requests get 503 first
+    "fail_after": 0,  # all requests after so many get 401
+    "message": "",  # what the error says, after the key
+    "echo": 0,  # completions end in the headers and the body that came
 }
 
 GARBAGE = (
@@ -66,8 +69,7 @@ class State:
             self.options[k]
             for k in self.options
             if k.startswith("rate_")
-            or k in ("log", "context", "status", "bad_marker")
-            or k == "fail_first"
+            or k in ("log", "context", "status", "bad_marker", "fail_first", "fail_after", "echo")
         )
         path = self.options["log"]
         self.log = open(path, "ab", buffering=0) if path else None  # noqa: SIM115
@@ -182,6 +184,8 @@ class Connection(asyncio.Protocol):
             draw -= rate
         if options["fail_first"] >= state.counts["requests"]:
             fate = "503"
+        elif options["fail_after"] and state.counts["requests"] > options["fail_after"]:
+            fate, options["status"] = "status", 401
         elif options["status"]:
             fate = "status"
         elif options["bad_marker"] and options["bad_marker"] in prompt:
@@ -195,6 +199,8 @@ class Connection(asyncio.Protocol):
         else:
             numbers = re.findall(r"\d+", prompt)[-2:]
             text = f" {' + '.join(numbers)}. The answer is ({' + '.join(numbers)})."
+        if options["echo"]:
+            text += f" {head.decode()} {body.decode()}"
         whole = completion(state, body, text, chat, request.get("n", 1))
         state.counts[fate] += 1
         if fate == "answered":
@@ -213,7 +219,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(response(200, GARBAGE[int(digest, 16) % len(GARBAGE)]))
         elif fate == "status":
             key = re.search(rb"authorization: bearer ([^\r]*)", head, re.IGNORECASE)
-            said = f"refused {key[1].decode() if key else ''}"
+            said = f"refused {key[1].decode() if key else ''}{options['message']}"
             body = json.dumps({"error": {"message": said}}).encode()
             self.transport.write(response(options["status"], body))
         elif fate == "context":

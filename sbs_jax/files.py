@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -11,6 +12,39 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from sbs_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what a disk refuses (no room, no permission, no folder) into a sentence.
+
+    Args:
+      path: the file or folder that is written, named where the error names none itself.
+
+    Raises:
+      UserError: the system refused something in the block.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise  # Not the disk's.
+    except OSError as error:
+        raise UserError(cannot_write(path, error)) from error
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
+    """Returns the sentence that says that `path` cannot be written, why, and what to do."""
+    advice = {
+        errno.ENOSPC: "make room on that disk",
+        errno.EDQUOT: "make room within the quota",
+        errno.ENOTDIR: "a part of this path is a file; choose another folder",
+        errno.EEXIST: "a file is in the way; choose another folder",
+        errno.EACCES: "choose a folder that this user may write to",
+        errno.EPERM: "choose a folder that this user may write to",
+        errno.EROFS: "choose a folder that may be written to",
+    }.get(error.errno or 0, "see to that disk, or choose another folder")
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{path}: cannot be written ({reason}); {advice}, then start the same command again."
 
 
 @contextlib.contextmanager
@@ -25,8 +59,16 @@ def atomic_open(
       path: its folder is made if need be.
       mode: text (UTF-8) or bytes.
       **options: further ones of `open`, such as `errors`.
+
+    Raises:
+      UserError: the system does not let it be written (the disk is full, say).
     """
-    target = Path(path)
+    with writing(path), _beside(Path(path), mode, options) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _beside(target: Path, mode: str, options: dict[str, Any]) -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if "b" not in mode:
         options = {"encoding": "utf-8"} | options

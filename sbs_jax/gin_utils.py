@@ -33,6 +33,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.partitioning import peers
+from sbs_jax.redaction import holds_secret
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -360,8 +361,8 @@ def _call(function: Callable[..., Any], flags: Flags, program: str, argv: Sequen
 def _header(program: str, argv: Sequence[str]) -> str:
     shown = []
     for argument in argv:
-        name, equals, _ = argument.partition("=")
-        secret = bool(equals) and reader.is_secret(name)
+        name, equals, text = argument.partition("=")
+        secret = bool(equals) and holds_secret(name, text)
         shown.append(f"{name}=<redacted>" if secret else argument)
     command = " ".join([program, *map(shlex.quote, shown)]).replace("\n", " ")
     return f"# sbs_jax {sbs_jax.__version__}: {command}\n\n"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import gin.config
 
-from sbs_jax.configuration.reader import Binding, is_secret
-
-_REDACTED = "<redacted>"
+from sbs_jax.configuration.reader import Binding
+from sbs_jax.redaction import is_secret, redact
 
 
 def config_text() -> str:
@@ -30,8 +26,9 @@ def config_text() -> str:
     for (scope, selector), bindings in config.items():
         is_macro = selector == "gin.macro"
         redacted[scope, selector] = {
-            name: _redact(
-                value, is_secret(scope if is_macro else name) or (is_macro and scope in secret)
+            name: redact(
+                value,
+                secret=is_secret(scope if is_macro else name) or (is_macro and scope in secret),
             )
             for name, value in bindings.items()
         }
@@ -40,17 +37,4 @@ def config_text() -> str:
 
 def format_value(binding: Binding) -> str:
     """The right-hand side of a binding, for people; secrets blotted out."""
-    return repr(_redact(binding.value, is_secret(binding.name)))
-
-
-def _redact(value: Any, secret: bool) -> Any:
-    if isinstance(value, str):
-        return _REDACTED if secret else value
-    if isinstance(value, Mapping):
-        return {
-            key: _redact(item, secret or (isinstance(key, str) and is_secret(key)))
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return type(value)(_redact(item, secret) for item in value)
-    return value
+    return repr(redact(binding.value, secret=is_secret(binding.name)))

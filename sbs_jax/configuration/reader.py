@@ -21,10 +21,10 @@ from gin import config_parser
 import sbs_jax
 from sbs_jax.configuration import former_names
 from sbs_jax.errors import UserError
+from sbs_jax.redaction import holds_secret
 
 REQUIRED = "gin.REQUIRED"
 _BINDING_KEY = re.compile(r"([A-Za-z_]\w*/)*[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_SECRET = re.compile(r"(key|token|secrets?|password|passwd|credentials?)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,25 +233,16 @@ def parse_flag_value(name: str, text: str) -> tuple[Any, bool]:
         value = _parse_value(text)
     except (SyntaxError, tokenize.TokenError, ValueError) as error:
         if text.lstrip()[0] in "[{('\"@%":
-            shown = "" if is_secret(name) else f" {text!r}"
+            hidden = holds_secret(name, text)
+            shown = "" if hidden else f" {text!r}"
             raise UserError(
-                f"--gin.{name}={'' if is_secret(name) else text}: the value{shown} is not valid "
+                f"--gin.{name}={'' if hidden else text}: the value{shown} is not valid "
                 f"gin; check its brackets and quotes (a string that starts with {text.lstrip()[0]} "
                 "must be quoted)."
             ) from error
         # The shell leaves a ~ after `=` alone.
         return os.path.expanduser(text), True
     return value, text.lstrip()[0] not in "[{('\"@%"
-
-
-def is_secret(name: str) -> bool:
-    """Whether strings under this name are better not shown.
-
-    >>> is_secret("API_KEY"), is_secret("hub.authToken"), is_secret("MAX_TOKENS")
-    (True, True, False)
-    """
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return any(_SECRET.search(word) for word in words)
 
 
 def nearest(name: str, names: Sequence[str], count: int = 2) -> list[str]:
@@ -530,6 +521,6 @@ def _syntax_error(error: Exception, name: str, is_flag: bool, lines: Sequence[st
         reason = reason[:1].lower() + reason[1:]
     line = min(line, len(lines)) or 1
     content = lines[line - 1].strip() if lines else ""
-    shown = "" if is_secret(content.split("=")[0]) else f" in `{content}`"
+    shown = "" if holds_secret(content.split("=")[0], content) else f" in `{content}`"
     where = name if is_flag else f"{name}, line {line}"
     return UserError(f"{where}: this is not gin: {reason}{shown}.")

@@ -1,6 +1,6 @@
-"""From the journal to `rationales.jsonl`, which the tasks read, and the predictions of the teacher.
+"""Derives `rationales.jsonl`, which the tasks read, and the teacher's predictions from the journal.
 
-Nothing here asks the teacher; every call gives the same file from the same journal and settings.
+Nothing here asks the teacher: every call gives the same file from the same journal and settings.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any
 
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open
+from sbs_jax.teacher import output
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round, majority
 from sbs_jax.teacher.text import clean
 from sbs_jax.teacher.types import Example
 
-FILE_NAME = "rationales.jsonl"
-PREDICTIONS_NAME = "predictions.jsonl"
 _EXAMPLES_PER_FAILURE = 3
 
 
@@ -34,12 +33,14 @@ class Summary:
         rejected (parsed, but no candidate passed), rationalized; candidates, candidates_parsed, …
       scored: Examples with a gold label.
       right: Those of them whose voted label agrees with it (unparsed ones are wrong).
+      answered: Rows that hold what the teacher said, see `output.is_answered`.
       failures: For each kind of failure a few ids with the text that was said.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     scored: int = 0
     right: int = 0
+    answered: int = 0
     failures: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     @property
@@ -87,8 +88,9 @@ def derive(
     choosing: Choosing,
     *,
     predictions: bool = False,
+    reached: int | None = None,
 ) -> Summary:
-    """Writes `rationales.jsonl` (and `predictions.jsonl`) from the journal, atomically.
+    """Writes `rationales.incomplete.jsonl` from the journal, atomically; see `output.place`.
 
     A row of `rationales.jsonl` holds `id`, `input`, `label` (gold, '' if unknown), `llm_label` and
     `llm_rationale` ('' where nothing passed), `llm_rationales` when several are kept, and `flags`.
@@ -98,19 +100,25 @@ def derive(
       journal: What the teacher said.
       examples: All examples, in order; streamed.
       choosing: Filters and choice.
-      predictions: Also writes the teacher's own answers in the format of `sbs_jax.eval`.
+      predictions: Also writes the teacher's own answers in the format of `sbs_jax.eval`, as
+        `predictions.incomplete.jsonl`.
+      reached: How many examples the run came to before it was stopped; None for all. Later ones
+        get a row only if the journal has all of their completions: it may, from earlier runs.
+
+    Raises:
+      UserError: the files cannot be written.
     """
     summary = Summary()
+    names = [output.RATIONALES, *([output.PREDICTIONS] if predictions else [])]
+    paths = [output.beside(journal.folder / name, output.INCOMPLETE) for name in names]
     with (
-        atomic_open(journal.folder / FILE_NAME, errors="replace") as rationales,
-        (
-            atomic_open(journal.folder / PREDICTIONS_NAME, errors="replace")
-            if predictions
-            else nullcontext()
-        ) as predicted,
+        atomic_open(paths[0], errors="replace") as rationales,
+        atomic_open(paths[1], errors="replace") if predictions else nullcontext() as predicted,
     ):
-        for example in examples:
+        for place, example in enumerate(examples):
             candidates = replay(plan, journal, example)
+            if reached is not None and place >= reached and any(c.missing for c in candidates):
+                continue
             voted = _voted(candidates, by_value=plan.by_value)
             chosen = choosing.choice(candidates, by_value=plan.by_value)
             flags = _flags(candidates, voted, chosen)
@@ -195,6 +203,7 @@ def _count(
     counts = summary.counts
     counts["examples"] += 1
     counts["candidates"] += len(candidates)
+    summary.answered += output.is_answered(flags)
     counts["with_rationale"] += not ("rejected" in flags or not flags["parsed"])
     for name in ("missing", "rejected", "rationalized", "truncated"):
         counts[name] += name in flags

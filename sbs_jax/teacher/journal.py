@@ -6,10 +6,12 @@ derived from it, as often as one likes, without asking the teacher.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
+from sbs_jax.files import cannot_write, writing
 from sbs_jax.teacher.types import Completion, Request
 
 FILE_NAME = "generations.jsonl"
@@ -28,8 +31,14 @@ class FolderLock:
     """Holds `OUTPUT_DIR` for one run; the kernel lets go of it when the process dies."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        """Locks `folder`, which is made if need be.
+
+        Raises:
+          UserError: another run holds it, or it cannot be written.
+        """
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -39,8 +48,9 @@ class FolderLock:
                 f"{folder} is in use by another run{f' (process {holder})' if holder else ''}; "
                 "wait for it or choose another OUTPUT_DIR."
             ) from error
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode("ascii"))
+        with contextlib.suppress(OSError):  # The lock holds; its owner's number is a courtesy.
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"{os.getpid()}\n".encode("ascii"))
 
     def release(self) -> None:
         """Lets another run have the folder."""
@@ -86,11 +96,21 @@ class LineIndex:
         self._database.execute("BEGIN")
 
     def put(self, key: str, start: int, length: int, file: int = 0) -> None:
-        """Remembers where the line of `key` (hex digits) is; the last one counts."""
-        self._database.execute(
-            "INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?)",
-            (bytes.fromhex(key), start, length, file),
-        )
+        """Remembers where the line of `key` (hex digits) is; the last one counts.
+
+        Raises:
+          UserError: the index does not fit into memory, nor the rest of it onto the disk.
+        """
+        try:
+            self._database.execute(
+                "INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?)",
+                (bytes.fromhex(key), start, length, file),
+            )
+        except sqlite3.Error as error:
+            raise UserError(
+                f"The index of what was answered cannot be kept in {tempfile.gettempdir()} "
+                f"({error}); make room there, or set SQLITE_TMPDIR to another folder."
+            ) from error
 
     def get(self, key: str) -> tuple[int, int, int] | None:
         """Returns (start, length, file), or None."""
@@ -124,11 +144,22 @@ class Journal(Closing):
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             self._lock.release()
-            raise UserError(f"{self.path}: cannot be opened ({error.strerror}).") from error
+            raise UserError(cannot_write(self.path, error)) from error
         self._index = LineIndex()
         self._end = 0
-        self._drop_torn_line()
-        self._scan()
+        try:
+            with writing(self.path):
+                self._drop_torn_line()
+            self._scan()
+        except BaseException:
+            os.close(self._fd)
+            self._lock.release()
+            raise
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written."""
+        return self._end == 0
 
     def __contains__(self, key: str) -> bool:
         return self._index.get(key) is not None
@@ -180,8 +211,9 @@ class Journal(Closing):
             while written < len(line):
                 written += os.write(self._fd, line[written:])
         except OSError as error:
-            os.ftruncate(self._fd, self._end)
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}).") from error
+            with contextlib.suppress(OSError):  # If not now, the next start drops the torn line.
+                os.ftruncate(self._fd, self._end)
+            raise UserError(cannot_write(self.path, error)) from error
         if final:
             self._index.put(request.key, self._end, len(line))
         self._end += len(line)
@@ -192,15 +224,26 @@ class Journal(Closing):
         yield from read_rows(self.path)
 
     def sync(self) -> None:
-        """Forces what was written to the disk (kill -9 does not need it, a power cut does)."""
-        os.fsync(self._fd)
+        """Forces what was written to the disk (kill -9 does not need it, a power cut does).
+
+        Raises:
+          UserError: the disk is full, or does not take it for another reason.
+        """
+        with writing(self.path):
+            os.fsync(self._fd)
 
     def close(self) -> None:
-        """Syncs, closes and lets go of the folder."""
-        os.fsync(self._fd)
-        os.close(self._fd)
-        self._index.close()
-        self._lock.release()
+        """Syncs, closes and lets go of the folder.
+
+        Raises:
+          UserError: the disk is full, or does not take it for another reason.
+        """
+        try:
+            self.sync()
+        finally:
+            os.close(self._fd)
+            self._index.close()
+            self._lock.release()
 
     def _drop_torn_line(self) -> None:
         size = os.fstat(self._fd).st_size

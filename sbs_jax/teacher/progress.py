@@ -38,7 +38,7 @@ class Watch:
     def __init__(
         self, total: int | None, flow: Flow, *, by_value: bool, console: Console | None = None
     ) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, markup=False)
         self.total = total
         self.flow = flow
         self.by_value = by_value

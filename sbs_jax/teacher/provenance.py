@@ -7,12 +7,15 @@ import datetime
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import sbs_jax
 from sbs_jax.files import atomic_write_text
+from sbs_jax.redaction import redact
+from sbs_jax.teacher import output
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.derive import Summary
 from sbs_jax.teacher.flow import Flow
@@ -22,13 +25,12 @@ from sbs_jax.teacher.runner import Report
 from sbs_jax.teacher.text import clean
 from sbs_jax.teacher.types import Backend
 
-FILE_NAME = "run.json"
 _PACKAGES = ("aiohttp", "jax", "jinja2", "numpy", "tokenizers", "uvloop")
 _HISTORY = 100
 
 
 def write(
-    folder: Path,
+    path: Path,
     *,
     plan: Plan,
     backend: Backend,
@@ -38,8 +40,25 @@ def write(
     report: Report,
     summary: Summary,
     status: str,
+    history: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Writes `run.json` and returns what it holds; earlier runs stay in its `history`."""
+    """Writes `run.json` and returns what it holds; earlier runs stay in its `history`.
+
+    Args:
+      path: Where it goes; see `output.place`.
+      plan: The prompts and parameters in force.
+      backend: Who answered.
+      choosing: Filters and choice.
+      flow: Limits, and the prices that the cost is worked out with.
+      journal: What the teacher said, in all runs.
+      report: What happened in this run.
+      summary: Counts over the derived rows.
+      status: 'complete', or what is missing and why.
+      history: The `this_run` of earlier runs, oldest first.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     totals = dataclasses.asdict(journal.totals)
     totals["cost"] = flow.cost(totals["prompt_tokens"], totals["completion_tokens"])
     this_run = dataclasses.asdict(report)
@@ -56,7 +75,7 @@ def write(
             "parser": plan.prompts.parser,
             "metric": plan.prompts.metric,
         },
-        "sampling": dataclasses.asdict(plan.sampling),
+        "sampling": redact(dataclasses.asdict(plan.sampling)),
         "asking": dataclasses.asdict(plan.asking),
         "choosing": dataclasses.asdict(choosing),
         "flow": dataclasses.asdict(flow),
@@ -65,18 +84,22 @@ def write(
         "this_run": this_run,
         "result": summary.as_dict(),
     }
-    run["history"] = [*_history(folder / FILE_NAME), this_run][-_HISTORY:]
+    run["history"] = [*history, this_run][-_HISTORY:]
     text = json.dumps(run, indent=2, default=str)
-    atomic_write_text(folder / FILE_NAME, clean(text) + "\n")
+    atomic_write_text(path, clean(text) + "\n")
     return run
 
 
-def _history(path: Path) -> list[Any]:
-    try:
-        history = json.loads(path.read_text(encoding="utf-8")).get("history", [])
-    except (OSError, ValueError, AttributeError):
-        return []
-    return history if isinstance(history, list) else []
+def history(folder: Path) -> list[Any]:
+    """Returns the earlier runs of a folder, oldest first: those of its newest `run.json`."""
+    for path in (output.beside(folder / output.RUN, output.INCOMPLETE), folder / output.RUN):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["history"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(found, list):
+            return found
+    return []
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sbs_jax.errors import UserError
+from sbs_jax.redaction import Blotter
 from sbs_jax.teacher.flow import Flow, sleep_or
 from sbs_jax.teacher.gate import Gate, Stopped
 from sbs_jax.teacher.journal import Journal
@@ -103,12 +104,24 @@ class Runner:
         journal: Journal,
         flow: Flow,
         observer: Observer,
+        blotter: Blotter | None = None,
     ) -> None:
+        """Sends nothing yet.
+
+        Args:
+          plan: What is asked for an example.
+          backend: Who answers.
+          journal: Where completions are written.
+          flow: Limits.
+          observer: Is told of every completion and example.
+          blotter: Takes secrets out of what the backend says before it is written or shown.
+        """
         self.plan = plan
         self.backend = backend
         self.journal = journal
         self.flow = flow
         self.observer = observer
+        self._blotter = blotter or Blotter()
         self.report = Report()
         self._rng = random.Random()
         self._successes = 0
@@ -150,7 +163,7 @@ class Runner:
             await self.backend.close()
             self.report.seconds = time.monotonic() - started
         if self._fatal is None and self._unclear:
-            self._fatal = UserError(self._unclear[0][1].error or "The server refused.")
+            self._fail(UserError(self._unclear[0][1].error or "The server refused."))
         if self._fatal is not None:
             raise self._fatal
         return self.report
@@ -189,12 +202,14 @@ class Runner:
             if isinstance(error, UserError):
                 self._fail(error)
             else:  # a fault of ours: end the run rather than lose it in a task
-                self._fail(UserError(f"The teacher failed: {type(error).__name__}: {error}."))
-                self._fatal.__cause__ = error
+                failed = UserError(f"The teacher failed: {type(error).__name__}: {error}.")
+                failed.__cause__ = error
+                self._fail(failed)
 
     def _fail(self, error: UserError) -> None:
         if self._fatal is None:
-            self._fatal = error
+            self._fatal = UserError(self._blotter.in_message(str(error)))
+            self._fatal.__cause__ = error.__cause__
         self.stop("error")
 
     def _replay(
@@ -367,13 +382,21 @@ class Runner:
         return self._successes > 0 or self.report.reused > 0
 
     def _write(self, request: Request, completion: Completion, *, final: bool = True) -> None:
+        completion.text = self._blotter.in_text(completion.text)
+        completion.server = self._blotter.in_value(completion.server)
+        if completion.error is not None:
+            completion.error = self._blotter.in_message(completion.error)
         self.journal.append(request, completion, final=final)
         self.observer.completion(completion)
 
     async def _sync_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(_SYNC_SECONDS)
-            await asyncio.to_thread(self.journal.sync)
+            try:
+                await asyncio.to_thread(self.journal.sync)
+            except UserError as error:
+                self._fail(error)
+                return
 
     @contextmanager
     def _signals(self) -> Generator[None, None, None]:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.text import Text
 
 from sbs_jax.errors import UserError
+from sbs_jax.files import atomic_open
+from sbs_jax.redaction import Blotter, secrets_in
 from sbs_jax.teacher import derive as derive_lib
-from sbs_jax.teacher import provenance, stats
+from sbs_jax.teacher import output, provenance, stats
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.flow import Flow
 from sbs_jax.teacher.journal import Journal
@@ -31,6 +35,9 @@ from sbs_jax.teacher.types import Backend
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+COMPLETE = "complete"
+"""The status of a run that lacks nothing."""
 
 Source = Callable[[], Iterable[Mapping[str, Any]]]
 """Gives the examples anew at each call: rows with `id`, `input`, `label`."""
@@ -80,7 +87,7 @@ def teach(
     """
     sampling, asking = sampling or Sampling(), asking or Asking()
     choosing, flow = choosing or Choosing(), flow or Flow()
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     if choosing.choose == "best_logprob" and not sampling.logprobs:
         raise UserError("CHOOSE = 'best_logprob' needs LOGPROBS = True.")
     file = load_prompts(prompts)
@@ -90,24 +97,38 @@ def teach(
         return {}
     with Journal(Path(output_dir)) as journal:
         if journal.dropped_bytes:
-            console.print(f"Dropped a torn last line of {journal.path} (the last run was killed).")
+            _say(console, f"Dropped a torn last line of {journal.path} (the last run was killed).")
         if journal.totals.damaged_lines:
-            console.print(
+            _say(
+                console,
                 f"{journal.totals.damaged_lines} damaged lines of {journal.path} are ignored; "
-                "their completions are asked for again."
+                "their completions are asked for again.",
             )
+        begun_empty = journal.is_empty
         _keep_prompt_file(Path(output_dir), file)
         report, failure = Report(), None
         if not offline:
             report, failure = _run(plan, backend, journal, flow, source, limit, console)
         examples = derive_lib.stream_examples(source, limit)
-        if report.stopped or failure:
-            # The rest was never looked at: leave it out rather than call it missing.
-            examples = _first(examples, report.examples)
-        summary = derive_lib.derive(plan, journal, examples, choosing, predictions=predictions)
+        # A run that ended early never looked at the rest: what no run has answered is left out
+        # rather than called missing.
+        reached = report.examples if report.stopped or failure else None
+        if begun_empty and reached is not None:
+            examples = itertools.islice(examples, reached)
+        try:
+            summary = derive_lib.derive(
+                plan, journal, examples, choosing, predictions=predictions, reached=reached
+            )
+        except UserError as error:
+            # What went wrong first says more (the disk was full already, say).
+            raise failure or error from error
         status = _status(report, summary, failure)
+        history = provenance.history(Path(output_dir))
+        placed = output.place(
+            Path(output_dir), answered=summary.answered, complete=status == COMPLETE
+        )
         run = provenance.write(
-            Path(output_dir),
+            placed.run,
             plan=plan,
             backend=backend,
             choosing=choosing,
@@ -116,11 +137,14 @@ def teach(
             report=report,
             summary=summary,
             status=status,
+            history=history,
         )
     stats.show(run, console)
+    if placed.note:
+        _say(console, placed.note)
     if failure is not None:
         raise failure
-    _say_how_to_go_on(run, output_dir, console)
+    _say_how_to_go_on(run, placed.rationales, console)
     return run
 
 
@@ -135,7 +159,9 @@ def _run(
 ) -> tuple[Report, UserError | None]:
     total = _total(source, limit)
     with Watch(total, flow, by_value=plan.by_value, console=console) as watch:
-        runner = Runner(plan, backend, journal, flow, watch)
+        # The backend blots out its own key; this is what the user put into the body.
+        blotter = Blotter(secrets_in(plan.sampling.extra_body))
+        runner = Runner(plan, backend, journal, flow, watch, blotter)
         try:
             run_async(runner.run(derive_lib.stream_examples(source, limit)))
         except UserError as error:
@@ -181,13 +207,6 @@ def _total(source: Source, limit: int) -> int | None:
     return min(number, limit) if limit else number
 
 
-def _first(examples: Iterable[Any], number: int) -> Iterable[Any]:
-    for place, example in enumerate(examples):
-        if place >= number:
-            return
-        yield example
-
-
 def _status(report: Report, summary: derive_lib.Summary, failure: UserError | None) -> str:
     if failure is not None:
         return f"stopped: {printable(str(failure), 300)}"
@@ -196,28 +215,31 @@ def _status(report: Report, summary: derive_lib.Summary, failure: UserError | No
     if report.deferred:
         return f"waiting for {report.deferred} results"
     missing = summary.counts.get("missing", 0)
-    return f"incomplete: {missing} examples lack a completion" if missing else "complete"
+    return f"incomplete: {missing} examples lack a completion" if missing else COMPLETE
 
 
-def _say_how_to_go_on(run: dict[str, Any], output_dir: str, console: Console) -> None:
-    where = f"{output_dir}/{derive_lib.FILE_NAME}"
-    if run["status"] == "complete":
-        console.print(f"Rationales: {where}", markup=False, highlight=False)
+def _say_how_to_go_on(run: dict[str, Any], rationales: Path, console: Console) -> None:
+    if run["status"] == COMPLETE:
+        _say(console, f"Rationales: {rationales}")
     elif not run["this_run"]["deferred"]:
-        console.print(
+        _say(
+            console,
             f"{run['status']}. Everything answered so far is saved; the same command goes on from "
-            f"there. Rationales so far: {where}",
-            markup=False,
-            highlight=False,
+            f"there. Rationales so far: {rationales}",
         )
+
+
+def _say(console: Console, text: str) -> None:
+    """Prints a line that may hold names and words of others: no markup."""
+    console.print(printable(text), markup=False, highlight=False)
 
 
 def _keep_prompt_file(folder: Path, file: PromptFile) -> None:
     """Keeps the prompt file beside what it has made; its hash is its name."""
     copy = folder / "prompts" / f"{file.path.stem}.{file.sha256[:12]}.yaml"
     if not copy.exists():
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(file.path.read_bytes())
+        with atomic_open(copy, "wb") as target:
+            target.write(file.path.read_bytes())
 
 
 def _preview(plan: Plan, backend: Backend, source: Source, number: int, console: Console) -> None:
@@ -226,10 +248,11 @@ def _preview(plan: Plan, backend: Backend, source: Source, number: int, console:
         prompt = plan.prompt(example)
         tokens, exact = backend.count_tokens(prompt)
         about = "" if exact else "about "
-        console.rule(f"prompt {place}: example {printable(example.id, 60)}, {about}{tokens} tokens")
+        shown = printable(example.id, 60)
+        console.rule(Text(f"prompt {place}: example {shown}, {about}{tokens} tokens"))
         if isinstance(prompt, str):
             text = prompt
         else:
             text = "\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
         console.print(printable(text, 10**6), markup=False, highlight=False, soft_wrap=True)
-    console.rule(f"stop: {list(stop)}; nothing was sent")
+    console.rule(Text(f"stop: {list(stop)}; nothing was sent"))

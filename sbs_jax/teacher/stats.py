@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sbs_jax.errors import UserError
-from sbs_jax.teacher import provenance
+from sbs_jax.teacher import output
 from sbs_jax.teacher.text import printable
 
 
@@ -20,17 +21,33 @@ def show_stats(folder: str | Path, console: Console | None = None) -> None:
     Raises:
       UserError: it is no folder of the teacher's.
     """
-    path = Path(folder) / provenance.FILE_NAME
+    path = Path(folder) / output.RUN
+    console = console or Console(markup=False)
+    later = output.beside(path, output.INCOMPLETE)
+    run = _read(path)
+    show(run, console, failures=True)
+    if later.exists():
+        status = printable(str(_read(later)["status"]))
+        console.print(
+            f"A later run has less than this ({later.name}): {status}",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         table(run)
+        [(example["id"], example["text"]) for kind in run["result"]["failures"].values()
+         for example in kind]  # fmt: skip
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the OUTPUT_DIR of a run."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged; run the teacher again to rewrite it.") from error
-    show(run, console or Console(), failures=True)
+    return run
 
 
 def show(run: dict[str, Any], console: Console, *, failures: bool = False) -> None:
@@ -57,7 +74,7 @@ def table(run: dict[str, Any]) -> Table:
     shown.add_column()
 
     def row(name: str, value: object) -> None:
-        shown.add_row(name, printable(str(value)))
+        shown.add_row(name, Text(printable(str(value))))  # Not markup: others wrote it.
 
     row("teacher", f"{run['model']} ({run['backend']['name']})")
     row("status", run["status"])

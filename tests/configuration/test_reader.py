@@ -1,5 +1,6 @@
 import pytest
 
+from sbs_jax import redaction
 from sbs_jax.configuration import reader
 from sbs_jax.configuration.reader import Macro, Reference
 from sbs_jax.errors import UserError
@@ -90,7 +91,7 @@ def test_secrets_are_not_repeated_in_errors():
     ],
 )
 def test_is_secret(name, secret):
-    assert reader.is_secret(name) == secret
+    assert redaction.is_secret(name) == secret
 
 
 def _read(tmp_path, text, name="run.gin"):

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
+from sbs_jax.files import writing
+from sbs_jax.redaction import secrets_in
 from sbs_jax.teacher.journal import LineIndex
 from sbs_jax.teacher.types import Completion, Deferred, Refused, Request
 
@@ -50,26 +52,28 @@ class BatchFileBackend:
 
     async def start(self) -> None:
         """Reads the results that are there and begins new request files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob(".requests-*.jsonl.new"):
+                old.unlink()
         self._results = LineIndex()
         self._files: list[Any] = []
         for path in sorted(self.folder.glob("results*.jsonl")):
             self._index(path)
-        for old in self.folder.glob(".requests-*.jsonl.new"):
-            old.unlink()
 
     async def close(self) -> None:
         """Puts the new request files in the place of the old ones."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
         for file in self._files:
             file.close()
         self._results.close()
-        for old in self.folder.glob("requests-*.jsonl"):
-            old.unlink()
-        for new in sorted(self.folder.glob(".requests-*.jsonl.new")):
-            os.replace(new, self.folder / new.name.removeprefix(".").removesuffix(".new"))
+        with writing(self.folder):
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            for old in self.folder.glob("requests-*.jsonl"):
+                old.unlink()
+            for new in sorted(self.folder.glob(".requests-*.jsonl.new")):
+                os.replace(new, self.folder / new.name.removeprefix(".").removesuffix(".new"))
 
     async def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Returns the result if it is there; else writes the request down and defers."""
@@ -90,7 +94,10 @@ class BatchFileBackend:
         return {"format": "OpenAI batch"}
 
     def _index(self, path: Path) -> None:
-        file = open(path, "rb")  # noqa: SIM115 (read from until close)
+        try:
+            file = open(path, "rb")  # noqa: SIM115 (read from until close)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
         self._files.append(file)
         offset = 0
         for number, line in enumerate(file, start=1):
@@ -138,13 +145,19 @@ class BatchFileBackend:
             request.payload,
         )
         full = self._written >= self._max_requests or self._bytes + len(line) > MAX_BYTES
-        if self._file is None or full:
-            if self._file is not None:
-                self._file.close()
-            self._part += 1
-            self._written = self._bytes = 0
-            path = self.folder / f".requests-{self._part:04d}.jsonl.new"
-            self._file = open(path, "wb")  # noqa: SIM115 (written to until close)
-        self._file.write(line)
+        with writing(self.folder):
+            if self._file is None or full:
+                if any(secrets_in(json.loads(request.payload))):
+                    raise UserError(
+                        "EXTRA_BODY holds a key, and requests for a batch service are written to "
+                        "files; leave the key out, and give it to the service itself."
+                    )
+                if self._file is not None:
+                    self._file.close()
+                self._part += 1
+                self._written = self._bytes = 0
+                path = self.folder / f".requests-{self._part:04d}.jsonl.new"
+                self._file = open(path, "wb")  # noqa: SIM115 (written to until close)
+            self._file.write(line)
         self._written += 1
         self._bytes += len(line)

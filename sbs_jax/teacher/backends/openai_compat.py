@@ -20,7 +20,8 @@ import aiohttp
 from yarl import URL
 
 from sbs_jax.errors import UserError
-from sbs_jax.teacher.text import printable
+from sbs_jax.redaction import Blotter
+from sbs_jax.teacher.text import clean, printable
 from sbs_jax.teacher.types import Completion, Refused, Request, SplitGroup, Transient
 
 _MAX_BYTES = 64 * 2**20
@@ -92,18 +93,19 @@ class OpenAICompatBackend:
             True: URL(f"{base}/chat/completions", encoded=True),
         }
         self._headers = {"Content-Type": "application/json"}
-        self._secrets: list[str] = []
+        secrets: list[str] = []
         self._key_env = api_key_env
         key = os.environ.get(api_key_env, "").strip()
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-            self._secrets.append(key)
+            secrets.append(key)
         for header, variable in (header_env or {}).items():
             value = os.environ.get(variable, "").strip()
             if not value:
                 raise UserError(f"HEADER_ENV names {variable}, which is not set.")
             self._headers[header] = value
-            self._secrets.append(value)
+            secrets.append(value)
+        self._blotter = Blotter(secrets)
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(30.0, timeout))
         # A proxy of the environment's is for the world outside, not for a server on this machine.
         self._trust_env = parts.hostname not in _LOOPBACK
@@ -159,10 +161,17 @@ class OpenAICompatBackend:
     ) -> list[Completion]:
         try:
             body = json.loads(data)
-            return completions_of(body, len(requests), seconds, self.model)
+            said = completions_of(body, len(requests), seconds, self.model)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            start = printable(data[:80].decode("utf-8", "replace")).replace("\n", " ")
-            raise Transient(self._safe(f"not a completion: {start!r}"), row=True) from error
+            # Blotted out before it is cut: half a key would not be found any more.
+            start = self._safe(data[:4000].decode("utf-8", "replace"))[:80]
+            raise Transient(f"not a completion: {start!r}", row=True) from error
+        for completion in said:
+            # A server, or a proxy that shows what it got, may send the key back.
+            completion.text = self._blotter.in_text(completion.text)
+            completion.finish_reason = self._blotter.in_text(completion.finish_reason)
+            completion.server = self._blotter.in_value(completion.server)
+        return said
 
     def _raise_for(self, response: aiohttp.ClientResponse, data: bytes, samples: int) -> None:
         status = response.status
@@ -187,9 +196,9 @@ class OpenAICompatBackend:
         raise Refused(f"{told} (is BASE_URL right, /v1 included, and MODEL?)", fatal=True)
 
     def _safe(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        return printable(text, 300).replace("\n", " ")
+        # Before and after control characters are dropped: they may stand within a key.
+        text = self._blotter.in_message(clean(self._blotter.in_message(text)).replace("\n", " "))
+        return printable(text, 300)
 
 
 def completions_of(
@@ -283,7 +292,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 def _message(data: bytes) -> str:
     """Returns what an error body says: OpenAI's, FastAPI's, TGI's, or its first characters."""
-    text = data[:4000].decode("utf-8", "replace")
+    text = data[:8000].decode("utf-8", "replace")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

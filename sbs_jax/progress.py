@@ -37,7 +37,7 @@ class Progress(Closing):
           console: standard output by default.
           enabled: whether to show anything; by default on process 0 alone.
         """
-        self._console = console or Console(highlight=False)
+        self._console = console or Console(highlight=False, markup=False)
         self._enabled = jax.process_index() == 0 if enabled is None else enabled
         self._bar: RichProgress | None = None
         self._total = self._step = self._first = 0

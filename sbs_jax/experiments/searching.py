@@ -63,7 +63,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
     Raises:
       UserError: something the user gave does not work.
     """
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False)
     mine, others = parser().parse_known_args(list(argv))
     if mine.target is None or not 0.0 < mine.target < 1.0:
         raise UserError("Give --target=ACCURACY, between 0 and 1: what the student is to reach.")

@@ -136,7 +136,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
     Raises:
       UserError: something the user gave does not work.
     """
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False)
     own, flags = parse(argv)
     sweep = sweep_folder(own)
     plan = read_plan(own, flags, argv, sweep)

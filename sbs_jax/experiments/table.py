@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sbs_jax.experiments.runs import Progress
 
@@ -46,7 +47,7 @@ class LiveTable:
           console: standard output by default.
         """
         self.rows: dict[str, Row] = {name: Row() for name in names}
-        self._console = console or Console(highlight=False)
+        self._console = console or Console(highlight=False, markup=False)
         self._live: Live | None = None
 
     def change(self, name: str, status: str, **values: object) -> None:
@@ -84,8 +85,8 @@ class LiveTable:
         for name, row in shown[:_ROWS]:
             accuracy = row.progress.accuracy if row.score is None else row.score
             table.add_row(
-                name,
-                f"[{_COLORS[row.status]}]{row.status}[/]",
+                Text(name),
+                Text(row.status, style=_COLORS[row.status]),
                 f"{row.progress.step}/{row.total}" if row.progress.step else "",
                 "" if row.progress.loss is None else f"{row.progress.loss:.3f}",
                 "" if accuracy is None else f"{accuracy:.1%}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_text, read_jsonl
+from sbs_jax.files import atomic_write_text, cannot_write, read_jsonl, writing
 
 _BEGIN_ANEW = "name another OUTPUT_FILE, or remove this one to begin anew"
 
@@ -46,17 +47,17 @@ class ResumableOutput(Closing):
                 record = {"checkpoint": checkpoint, **made_with}
                 text = json.dumps(record, indent=2, ensure_ascii=False)
                 atomic_write_text(self._record, text + "\n")
-            self._file = self.path.open("ab")
+            # Without a buffer, whose rest would be written when the file is closed after a failure.
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
-            raise UserError(
-                f"OUTPUT_FILE = {path}: cannot be written ({error.strerror})."
-            ) from error
+            raise UserError(f"OUTPUT_FILE = {cannot_write(path, error)}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
             raise UserError(f"{self.path}: another process is writing it.") from error
-        self._drop_torn_line()
+        with writing(self.path):
+            self._drop_torn_line()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are there.
@@ -72,14 +73,26 @@ class ResumableOutput(Closing):
         with self.path.open("rb") as file:
             for _ in range(rows):
                 size += len(file.readline())
-        self._file.truncate(size)
+        with writing(self.path):
+            self._file.truncate(size)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes rows behind those that are there."""
+        """Writes rows behind those that are there.
+
+        Raises:
+          UserError: the disk is full, or does not take them for another reason; a line that was
+            torn by that is dropped, now or when the call is repeated.
+        """
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.write(text.encode("utf-8", "replace"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        left = memoryview(text.encode("utf-8", "replace"))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._drop_torn_line()
+            raise UserError(cannot_write(self.path, error)) from error
 
     def close(self) -> None:
         """Closes the file."""

@@ -35,7 +35,7 @@ def show(
       decode: token ids to text.
       console: standard output by default.
     """
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False)
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

@@ -111,7 +111,7 @@ def interact(*, loader: Loader, explain: bool = True, num_best: int = 1) -> None
     """
     if jax.process_count() > 1:
         raise UserError("--interactive works in one process.")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     predictor = loader.load()
     console.print(Text(f"{predictor.name}: type an input, Ctrl-D ends.", style="dim"))
     for line in interactive.read_lines(console):
@@ -136,32 +136,38 @@ def _run(
     begin = told = time.monotonic()
     pending: tuple[int, Callable[[], list[dict[str, Any]]]] | None = None
 
-    def write() -> None:
+    def write(window: tuple[int, Callable[[], list[dict[str, Any]]]] | None) -> None:
         nonlocal fresh, told
-        if pending is None:
+        if window is None:
             return
-        rows = pending[1]()
+        rows = window[1]()
         if output is not None:
             output.append(rows)
         fresh += len(rows)
         if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
             told = time.monotonic()
-            progress.note(f"{pending[0] + len(rows):,} inputs, {fresh / (told - begin):,.1f}/s")
+            progress.note(f"{window[0] + len(rows):,} inputs, {fresh / (told - begin):,.1f}/s")
 
-    while window := list(itertools.islice(items, size)):
-        first, count = count, count + len(window)
-        if count <= done:
+    while True:
+        try:
+            window = list(itertools.islice(items, size))
+            first, count = count, count + len(window)
+            skipped = window and count <= done
+            if not skipped:
+                started = _start(predictor, window, first, explain, num_best) if window else None
+        except UserError:
+            # What is under way is answered and kept where a line of this window is malformed.
+            write(pending)
+            raise
+        if skipped:
             continue
+        write(pending)
+        if started is None:
+            break
         if first < done and output is not None:
             # A window is answered whole or not at all: batches, and so bits, depend on it.
             output.cut(first)
-        try:
-            started = _start(predictor, window, first, explain, num_best)
-        finally:  # also where an input of this window is malformed
-            write()
-            pending = None
         pending = (first, started)
-    write()
     seconds = max(time.monotonic() - begin, 1e-9)
     kept = f" ({count - fresh:,} were there)" if fresh < count else ""
     rate = f", {fresh / seconds:,.1f}/s" if fresh else ""

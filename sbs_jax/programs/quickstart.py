@@ -373,7 +373,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         arguments = parse_arguments(argv)
         output_dir = Path(arguments.output_dir).expanduser().absolute()

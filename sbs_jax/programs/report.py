@@ -36,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     # A number must not be cut where there is no window that it could be too wide for.
-    show(report, console if console.is_terminal else Console(highlight=False, width=200))
+    show(
+        report,
+        console if console.is_terminal else Console(highlight=False, markup=False, width=200),
+    )
     return 0
 
 

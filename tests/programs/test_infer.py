@@ -13,7 +13,7 @@ import pytest
 from sbs_jax.errors import UserError
 from sbs_jax.inference.loader import Loader
 from sbs_jax.programs import infer as infer_lib
-from tests import processes
+from tests import disks, processes
 from tests.inference import toy
 
 COUNT = 75
@@ -139,6 +139,42 @@ def test_a_malformed_line_is_told_and_what_came_before_it_is_kept(model_dir, tmp
     with pytest.raises(UserError, match=r"q\.jsonl, line 41: The label 'maybe' is none of the"):
         infer(model_dir, path, questions)
     assert [row["id"] for row in read(path)] == [f"q{n}" for n in range(32)]
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("line", ['{"input": 3}', "{", '{"input": ""}'])
+def test_a_line_that_cannot_be_read_costs_no_window_before_its_own(model_dir, tmp_path, line):
+    questions = tmp_path / "q.jsonl"
+    write(questions, toy.texts(40))
+    with questions.open("a") as file:
+        file.write(line + "\n")
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match=r"q\.jsonl, line 41"):
+        infer(model_dir, path, questions)
+    assert [row["id"] for row in read(path)] == [f"q{n}" for n in range(32)]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_disk_that_fills_is_a_sentence_and_nothing_is_lost(
+    model_dir, questions, finished, tmp_path
+):
+    path = tmp_path / "out.jsonl"
+    options = {"explain": True, "num_best": 2}
+    # Somewhere in a line of the third window.
+    room = sum(map(len, finished.read_bytes().splitlines(keepends=True)[:37])) + 20
+    with disks.full_after(room), pytest.raises(UserError, match=r"out\.jsonl: cannot be written"):
+        infer(model_dir, path, questions, **options)
+    assert len(read(path)) == 37
+    assert infer(model_dir, path, questions, **options) == COUNT
+    assert path.read_bytes() == finished.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_file_that_cannot_be_made(model_dir, questions, tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"OUTPUT_FILE = .*: cannot be written|file.*: exists"):
+        infer(model_dir, tmp_path / place, questions)
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_mistakes(model_dir, questions, tmp_path):

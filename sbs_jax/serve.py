@@ -5,8 +5,9 @@ For instance:
     curl localhost:8000/predict -H 'Content-Type: application/json' \
       -d '{"inputs": "Ann has 2 apples and buys 3. How many are there?", "explain": true}'
 
-`--checkpoint`, `--host` and `--port` stand for the macros CHECKPOINT_PATH, HOST and PORT of
-gin/runs/serve.gin, which is read anyway; whatever else there is, is given as --gin.NAME=VALUE.
+`--checkpoint`, `--host`, `--port` and `--api_key_env` stand for the macros CHECKPOINT_PATH, HOST,
+PORT and API_KEY_ENV of gin/runs/serve.gin, which is always read. All other macros are given as
+--gin.NAME=VALUE.
 """
 
 import sys
@@ -14,7 +15,12 @@ from collections.abc import Sequence
 
 from sbs_jax import gin_utils
 
-_MACROS = {"--checkpoint": "CHECKPOINT_PATH", "--host": "HOST", "--port": "PORT"}
+_MACROS = {
+    "--checkpoint": "CHECKPOINT_PATH",
+    "--host": "HOST",
+    "--port": "PORT",
+    "--api_key_env": "API_KEY_ENV",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

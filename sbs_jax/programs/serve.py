@@ -10,6 +10,7 @@ import jax
 from sbs_jax.errors import UserError
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.predictor import CHOICES
+from sbs_jax.inference.serving.limits import Access, ConnectionLimits
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ def serve(
     max_candidate_length: int = 16,
     max_delay_ms: float = 2.0,
     drain_seconds: float = 1.0,
+    limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (frozen)
+    access: Access = Access(),  # noqa: B008 (frozen)
 ) -> None:
     """Serves until SIGTERM or Ctrl-C.
 
@@ -42,6 +45,8 @@ def serve(
       max_candidate_length: the most tokens of such a label, EOS included.
       max_delay_ms: for so long a batch that is not full waits for company.
       drain_seconds: for so long after SIGTERM new connections are still served.
+      limits: of connections, and of the time that the end may take.
+      access: the key that clients bring, and the names that they know the service by.
 
     Raises:
       UserError: something the user gave does not work; the sentence says what.
@@ -64,6 +69,7 @@ def serve(
     for macro, value in (("MAX_DELAY_MS", max_delay_ms), ("DRAIN_SECONDS", drain_seconds)):
         if value < 0:
             raise UserError(f"{macro} = {value} must be at least 0.")
+    api_key = access.key()
     listener = server.listen(host, port)
     predictor = loader.load(
         row_counts=batch_sizes,
@@ -80,4 +86,11 @@ def serve(
     log.info("%s", predictor.name)
     address = f"[{host}]" if ":" in host else host
     log.info("Listening on http://%s:%d (documentation at /docs)", address, server.port(listener))
-    server.run(service, listener, drain_seconds=drain_seconds)
+    server.run(
+        service,
+        listener,
+        drain_seconds=drain_seconds,
+        limits=limits,
+        api_key=api_key,
+        hosts=access.hosts(host),
+    )

@@ -8,6 +8,8 @@ its own (`batcher`).
 import asyncio
 import itertools
 import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Body, FastAPI, Request
@@ -17,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 import sbs_jax
 from sbs_jax.errors import UserError
-from sbs_jax.inference.serving import limits, schema
+from sbs_jax.inference.serving import docs_page, limits, schema
 from sbs_jax.inference.serving.batcher import Batcher, ClosedError, FullError
 from sbs_jax.inference.serving.metrics import CONTENT_TYPE, Metrics
 
@@ -108,10 +110,10 @@ class Service:
         """Tells `/healthz` to say that this service is going away; requests are still answered."""
         self._draining = True
 
-    def close(self) -> None:
-        """Answers what waits, and ends the model's thread."""
+    def close(self, seconds: float | None = None) -> None:
+        """Answers what waits, and ends the model's thread, within `seconds` if they are given."""
         self._draining = True
-        self.batcher.close()
+        self.batcher.close(seconds)
 
     def prepare(self, request: Any) -> tuple[list[tuple[Any, Any]], list[int | None]]:
         """Makes a request's jobs for the batcher.
@@ -179,8 +181,16 @@ class Service:
         log.info("Ready.")
 
 
-def create_app(service: Service) -> FastAPI:
-    """The HTTP application around a service that has been started, or will be."""
+def create_app(
+    service: Service, *, api_key: str | None = None, hosts: Sequence[str] | None = None
+) -> FastAPI:
+    """Makes the HTTP application around a service that has been started, or will be.
+
+    Args:
+      service: answers.
+      api_key: what clients have to bring; None for nothing.
+      hosts: names that they may know the service by; None for any.
+    """
     model = schema.request_model(
         max_inputs=service.max_inputs,
         max_chars=service.max_chars,
@@ -188,18 +198,28 @@ def create_app(service: Service) -> FastAPI:
     )
     told = {
         400: "the body is no JSON",
+        401: "the key is missing or wrong",
         408: "the body did not arrive in time",
         413: "the body is too large",
+        421: "the Host is none that this service goes by",
         422: "the request does not fit the schema, or an input is too long",
         503: "the queue is full, or the service is not ready: try again after Retry-After",
     }
+    if api_key is None:
+        del told[401]
+    if hosts is None:
+        del told[421]
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": schema.Problem, "description": what} for status, what in told.items()
     }
     app = FastAPI(
         title="sbs_jax",
         version=sbs_jax.__version__,
-        description=f"Labels and explanations of {service.predictor.name}.",
+        # Without a key, this page is all that one may read: no name.
+        description="Labels and explanations of "
+        + (service.predictor.name if api_key is None else "a student")
+        + ".",
+        docs_url=None,  # FastAPI's own page loads its scripts from a foreign host
         redoc_url=None,
     )
 
@@ -209,7 +229,7 @@ def create_app(service: Service) -> FastAPI:
         responses=problems,
         summary="Labels, and explanations if asked for",
     )
-    async def predict(request: model = Body()) -> Response:  # noqa: B008
+    async def predict(http: Request, request: model = Body()) -> Response:  # noqa: B008
         if not service.answers:
             return _busy(f"The service is not ready: {service.status}.", 1)
         count = len(request.inputs) if isinstance(request.inputs, list) else 1
@@ -222,7 +242,10 @@ def create_app(service: Service) -> FastAPI:
             return _busy("The queue is full; try again later.", error.retry_after)
         except ClosedError:
             return _busy("The service is shutting down.", 1)
-        answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        answers = await _unless_gone(http, futures)
+        if answers is None:
+            service.batcher.cancel(futures)
+            return Response(status_code=499)  # nobody reads it; for the metrics
         service.metrics.inputs(count)
         predictions = [
             _prediction(answer, None if place is None else answers[place].text, request.explain)
@@ -236,9 +259,11 @@ def create_app(service: Service) -> FastAPI:
         responses={503: {"model": schema.Health, "description": "not ready"}},
         summary="Whether requests are answered",
     )
-    async def healthz() -> Response:
+    async def healthz(http: Request) -> Response:
         status = service.status
-        content = {"status": status, "model": service.predictor.name}
+        # A probe needs no key, and is told no name.
+        name = service.predictor.name if http.scope.get(limits.TRUSTED, True) else ""
+        content = {"status": status, "model": name}
         return JSONResponse(content, 200 if status == "ready" else 503)
 
     @app.get(
@@ -250,6 +275,14 @@ def create_app(service: Service) -> FastAPI:
     async def metrics() -> Response:
         # Given as a header: Starlette would add a second charset.
         return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(
+            docs_page.page(app.openapi()),
+            media_type="text/html",
+            headers={"content-security-policy": docs_page.POLICY},
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -271,8 +304,36 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(
         limits.BodyLimit, max_bytes=service.max_body_bytes, max_requests=service.max_requests
     )
+    app.add_middleware(
+        limits.Guard,
+        hosts=hosts,
+        api_key=api_key,
+        probe="/healthz",
+        keyless=frozenset({"/docs", "/openapi.json"}),
+    )
     app.add_middleware(limits.Observe, paths=_PATHS, tell=service.metrics.request)
     return app
+
+
+async def _unless_gone(request: Request, futures: Sequence[Future[Any]]) -> list[Any] | None:
+    """Waits for answers; returns None when the client goes away before they are there."""
+    answers = asyncio.gather(*map(asyncio.wrap_future, futures))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
+        if answers.done():
+            return answers.result()
+        # asyncio would log an error that nobody asks for.
+        answers.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        answers.cancel()
+        return None
+    finally:
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _prediction(answer: Any, rationale: str | None, explain: bool) -> dict[str, Any]:

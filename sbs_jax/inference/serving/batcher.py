@@ -147,13 +147,31 @@ class Batcher:
             self._changed.notify()
         return futures
 
-    def close(self) -> None:
-        """Answers what waits, takes nothing more, and ends the thread."""
+    def cancel(self, futures: Sequence[Future[Any]]) -> None:
+        """Takes jobs out of the queue that nobody waits for any more; running ones run on."""
+        gone = {id(future) for future in futures if future.cancel()}
+        if not gone:
+            return
+        with self._changed:
+            for group, queue in list(self._queues.items()):
+                kept = [one for one in queue if id(one.future) not in gone]
+                self._count -= len(queue) - len(kept)
+                if kept:
+                    self._queues[group] = collections.deque(kept)
+                else:
+                    del self._queues[group]
+
+    def close(self, seconds: float | None = None) -> None:
+        """Answers what waits, takes nothing more, and ends the thread.
+
+        Args:
+          seconds: the most to wait for it; None waits for all.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:

@@ -55,6 +55,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._closed = Counter(
+            "sbs_closed_connections",
+            "Connections that the service closed before their time.",
+            ["reason"],
+            registry=registry,
+        )
         Gauge("sbs_waiting_jobs", "Jobs in the queue.", registry=registry).set_function(waiting)
         Gauge("sbs_ready", "1 if requests are answered.", registry=registry).set_function(ready)
 
@@ -77,6 +83,15 @@ class Metrics:
         self._rows.labels(kind).observe(batch.size)
         self._seconds.labels(kind).observe(batch.seconds)
         self._waited.observe(batch.waited)
+
+    def closed(self, reason: str) -> None:
+        """Counts a connection that the service closed before its time."""
+        self._closed.labels(reason).inc()
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """Shows how many connections there are."""
+        gauge = Gauge("sbs_connections", "Open connections.", registry=self._registry)
+        gauge.set_function(count)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

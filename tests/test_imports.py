@@ -1,9 +1,12 @@
 """What each package may import: the core runs where there is no TensorFlow and no torch."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+from tests.paths import ROOT
 
 CORE = (
     "parts",
@@ -62,3 +65,15 @@ def test_importing_pulls_in_nothing_heavy(packages, forbidden):
 
 def test_the_check_itself_sees_what_is_imported():
     assert imported(("models",), ("jax", "tensorflow")) == "jax"
+
+
+def test_no_test_imports_another_test():
+    """What tests share lies in support files; importing a test runs its fixtures and marks too."""
+    pattern = re.compile(r"^\s*(from|import) tests[\w.]*\.test_|^\s*from tests[\w.]* import test_")
+    wrong = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if pattern.match(line)
+    ]
+    assert wrong == []

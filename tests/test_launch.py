@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.processes import ROOT
+from tests.paths import ROOT
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))

@@ -1,27 +1,22 @@
 """The same training on every mesh: losses, parameters, shardings (8 virtual devices)."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import make_train_step
+from tests import toy
 from tests.batches import random_batch
 
-CONFIG = T5Config(
-    vocab_size=64,
-    emb_dim=32,
-    num_heads=4,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=8,
-    mlp_dim=64,
-    dropout_rate=0.0,
-    dtype="float32",
+# Its dimensions can be cut over eight devices on either axis.
+CONFIG = dataclasses.replace(
+    toy.CONFIG, vocab_size=64, emb_dim=32, num_heads=4, mlp_dim=64, dropout_rate=0.0
 )
 STEPS = 10
 
@@ -101,7 +96,7 @@ def test_parameters_are_born_the_same_on_every_mesh():
 
 
 def test_dropout_is_the_same_on_every_mesh():
-    config = T5Config(**{**CONFIG.__dict__, "dropout_rate": 0.1})
+    config = dataclasses.replace(CONFIG, dropout_rate=0.1)
     _, one = train(make_mesh(devices=jax.devices()[:1]), steps=2, config=config)
     _, many = train(make_mesh(4, 2), steps=2, config=config)
     np.testing.assert_allclose([m["loss"] for m in many], [m["loss"] for m in one], rtol=1e-5)
@@ -118,7 +113,7 @@ def test_adafactor_on_a_mesh_equals_one_device():
 
 
 def test_bfloat16_activations_keep_float32_parameters():
-    config = T5Config(**{**CONFIG.__dict__, "dtype": "bfloat16"})
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
     state, history = train(make_mesh(4, 2), steps=3, config=config)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
     _, exact = train(make_mesh(4, 2), steps=3)

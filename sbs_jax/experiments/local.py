@@ -14,7 +14,7 @@ from pathlib import Path
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.experiments.settings import SweepSettings
 
-_POLL = 0.5  # seconds
+POLL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ class LocalEngine:
                     waiting += on_end(ended)
                 on_tick()
                 if self._at_work:
-                    time.sleep(_POLL)
+                    time.sleep(POLL_SECONDS)
         finally:
             for process, _ in self._at_work.values():
                 process.terminate()

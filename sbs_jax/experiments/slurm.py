@@ -21,7 +21,7 @@ from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.experiments.worker import INTERRUPTED
 from sbs_jax.files import atomic_write_text
 
-_POLL = 2.0  # seconds
+POLL_SECONDS = 2.0
 _LOST = 3  # polls without a result or a place in the queue, after which a job counts as lost
 # SLURM may send submitit's signal to all processes of a job. What is ignored stays so over `exec`.
 _IGNORE_USR2 = ("/bin/sh", "-c", "trap '' USR2; exec \"$@\"", "sh")
@@ -151,7 +151,7 @@ class SlurmEngine:
                 self._submit(again)
             on_tick()
             if self._at_work:
-                time.sleep(_POLL)
+                time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
         """Leaves the jobs to the queue, and waits for them no longer."""

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-import tensorstore
-from flax import serialization, traverse_util
+from flax import traverse_util
 
 from sbs_jax.checkpoints.loading import identify, load_params, require_same_network
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
+from tests.checkpoints.t5x_layout import write_legacy, write_orbax
 from tests.hf_models import our_model
 
 REAL = os.environ.get("SBS_T5X_CHECKPOINTS_DIR")
@@ -25,58 +24,6 @@ FLAT = traverse_util.flatten_dict(PARAMS, sep="/")
 @pytest.fixture(scope="module")
 def student():
     return Student(CONFIG, make_mesh(2, 4), fsdp=True)
-
-
-def zarr(folder, name, array):
-    spec = {
-        "driver": "zarr",
-        "kvstore": {"driver": "file", "path": f"{folder / name}/"},
-        "metadata": {"compressor": {"id": "gzip"}},
-    }
-    store = tensorstore.open(spec, create=True, dtype=array.dtype, shape=array.shape).result()
-    store.write(array).result()
-
-
-def spec_of(name, array, style):
-    """What the msgpack file says of an array, in the words of different times and places."""
-    metadata = {"shape": list(array.shape), "chunks": list(array.shape)}
-    base = {"driver": "zarr", "dtype": str(array.dtype), "metadata": metadata}
-    return {
-        "now": base | {"kvstore": {"driver": "file", "path": f"{name}/"}},
-        "gfile": base | {"kvstore": {"driver": "gfile", "path": name}},
-        "bucket": base | {"kvstore": {"driver": "gcs", "bucket": "t5x-dummy-bucket"}, "path": name},
-        "moved": base | {"kvstore": {"driver": "gcs", "bucket": "b", "path": f"old/place/{name}/"}},
-    }[style]
-
-
-def write_legacy(folder, style="now", params=FLAT, flat=False, dtype=None, nested_in="optimizer"):
-    """Writes a checkpoint as T5X's `Checkpointer` does, large arrays beside the msgpack file."""
-    folder.mkdir(parents=True)
-    target = {}
-    for path, array in params.items():
-        if array.ndim < 2:
-            target[path] = array
-            continue
-        name = f"target.{path.replace('/', '.')}"
-        stored = array if dtype is None else array.astype(ml_dtypes.bfloat16).view(np.uint16)
-        zarr(folder, name, stored)
-        target[path] = spec_of(name, array, style)
-    state = {
-        "state": {"step": np.int32(120)},
-        "target": target if flat else traverse_util.unflatten_dict(target, sep="/"),
-    }
-    contents = {"version": 3, nested_in: state} if nested_in else state
-    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(contents))
-    return folder
-
-
-def write_orbax(folder, params=PARAMS, *, ocdbt=True):
-    """Writes what T5X's `OrbaxCheckpointManagerInterface` does, as far as parameters go."""
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
-    with ocp.Checkpointer(handler) as checkpointer:
-        tree = {"target": params, "state": {"step": np.int32(80)}}
-        checkpointer.save(folder / "state", args=ocp.args.PyTreeSave(tree))
-    return folder
 
 
 def assert_loaded(student, path, expected=FLAT):
@@ -90,7 +37,7 @@ def assert_loaded(student, path, expected=FLAT):
 
 @pytest.mark.parametrize("style", ["now", "gfile", "bucket", "moved"])
 def test_legacy(student, tmp_path, style):
-    folder = write_legacy(tmp_path / "checkpoint_120", style)
+    folder = write_legacy(tmp_path / "checkpoint_120", FLAT, style)
     source = identify(folder)
     assert (source.kind, source.step, source.config) == ("t5x", 120, None)
     assert (source.settings, source.vocabulary_path) == ({}, None)
@@ -100,7 +47,7 @@ def test_legacy(student, tmp_path, style):
 
 
 def test_the_vocabulary_of_a_run_on_our_gin_files(tmp_path):
-    folder = write_legacy(tmp_path / "checkpoint_120")
+    folder = write_legacy(tmp_path / "checkpoint_120", FLAT)
     vocabulary = tmp_path / "vocabulary" / "spiece.model"
     vocabulary.parent.mkdir()
     vocabulary.touch()
@@ -108,18 +55,18 @@ def test_the_vocabulary_of_a_run_on_our_gin_files(tmp_path):
 
 
 def test_legacy_flat_or_without_a_frame_or_in_bfloat16(student, tmp_path):
-    assert_loaded(student, write_legacy(tmp_path / "flat", flat=True))
-    assert_loaded(student, write_legacy(tmp_path / "bare", nested_in=None))
+    assert_loaded(student, write_legacy(tmp_path / "flat", FLAT, flat=True))
+    assert_loaded(student, write_legacy(tmp_path / "bare", FLAT, nested_in=None))
     rounded = {
         name: x if x.ndim < 2 else x.astype(ml_dtypes.bfloat16).astype(np.float32)
         for name, x in FLAT.items()
     }
-    assert_loaded(student, write_legacy(tmp_path / "uint16", dtype="uint16"), rounded)
+    assert_loaded(student, write_legacy(tmp_path / "uint16", FLAT, dtype="uint16"), rounded)
 
 
 @pytest.mark.parametrize("ocdbt", [True, False])
 def test_orbax(student, tmp_path, ocdbt):
-    folder = write_orbax(tmp_path / "checkpoint_80", ocdbt=ocdbt)
+    folder = write_orbax(tmp_path / "checkpoint_80", PARAMS, ocdbt=ocdbt)
     source = identify(tmp_path)
     assert (source.kind, source.step, str(source.folder)) == ("t5x_orbax", 80, str(folder))
     assert_loaded(student, folder)
@@ -129,7 +76,7 @@ def test_orbax(student, tmp_path, ocdbt):
 
 
 def test_a_misfit_names_the_parameter_and_its_shapes(tmp_path):
-    folder = write_legacy(tmp_path / "checkpoint_120")
+    folder = write_legacy(tmp_path / "checkpoint_120", FLAT)
 
     def message(**changes):
         config = T5Config(**{**vars(CONFIG), **changes})
@@ -153,7 +100,7 @@ def test_damage_and_other_kinds_are_told_in_a_sentence(student, tmp_path):
             load_params(identify(folder), student.placed_params)
         return str(caught.value)
 
-    lost = write_legacy(tmp_path / "lost")
+    lost = write_legacy(tmp_path / "lost", FLAT)
     (lost / "target.token_embedder.embedding" / "0.0").unlink()
     assert "target.token_embedder.embedding: cannot be read" in message(lost)
     (lost / "target.token_embedder.embedding" / ".zarray").unlink()
@@ -170,9 +117,9 @@ def test_damage_and_other_kinds_are_told_in_a_sentence(student, tmp_path):
         f"encoder/{name}" if name.startswith("encoder/") else name: FLAT[name] for name in FLAT
     }
     assert "holds all layers of a stack in one array (encoder/encoder/" in message(
-        write_legacy(tmp_path / "scanned", params=scanned)
+        write_legacy(tmp_path / "scanned", scanned)
     )
-    orbax = write_orbax(tmp_path / "orbax")
+    orbax = write_orbax(tmp_path / "orbax", PARAMS)
     (orbax / "state" / "_METADATA").write_text("{")
     assert "_METADATA: is no readable description" in message(orbax)
 

@@ -1,8 +1,6 @@
 """tokenizer.json encodes and decodes as SentencePiece does."""
 
-import io
 import os
-import random
 
 import pytest
 import sentencepiece
@@ -14,6 +12,7 @@ from sbs_jax.checkpoints.tokenizer_files import (
     tokenizer_files,
 )
 from sbs_jax.errors import UserError
+from tests.sentencepiece_models import texts, train
 
 RELEASE = os.environ.get("SBS_RELEASE_DIR")
 ODD = [
@@ -30,25 +29,6 @@ ODD = [
     "nul \x00 and bell \x07",
     "x" * 300,
 ]
-
-
-def texts():
-    words = ["How", "many", "apples", "did", "Mary", "buy", "in", "12", "days?", "34", "red."]
-    rng = random.Random(0)
-    return [" ".join(rng.choices(words, k=12)) for _ in range(200)]
-
-
-def train(path, texts, **options):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
-        | {"hard_vocab_limit": False, "vocab_size": 400}
-        | options,
-    )
-    path.write_bytes(model.getvalue())
-    return path
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])

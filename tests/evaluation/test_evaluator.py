@@ -15,6 +15,7 @@ from sbs_jax.evaluation.evaluator import Evaluator
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from tests.evaluation import toy
+from tests.toy import CONFIG
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,7 +27,7 @@ def _dataset(tmp_path_factory):
 
 
 def _student(data=1, model=1, devices=1):
-    return Student(toy.CONFIG, make_mesh(data, model, jax.devices()[:devices]))
+    return Student(CONFIG, make_mesh(data, model, jax.devices()[:devices]))
 
 
 def _evaluator(student, **options):

@@ -1,19 +1,9 @@
 """A small data set and a small network."""
 
 from sbs_jax.data import registration
-from sbs_jax.models.config import T5Config
 
 TASK = "evaluator_toy_sbs"
 LENGTHS = {"inputs": 32, "targets": 24}
-CONFIG = T5Config(
-    vocab_size=512,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=32,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-)
 _COUNTS = {"train": 40, "validation": 13, "test": 3}
 
 

@@ -1,21 +1,25 @@
+import dataclasses
+
 import gin
 import jax
 import pytest
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.experiments import cost, measuring
-from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
+from tests import toy
 from tests.batches import random_batch
 
-GATED = T5Config(
-    vocab_size=64, emb_dim=32, num_heads=3, head_dim=8, mlp_dim=48,
-    num_encoder_layers=2, num_decoder_layers=1, dropout_rate=0.0,
+# Sizes that differ from one another, so that no factor can stand for another one.
+GATED = dataclasses.replace(
+    toy.CONFIG,
+    vocab_size=64, emb_dim=32, num_heads=3, mlp_dim=48, num_encoder_layers=2, dropout_rate=0.0,
 )  # fmt: skip
-TIED = T5Config(
-    vocab_size=96, emb_dim=16, num_heads=2, head_dim=16, mlp_dim=40, num_encoder_layers=1,
-    num_decoder_layers=2, mlp_activations=("relu",), logits_via_embedding=True,
+TIED = dataclasses.replace(
+    toy.CONFIG,
+    vocab_size=96, head_dim=16, mlp_dim=40, num_decoder_layers=2, mlp_activations=("relu",),
+    logits_via_embedding=True,
 )  # fmt: skip
 
 

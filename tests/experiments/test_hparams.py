@@ -2,7 +2,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from sbs_jax.experiments import hparams
 from sbs_jax.experiments.runs import SweepFolder
-from tests.training.test_writers import events_of
+from tests.training.events import events_of
 
 
 def test_runs_with_a_score_are_written_with_what_they_bind(tmp_path):

@@ -1,5 +1,6 @@
 """Lanes against steps taken alone: parameters and metrics equal to 1e-5."""
 
+import dataclasses
 import threading
 
 import jax
@@ -8,18 +9,15 @@ import pytest
 
 from sbs_jax.experiments import lanes as lanes_lib
 from sbs_jax.experiments.lanes import Lanes, make_lane_step, stack_batches
-from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from sbs_jax.training import placement
 from sbs_jax.training.optimizers import adamw
 from sbs_jax.training.step import make_train_step
+from tests import toy
 from tests.batches import random_batch
 
-CONFIG = T5Config(
-    vocab_size=64, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-    num_decoder_layers=1, dropout_rate=0.1,
-)  # fmt: skip
+CONFIG = dataclasses.replace(toy.CONFIG, vocab_size=64, dropout_rate=0.1)
 WEIGHTS = (0.0, 0.3, 3.0)
 ROWS = (8, 8, 4)  # lanes may need different numbers of rows
 STEPS = 3

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import searching
-from tests.experiments.test_sweeping import _fake_worker, attempts  # noqa: F401 (a fixture)
+from tests.experiments.scripted import attempts
+
+pytestmark = pytest.mark.usefixtures("scripted_workers")
 
 GIN = """
 include 'examples/svamp_t5_1_1_tiny.gin'

@@ -11,13 +11,15 @@ from sbs_jax.errors import UserError
 from sbs_jax.experiments import slurm
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.experiments.slurm import WorkerCall
-from tests.experiments.test_sweeping import _fake_worker, attempts, sweep  # noqa: F401
+from tests.experiments.scripted import attempts, sweep
+
+pytestmark = pytest.mark.usefixtures("scripted_workers")
 
 HERE = "--gin.SLURM={'cluster': 'local'}"
 
 
 def test_jobs_are_submitted_and_failed_ones_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm, "_POLL", 0.1)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.1)
     code, output = sweep(tmp_path, "--sweep=SEED=0,8", "--engine=slurm", HERE)
     assert code == 0
     assert [len(attempts(tmp_path, f"seed={seed}")) for seed in (0, 8)] == [1, 2]

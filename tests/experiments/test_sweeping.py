@@ -13,38 +13,13 @@ import pytest
 from rich.console import Console
 
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import local, planning, sweeping
+from sbs_jax.experiments import planning, sweeping
 from sbs_jax.experiments.grid import Run
 from sbs_jax.experiments.local import Job
 from sbs_jax.experiments.runs import SweepFolder
-from tests.processes import ROOT
+from tests.experiments.scripted import attempts, sweep
 
-FILES = ["--gin_file=examples/quickstart.gin", "--gin_file=runs/sweep.gin"]
-
-
-@pytest.fixture(autouse=True)
-def _fake_worker(monkeypatch):
-    command = local.worker_command
-
-    def fake(sweep, job, **options):
-        python, _, _, *rest = command(sweep, job, **options)
-        return [python, "-m", "tests.experiments.fake_worker", *rest]
-
-    monkeypatch.setattr(local, "worker_command", fake)
-    monkeypatch.setattr(local, "_POLL", 0.02)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-def sweep(folder, *flags):
-    """Runs a sweep; returns its exit code and what it printed."""
-    console = Console(file=io.StringIO(), width=200)
-    code = sweeping.run([*FILES, f"--sweep_dir={folder}", *flags], console)
-    return code, console.file.getvalue()
-
-
-def attempts(folder, name):
-    path = folder / "runs" / name / "attempts"
-    return path.read_text().splitlines() if path.exists() else []
+pytestmark = pytest.mark.usefixtures("scripted_workers")
 
 
 def test_a_sweep_runs_all_and_the_same_command_runs_nothing(tmp_path):

@@ -9,7 +9,9 @@ from sbs_jax.inference.predictor import Predictor, load_predictor
 from sbs_jax.inference.programs import Strategy
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from tests import sentencepiece_models
 from tests.inference import toy
+from tests.toy import CONFIG
 
 TEXTS = toy.texts(11)
 
@@ -221,9 +223,9 @@ def test_a_tokenizer_that_does_not_fit_the_embedding_is_told():
     from sbs_jax.student import Student
 
     student, params = toy.student()
-    small = Student(dataclasses.replace(toy.CONFIG, vocab_size=128), student.mesh)
+    small = Student(dataclasses.replace(CONFIG, vocab_size=128), student.mesh)
     with pytest.raises(UserError, match=r"pieces, but the embedding of student has 128 rows"):
-        Predictor(small, params, Tokenizer(toy.vocabulary()))
+        Predictor(small, params, Tokenizer(sentencepiece_models.with_bytes()))
 
 
 @pytest.mark.parametrize(

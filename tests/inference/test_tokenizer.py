@@ -2,7 +2,7 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
-from tests.inference import toy
+from tests import sentencepiece_models
 
 TEXTS = [
     "Anna has 3 apples",
@@ -14,7 +14,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(toy.vocabulary())
+    return Tokenizer(sentencepiece_models.with_bytes())
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -24,7 +24,7 @@ def test_tokens_are_those_of_training(tokenizer, text):
     from sbs_jax.data.vocabulary import DatasetVocabulary
 
     vocabulary = DatasetVocabulary("inference_toy", lambda: [])
-    with settings.override(DataSettings(vocabulary_path=str(toy.vocabulary()))):
+    with settings.override(DataSettings(vocabulary_path=str(sentencepiece_models.with_bytes()))):
         (expected,) = vocabulary.encode_batch([text])
         assert tokenizer.encode(text) == expected
         tokens = [*expected[:5], EOS_ID, 7, 8]

@@ -10,19 +10,11 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
+from tests import toy
 from tests.hf_models import CASES, apply, our_model, padded_batch, shift_right
 
-TINY = T5Config(
-    vocab_size=32,
-    emb_dim=16,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=4,
-    mlp_dim=24,
-)
+TINY = dataclasses.replace(toy.CONFIG, vocab_size=32, head_dim=4, mlp_dim=24)
 TINY_V1_0 = dataclasses.replace(TINY, mlp_activations=("relu",), logits_via_embedding=True)
 TOKENS = np.array([[5, 6, 7, 8], [9, 3, 0, 0]], np.int32)
 

@@ -11,6 +11,7 @@ from sbs_jax.programs.eval import evaluate
 from sbs_jax.programs.train import train
 from sbs_jax.training import optimizers
 from tests.evaluation import toy
+from tests.toy import CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def model_dir(tmp_path_factory):
     settings = DataSettings(model_dir=str(folder), vocabulary_size=500, label_prefix="[label] ")
     with settings_lib.override(settings):
         train(
-            model_config=toy.CONFIG,
+            model_config=CONFIG,
             model_dir=str(folder),
             mixture_or_task_name=toy.TASK,
             feature_lengths=toy.LENGTHS,
@@ -62,7 +63,7 @@ def test_everything_may_be_given(model_dir, tmp_path, monkeypatch):
         output_dir="relative",
         mixture_or_task_name="evaluator_toy_standard",
         feature_lengths={"inputs": 40, "targets": 8},
-        model_config=toy.CONFIG,
+        model_config=CONFIG,
         splits=("test",),
         batch_size=2,
         with_rationales=True,
@@ -109,7 +110,7 @@ def test_mistakes(model_dir, tmp_path, options, message):
 def test_another_model_is_refused_by_name(model_dir, tmp_path):
     import dataclasses
 
-    config = dataclasses.replace(toy.CONFIG, mlp_dim=64)
+    config = dataclasses.replace(CONFIG, mlp_dim=64)
     with pytest.raises(UserError, match=r"wi_0"):
         _evaluate(model_dir, tmp_path, model_config=config)
     assert jax.device_count() == 8

@@ -28,8 +28,9 @@ from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.programs.export import export
 from sbs_jax.student import Student
 from sbs_jax.training.state import TrainState
-from tests.checkpoints.test_tokenizer_files import texts, train
+from tests.checkpoints.t5x_layout import write_orbax
 from tests.hf_models import apply, hf_model, our_model, padded_batch, shift_right
+from tests.sentencepiece_models import texts, train
 
 # (transformers 5.23 cannot generate where the decoder has more layers than the encoder.)
 CASES = [("v1.0", "plain"), ("v1.1", "plain")]
@@ -240,8 +241,6 @@ def test_what_cannot_be_exported_is_told_in_a_sentence(run, tmp_path, vocabulary
 
 def test_decoder_prefixes_and_unscaled_umt5_are_told(tmp_path, vocabulary, caplog):
     config = dataclasses.replace(our_model("v1.1", "plain")[0], relative_attention_per_layer=True)
-    from tests.checkpoints.test_t5x import write_orbax
-
     abstract = Student(config, make_mesh(8, 1)).abstract_params
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), abstract)

@@ -15,6 +15,7 @@ from sbs_jax.inference.loader import Loader
 from sbs_jax.programs import infer as infer_lib
 from tests import disks, processes
 from tests.inference import toy
+from tests.paths import ROOT
 
 COUNT = 75
 MANY = 800
@@ -283,7 +284,7 @@ def test_the_terminal_shows_label_rationale_and_what_mattered(model_dir):
     command += processes.macros(CHECKPOINT_PATH=model_dir, CANDIDATES=LABELS)
     environment = os.environ | {
         "XLA_FLAGS": "",
-        "PYTHONPATH": str(processes.ROOT),
+        "PYTHONPATH": str(ROOT),
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
     }

@@ -6,14 +6,13 @@ import re
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from sbs_jax.programs.quickstart import METHODS, Run, summarize
 from tests import processes
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 FLAGS = processes.macros(
     TRAIN_STEPS=4, WARMUP_STEPS=1, EVAL_PERIOD=2, TRAIN_PROBLEMS=60, MIN_STEPS=1, MAX_STEPS=1
 )

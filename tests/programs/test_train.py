@@ -19,11 +19,13 @@ from sbs_jax.programs import train as trainer
 from sbs_jax.programs.export import export
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers
-from tests.checkpoints.test_t5x import write_legacy
+from tests.checkpoints.t5x_layout import write_legacy
 from tests.evaluation import toy
+from tests.sentencepiece_models import texts, train
+from tests.toy import CONFIG
 
 
-def run(folder, *, initial=None, steps=2, config=toy.CONFIG, rate=1e-3, **settings):
+def run(folder, *, initial=None, steps=2, config=CONFIG, rate=1e-3, **settings):
     toy.register()
     with settings_lib.override(DataSettings(vocabulary_size=500, **settings)):
         trainer.train(
@@ -42,7 +44,7 @@ def run(folder, *, initial=None, steps=2, config=toy.CONFIG, rate=1e-3, **settin
 
 
 def params_of(path):
-    student = Student(toy.CONFIG, make_mesh(devices=jax.devices()[:1]))
+    student = Student(CONFIG, make_mesh(devices=jax.devices()[:1]))
     return traverse_util.flatten_dict(load_params(identify(path), student.placed_params), sep="/")
 
 
@@ -74,7 +76,7 @@ def test_a_run_records_its_student(first):
     assert settings["feature_lengths"] == toy.LENGTHS
     assert settings["data_settings"]["label_prefix"] == "[label] "
     source = identify(first)
-    assert (source.kind, source.step, source.config) == ("sbs_jax", 2, toy.CONFIG)
+    assert (source.kind, source.step, source.config) == ("sbs_jax", 2, CONFIG)
     assert source.settings == settings
     assert source.vocabulary_path == first / "vocabulary/spiece.model"
 
@@ -112,14 +114,13 @@ def test_training_goes_on_from_a_hugging_face_folder(exported, tmp_path):
 
 
 def _other_vocabulary(folder):
-    from tests.checkpoints.test_tokenizer_files import texts, train
 
     return train(folder / "other.model", texts(), byte_fallback=True)
 
 
 def test_training_from_t5x_wants_its_vocabulary_named(first, tmp_path):
     params = {name: np.asarray(array) for name, array in params_of(first).items()}
-    legacy = write_legacy(tmp_path / "checkpoint_9", params=params)
+    legacy = write_legacy(tmp_path / "checkpoint_9", params)
     with pytest.raises(UserError, match=r"spiece\.model: the vocabulary that the weights were"):
         run(tmp_path / "none", initial=legacy)
     vocabulary = str(first / "vocabulary" / "spiece.model")
@@ -131,7 +132,7 @@ def test_training_from_t5x_wants_its_vocabulary_named(first, tmp_path):
 def test_what_does_not_fit_is_told_before_training(exported, tmp_path):
     def message(**changes):
         with pytest.raises(UserError) as caught:
-            config = dataclasses.replace(toy.CONFIG, **changes)
+            config = dataclasses.replace(CONFIG, **changes)
             run(tmp_path / "x", initial=exported, config=config)
         return str(caught.value)
 

@@ -9,7 +9,7 @@ from sbs_jax.data import pipeline, registration
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.metrics import evaluate_expression, exact_match
 from sbs_jax.tasks import cqa, svamp
-from tests.tasks.test_tasks import GIN
+from tests.paths import GIN
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import gin
 import pytest
@@ -9,9 +8,8 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.tasks import cqa, svamp
+from tests.paths import GIN
 from tests.release_layout import write_jsonl
-
-GIN = Path(__file__).parent.parent.parent / "gin"
 
 
 def test_svamp_keeps_the_released_equation(generated):

@@ -1,12 +1,10 @@
 """The record of a run."""
 
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from sbs_jax.errors import UserError
 from sbs_jax.training.writers import MetricsWriter
@@ -14,18 +12,6 @@ from sbs_jax.training.writers import MetricsWriter
 
 def lines_of(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-def events_of(path):
-    """TensorBoard's events, oldest file first; a record is length, crc, content, crc."""
-    events = []
-    for file in sorted((path / "tensorboard").iterdir(), key=lambda f: f.stat().st_mtime_ns):
-        content, place = file.read_bytes(), 0
-        while place < len(content):
-            (length,) = struct.unpack("<Q", content[place : place + 8])
-            events.append(Event.FromString(content[place + 12 : place + 12 + length]))
-            place += length + 16
-    return events
 
 
 def write_steps(path, steps, *, after_step=None, **options):

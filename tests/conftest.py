@@ -1,7 +1,10 @@
 """Settings of the whole suite; jax reads them when it is first imported."""
 
+import importlib.util
 import os
 from pathlib import Path
+
+import pytest
 
 # Meshes are tested on 8 virtual CPU devices.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -12,3 +15,13 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_collection_modifyitems(items):
+    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+    if not missing:
+        return
+    reason = f"{' and '.join(missing)} not installed: pip install -e '.[parity]'"
+    for item in items:
+        if item.get_closest_marker("parity"):
+            item.add_marker(pytest.mark.skip(reason=reason))

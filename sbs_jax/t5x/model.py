@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import seqio
 from flax import linen as nn
 from jaxtyping import Array, Float
 from t5x import decoding, models, optimizers
@@ -15,6 +14,7 @@ from t5x import metrics as t5x_metrics
 
 from sbs_jax import losses
 from sbs_jax.data.feature_converter import PartFeatureConverter
+from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.parts import LABEL, PART_NAMES

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import seqio
-
 from sbs_jax.data import registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
 
 

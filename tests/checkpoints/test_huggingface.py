@@ -18,7 +18,8 @@ from sbs_jax.checkpoints.huggingface import (
 )
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
-from tests.hf_models import CASES, VERSIONS, hf_model, our_model, state_dict
+from tests.hf_models import hf_model
+from tests.t5_weights import CASES, VERSIONS, our_model, state_dict
 
 COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
 
@@ -41,7 +42,7 @@ def assert_same(found, expected):
 def test_round_trip_is_exact(version, shape):
     config, params = our_model(version, shape)
     back = params_to_huggingface(params, config)
-    original = state_dict(hf_model(version, shape))
+    original = state_dict(version, shape)
     unnamed = COPIES | ({"lm_head.weight"} if version == "v1.0" else set())
     assert back.keys() == original.keys() - unnamed
     for name, tensor in back.items():
@@ -77,7 +78,7 @@ def test_sharded_folder(version, tmp_path):
 def test_tying_is_read_off_the_tensors_and_scaling_off_the_config():
     config_json = hf_model("v1.1", "plain").config.to_dict()
     assert config_json["tie_word_embeddings"] is True  # transformers 5 says so of every T5
-    tensors = state_dict(hf_model("v1.1", "plain"))
+    tensors = state_dict("v1.1", "plain")
 
     def read(tensors, **changes):
         config = config_from_huggingface({**config_json, **changes}, tensors)

@@ -8,15 +8,8 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
-from transformers import (
-    MT5Config,
-    MT5ForConditionalGeneration,
-    UMT5Config,
-    UMT5ForConditionalGeneration,
-)
 
 from sbs_jax.checkpoints import hub, tensors
 from sbs_jax.checkpoints.huggingface import load_huggingface
@@ -32,11 +25,12 @@ from sbs_jax.errors import UserError
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from tests.hf_models import apply, hf_model, our_model, padded_batch, shift_right
+from tests.hf_models import hf_model, require_torch, torch, transformers
+from tests.t5_weights import apply, our_model, padded_batch, shift_right
 
 MULTILINGUAL = {
-    "mt5": (MT5Config, MT5ForConditionalGeneration),
-    "umt5": (UMT5Config, UMT5ForConditionalGeneration),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration"),
+    "umt5": ("UMT5Config", "UMT5ForConditionalGeneration"),
 }
 
 
@@ -103,7 +97,8 @@ def test_bfloat16_files_become_float32(saved):
 @pytest.fixture(scope="module", params=MULTILINGUAL)
 def multilingual(request, tmp_path_factory):
     """A random mT5 or umT5 with a head of its own, and its folder."""
-    make_config, make_model = MULTILINGUAL[request.param]
+    require_torch()
+    make_config, make_model = (getattr(transformers, name) for name in MULTILINGUAL[request.param])
     torch.manual_seed(1)
     sizes = {"vocab_size": 64, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 48}
     model = make_model(make_config(**sizes, num_layers=2, decoder_start_token_id=0)).eval()

@@ -14,7 +14,7 @@ from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from tests.checkpoints.t5x_layout import write_legacy, write_orbax
-from tests.hf_models import our_model
+from tests.t5_weights import our_model
 
 REAL = os.environ.get("SBS_T5X_CHECKPOINTS_DIR")
 CONFIG, PARAMS = our_model("v1.1", "plain")

@@ -1,6 +1,9 @@
+import importlib.util
 import os
 import subprocess
 import sys
+
+import pytest
 
 
 def run(code):
@@ -44,3 +47,11 @@ def test_numpy_modules_need_no_tensorflow():
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)"
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_after_tensorflow_does_not_end_the_process():
+    """It does where TensorFlow is imported first: a segmentation fault (triton 3.7.1)."""
+    done = run("from sbs_jax.data.tensorflow_setup import tf\nimport triton\nprint('alive')")
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

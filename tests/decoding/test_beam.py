@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sbs_jax.decoding.beam import beam_decode
@@ -13,7 +12,8 @@ from sbs_jax.errors import UserError
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from tests.hf_models import hf_model, our_model, padded_batch
+from tests.hf_models import hf_model, torch
+from tests.t5_weights import our_model, padded_batch
 
 LENGTH = 12
 ROWS = 5

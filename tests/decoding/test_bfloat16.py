@@ -11,7 +11,7 @@ from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.saliency import input_saliency
 from sbs_jax.decoding.sampling import sample_decode
 from sbs_jax.models.network import Transformer
-from tests.hf_models import our_model, padded_batch
+from tests.t5_weights import our_model, padded_batch
 
 
 def test_scores_in_bfloat16_are_near_those_of_ranking():

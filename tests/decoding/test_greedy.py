@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sbs_jax.decoding.greedy import greedy_decode, most_likely
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from tests.hf_models import CASES, VERSIONS, apply, hf_model, our_model, padded_batch
+from tests.hf_models import hf_model, torch
+from tests.t5_weights import CASES, VERSIONS, apply, our_model, padded_batch
 
 LENGTH = 20
 

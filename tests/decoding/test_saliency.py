@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 import pytest
-import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sbs_jax.decoding.saliency import input_saliency
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from tests.hf_models import VERSIONS, hf_model, our_model, padded_batch, shift_right
+from tests.hf_models import hf_model, torch
+from tests.t5_weights import VERSIONS, our_model, padded_batch, shift_right
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -15,7 +15,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from tests.hf_models import our_model, padded_batch
+from tests.t5_weights import our_model, padded_batch
 
 PROMPT = np.array([7, 8, 9])
 

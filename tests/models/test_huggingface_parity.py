@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import traverse_util
 
 from sbs_jax.checkpoints.huggingface import params_from_huggingface
-from tests.hf_models import CASES, apply, hf_model, our_model, padded_batch, shift_right
+from tests.hf_models import hf_model, torch
+from tests.t5_weights import CASES, apply, our_model, padded_batch, shift_right
 
 TOLERANCE = 1e-4
 

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from sbs_jax.models.network import Transformer
 from tests import toy
-from tests.hf_models import CASES, apply, our_model, padded_batch, shift_right
+from tests.t5_weights import CASES, apply, our_model, padded_batch, shift_right
 
 TINY = dataclasses.replace(toy.CONFIG, vocab_size=32, head_dim=4, mlp_dim=24)
 TINY_V1_0 = dataclasses.replace(TINY, mlp_activations=("relu",), logits_via_embedding=True)

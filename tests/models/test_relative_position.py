@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.relative_position import (
@@ -13,8 +11,10 @@ from sbs_jax.models.relative_position import (
     along_diagonals,
     relative_position_buckets,
 )
+from tests.hf_models import torch
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (64, 512), (12, 50)])
 def test_buckets_are_hugging_faces(bidirectional, num_buckets, max_distance):
@@ -22,6 +22,8 @@ def test_buckets_are_hugging_faces(bidirectional, num_buckets, max_distance):
     found = relative_position_buckets(
         distances, bidirectional=bidirectional, num_buckets=num_buckets, max_distance=max_distance
     )
+    from transformers.models.t5.modeling_t5 import T5Attention
+
     expected = T5Attention._relative_position_bucket(
         torch.tensor(distances), bidirectional, num_buckets, max_distance
     )

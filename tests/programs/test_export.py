@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from flax import traverse_util
 from safetensors.numpy import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from sbs_jax import gin_utils
 from sbs_jax.checkpoints import record
@@ -29,8 +27,9 @@ from sbs_jax.programs.export import export
 from sbs_jax.student import Student
 from sbs_jax.training.state import TrainState
 from tests.checkpoints.t5x_layout import write_orbax
-from tests.hf_models import apply, hf_model, our_model, padded_batch, shift_right
+from tests.hf_models import hf_model, torch, transformers
 from tests.sentencepiece_models import texts, train
+from tests.t5_weights import apply, our_model, padded_batch, shift_right
 
 # (transformers 5.23 cannot generate where the decoder has more layers than the encoder.)
 CASES = [("v1.0", "plain"), ("v1.1", "plain")]
@@ -113,11 +112,12 @@ def test_round_trips_are_exact(exported):
         np.testing.assert_array_equal(tensor, original[name])
 
 
+@pytest.mark.parity
 def test_transformers_gives_the_same_logits_and_text(exported):
     folder, case = exported
     config, params = our_model(*case)
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     inputs, targets = padded_batch(case[1])
     decoder_inputs = shift_right(targets)
     with torch.no_grad():
@@ -170,6 +170,7 @@ def test_the_model_card_tells_what_it_is_and_how_to_ask(exported):
     assert f"A T5 of {count:,} parameters (float32)" in card
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(run, tmp_path, dtype):
     export(checkpoint_path=str(run[0]), output_dir=str(tmp_path), dtype=dtype)
@@ -179,7 +180,8 @@ def test_half_precision(run, tmp_path, dtype):
         lambda x: x.astype(numpy_dtype).astype(np.float32), our_model(*run[1])[1]
     )
     assert_same(found, rounded)
-    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).dtype == getattr(torch, dtype)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert model.dtype == getattr(torch, dtype)
 
 
 def test_from_huggingface_to_huggingface(tmp_path, vocabulary):

@@ -143,6 +143,6 @@ def test_scripts_without_a_fitting_python_say_so_in_one_sentence(script, tmp_pat
         env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.startswith("error: sbs_jax needs Python 3.11 or 3.12")
+    assert done.stderr.startswith("error: sbs_jax needs Python 3.11, 3.12 or 3.13")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / ".venv").exists()

@@ -114,7 +114,6 @@ def test_training_goes_on_from_a_hugging_face_folder(exported, tmp_path):
 
 
 def _other_vocabulary(folder):
-
     return train(folder / "other.model", texts(), byte_fallback=True)
 
 

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import torch
 
 from sbs_jax import losses
 from sbs_jax.checkpoints.huggingface import params_from_huggingface
@@ -11,7 +10,8 @@ from sbs_jax.data.batching import TrainBatches
 from sbs_jax.data.records import Counts, Records, shared_sources
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
-from tests.hf_models import apply, hf_model, our_model
+from tests.hf_models import hf_model, torch
+from tests.t5_weights import apply, our_model
 
 PROMPTS = {LABEL: [7, 8], RATIONALE: [9]}
 LAMBDA = 0.7

@@ -8,14 +8,14 @@ L = mean_label + λ · mean_rationale with λ = (1 - α) / α, so the published 
 import jax
 import numpy as np
 import pytest
-import torch
 
 from sbs_jax import losses
 from sbs_jax.checkpoints.huggingface import params_from_huggingface
 from sbs_jax.data.batching import TrainBatches
 from sbs_jax.data.records import Counts, Records
 from sbs_jax.parts import LABEL, RATIONALE
-from tests.hf_models import apply, hf_model, our_model
+from tests.hf_models import hf_model, torch
+from tests.t5_weights import apply, our_model
 
 EXAMPLES = 6
 

@@ -8,6 +8,7 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.training.writers import MetricsWriter
+from tests.training.events import events_of
 
 
 def lines_of(path):

@@ -17,7 +17,8 @@ from tests.t5_weights import our_model, padded_batch
 def test_scores_in_bfloat16_are_near_those_of_ranking():
     config, params = our_model("v1.1", "plain")
     model = Transformer(dataclasses.replace(config, dtype="bfloat16"))
-    inputs, _ = padded_batch("plain", rows=2)
+    # With these inputs no answer contains the padding token, which `rank_candidates` refuses.
+    inputs, _ = padded_batch("plain", rows=2, seed=1)
     prompt = np.array([5, 6])
     settings = {"max_decode_len": 4, "decoder_prompt": prompt, "eos_id": 3}
     greedy = greedy_decode(model, params, inputs, **settings)

@@ -97,8 +97,16 @@ class Student:
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        """Within it, the network's logical axis names mean axes of this mesh."""
-        with self.mesh, nn.logical_axis_rules(self.rules):
+        """Within it, the network's logical axis names mean axes of this mesh.
+
+        `jax.set_mesh`, not `with mesh`: since Flax 0.12, `nn.with_logical_constraint` constrains
+        nothing under the latter. Both settings belong to the calling thread, so every call enters
+        them anew. One device has nothing to cut, and is spared the constraints.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.mesh.size > 1:
+                stack.enter_context(jax.set_mesh(self.mesh))
+            stack.enter_context(nn.logical_axis_rules(self.rules))
             yield
 
     def init_params(self, seed: int) -> Any:

@@ -21,6 +21,7 @@ CORE = (
     "partitioning",
     "training",
     "checkpoints",
+    "planning",
 )
 
 PROGRAM = """

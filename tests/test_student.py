@@ -1,13 +1,18 @@
 """The same training on every mesh: losses, parameters, shardings (8 virtual devices)."""
 
+import contextlib
 import dataclasses
+import re
+from concurrent import futures
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.planning import hlo
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import make_train_step
@@ -118,3 +123,71 @@ def test_bfloat16_activations_keep_float32_parameters():
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
     _, exact = train(make_mesh(4, 2), steps=3)
     np.testing.assert_allclose(history[-1]["loss"], exact[-1]["loss"], rtol=2e-2)
+
+
+ROWS = 24
+
+
+def sharded_step(student):
+    optimizer = optimizers.adamw(1e-3)
+    state = placement.abstract_state(student, optimizer, seed=0)
+    step = make_train_step(student.apply, optimizer)
+    return placement.jit_train_step(student, step, state), state
+
+
+@pytest.fixture(scope="module")
+def fully_sharded():
+    """A student cut along both axes, a batch of `ROWS` rows, and its step, lowered."""
+    student = Student(CONFIG, make_mesh(4, 2), fsdp=True)
+    step, state = sharded_step(student)
+    batch = random_batch(rows=ROWS, seed=0)
+    return student, batch, step.lower(state, batch)
+
+
+def test_a_lowered_step_holds_the_sharding_constraints(fully_sharded):
+    lowered = fully_sharded[2].as_text()
+    assert len(re.findall(r"sdy\.sharding_constraint", lowered)) >= 20
+
+
+def test_fully_sharded_training_gathers_parameters_and_no_batch(fully_sharded):
+    _, batch, lowered = fully_sharded
+    whole = {ROWS}
+    for name in ("encoder_input_tokens", "decoder_input_tokens"):
+        whole.add(batch[name].size)
+    program = hlo.read_program(lowered.compile().as_text(), 8)
+    gathered = [one for one in program.collectives if one.kind == "all-gather"]
+    assert gathered  # of parameters
+    # Token ids and masks are small, and may be gathered.
+    assert not [one for one in gathered if one.shape[0] in "bf" and one.dims[0] in whole]
+
+
+def test_the_constraints_change_no_number(fully_sharded, monkeypatch):
+    student, batch, _ = fully_sharded
+
+    def run():
+        state = placement.create_state(
+            student, student.init_params(seed=0), optimizers.adamw(1e-3), seed=0
+        )
+        step, _ = sharded_step(student)
+        return jax.device_get(step(state, to_global(batch, student.mesh))[1])
+
+    constrained = run()
+
+    @contextlib.contextmanager
+    def unconstrained(self):
+        with nn.logical_axis_rules(self.rules):
+            yield
+
+    monkeypatch.setattr(Student, "context", unconstrained)
+    free = run()
+    for key in ("loss", "label_loss", "rationale_loss", "grad_norm"):
+        np.testing.assert_allclose(constrained[key], free[key], rtol=2e-6, err_msg=key)
+
+
+def test_constraints_hold_in_every_thread(fully_sharded):
+    """`experiments.lanes` calls a step from the thread of a lane."""
+    student, batch, lowered = fully_sharded
+    step, state = sharded_step(student)
+    with futures.ThreadPoolExecutor(1) as pool:
+        text = pool.submit(lambda: step.lower(state, batch).as_text()).result()
+    assert text == lowered.as_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -48,12 +48,51 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
             f"devices, but there are {count} {_kind(devices)} devices; set DATA_PARALLEL = -1 to "
             "take all."
         )
+    grid = arrange_devices(data, model, devices)
+    return Mesh(grid, (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def arrange_devices(data: int, model: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Lays devices out as [data, model], such that both axes follow the links between them.
+
+    Args:
+      data: size of the first axis.
+      model: size of the second axis; `data` × `model` is the number of devices.
+      devices: of one platform.
+
+    Returns:
+      An array of the devices.
+    """
     if devices[0].platform == "cpu":
         # Virtual CPU devices have no topology to respect.
-        grid = np.asarray(devices).reshape(data, model)
-    else:
-        grid = mesh_utils.create_device_mesh((data, model), devices=devices)
-    return Mesh(grid, (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+        return np.asarray(devices).reshape(data, model)
+    if devices[0].device_kind == "TPU v4" and any(device.core_on_chip for device in devices):
+        places = {(*device.coords, device.core_on_chip): device for device in devices}
+        return _arrange_cores(data, model, places)
+    return _arrange_chips((data, model), devices)
+
+
+def _arrange_cores(
+    data: int, model: int, by_place: Mapping[tuple[int, ...], jax.Device]
+) -> np.ndarray:
+    """Arranges chips of which each core is a device; JAX does so for other kinds than v4.
+
+    Both cores of a chip become neighbours along `model`, or along `data` if `model` is odd.
+    """
+    chips = [device for place, device in by_place.items() if place[-1] == 0]
+    if len(chips) * 2 != len(by_place):
+        return np.asarray(list(by_place.values())).reshape(data, model)  # A choice of cores.
+    shape, axis = ((data, model // 2), 2) if model % 2 == 0 else ((data // 2, model), 1)
+    first = _arrange_chips(shape, chips)
+    second = np.empty_like(first)
+    for index, chip in np.ndenumerate(first):
+        second[index] = by_place[*chip.coords, 1]
+    return np.stack([first, second], axis).reshape(data, model)
+
+
+def _arrange_chips(shape: tuple[int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    # Without the permission to split physical axes, most model axes on a 2-D or 3-D slice raise.
+    return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
 
 
 def check_batch_size(rows: int, mesh: Mesh, num_microbatches: int = 1) -> None:

@@ -104,6 +104,10 @@ setup(
         "slurm": SLURM,
         # WANDB_PROJECT: metrics at Weights & Biases, too.
         "wandb": ["wandb>=0.20,<1"],
+        # MLFLOW_EXPERIMENT: metrics in MLflow, too; SQLAlchemy keeps the local store.
+        "mlflow": ["mlflow-skinny>=3,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"],
+        # The documentation's site: mkdocs build --strict.
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff"],
         # The HTTP service of `python -m sbs_jax.serve`.
         "serve": SERVE,
         # What T5X needs besides. T5X itself is not on PyPI, and its own requirements would put a

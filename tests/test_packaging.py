@@ -1,8 +1,9 @@
-"""What a wheel holds, and that it works away from the checkout."""
+"""What the sdist and the wheel hold, and that the wheel works away from the checkout."""
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -10,24 +11,49 @@ import pytest
 from tests.paths import ROOT
 
 
+def run(*command, **options):
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory):
+    """Folders: that of the sdist and of the wheel that was built from it, and the source's."""
+    folder = tmp_path_factory.mktemp("built")
     # A copy, since building leaves `build/` behind.
     source = folder / "source"
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    for name in files:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in run(*command, cwd=ROOT).splitlines():
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return next(folder.glob("*.whl")), source
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", source)
+    return folder / "dist", source
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (path,) = built[0].glob("*.whl")
+    return path, built[1]
+
+
+@pytest.mark.slow
+def test_twine_has_nothing_to_say(built):
+    output = run(
+        sys.executable, "-m", "twine", "--no-color", "check", "--strict", *built[0].iterdir()
+    )
+    assert output.count("PASSED") == 2
+
+
+@pytest.mark.slow
+def test_an_sdist_holds_what_the_wheel_is_built_of(built):
+    (path,) = built[0].glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"README.md", "LICENSE", "setup.py", "pyproject.toml", "sbs_jax/py.typed"} <= names
 
 
 @pytest.mark.slow
@@ -47,14 +73,19 @@ def test_a_wheel_holds_tasks_and_every_gin_file(wheel):
 
 @pytest.mark.slow
 def test_a_wheel_works_from_another_folder(wheel, tmp_path):
-    """Unpacked where no checkout is; `--help` reads the gin files that the wheel brings."""
-    zipfile.ZipFile(wheel[0]).extractall(tmp_path / "site")
-    process = subprocess.run(
-        [sys.executable, "-P", "-m", "sbs_jax.train", "--help",
-         "--gin_file=examples/svamp_t5_1_1_small.gin"],
-        cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    """Installed where no checkout is: gin files, tasks and programs are those of the wheel."""
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", site, wheel[0])
+    python = [sys.executable, "-P", "-m"]
+    options = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(site)}}
+    output = run(
+        *python, "sbs_jax.train", "--help", "--gin_file=examples/svamp_t5_1_1_small.gin", **options
+    )
+    assert "RATIONALE_WEIGHT" in output
+    assert "'svamp'" in output
+    output = run(
+        *python, "sbs_jax.inspect_task", "--gin_file=runs/inspect_task.gin",
+        "--gin_file=tasks/arithmetic.gin", "--gin.TRAIN_PROBLEMS=20",
+        f"--gin.MODEL_DIR={tmp_path / 'run'}", **options,
     )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert "RATIONALE_WEIGHT" in process.stdout
-    assert "'svamp'" in process.stdout
+    assert "predict: " in output

@@ -13,6 +13,23 @@ from typing import IO, Any, Literal
 
 from sbs_jax.errors import UserError
 
+DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+    }
+)
+"""Numbers of the errors by which a system refuses to write."""
+
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
@@ -45,6 +62,14 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
     }.get(error.errno or 0, "see to that disk, or choose another folder")
     reason = error.strerror or str(error) or type(error).__name__
     return f"{path}: cannot be written ({reason}); {advice}, then start the same command again."
+
+
+def refused(error: OSError) -> str:
+    """Returns the sentence for an error of which it is not known what was tried."""
+    where = error.filename or "A file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return cannot_write(where, error)
+    return f"{where}: cannot be read or written ({error.strerror}); see to it, or name another."
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ import gin
 import sbs_jax
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump, lookup, reader
-from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_text
+from sbs_jax.errors import UNFINISHED, UserError
+from sbs_jax.files import DISK_ERRORS, atomic_write_text, refused
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.partitioning import peers
 from sbs_jax.redaction import holds_secret
@@ -62,6 +62,7 @@ class Flags:
       process_index: which of them this is, from 0.
       compilation_cache_dir: where compiled programs are kept; `off` keeps none; None is the
         default folder.
+      exit_zero_when_stopped: end with 0 where `errors.UNFINISHED` would be the exit code.
       help: print the flags and the macros, run nothing.
     """
 
@@ -75,10 +76,17 @@ class Flags:
     process_count: int | None
     process_index: int | None
     compilation_cache_dir: str | None
+    exit_zero_when_stopped: bool
     help: bool
 
 
-def run_main(target: str, argv: Sequence[str] | None = None, *, description: str) -> int:
+def run_main(
+    target: str,
+    argv: Sequence[str] | None = None,
+    *,
+    description: str,
+    is_finished: Callable[[Any], bool] = lambda result: not getattr(result, "interrupted", False),
+) -> int:
     """Runs `target` as the command line and its gin files configure it.
 
     Args:
@@ -87,14 +95,25 @@ def run_main(target: str, argv: Sequence[str] | None = None, *, description: str
         final configuration.
       argv: the arguments without the program's name; the process's own by default.
       description: what the program does, for `--help`.
+      is_finished: whether what `target` returns means that the work is done; by default, unless
+        it says that it was `interrupted`, as `training.loop.Finished` may.
 
     Returns:
-      The process's exit code: 0, or 1 after a `UserError`, which is printed as one line on stderr
-      (with `--verbosity=debug` after its traceback), or 130 after Ctrl-C. In a run of several
-      processes, one that fails ends here, and the others with it; see `partitioning.peers`.
+      The process's exit code:
+
+      * 0: the work is done.
+      * `errors.UNFINISHED` (75): it is not, because a signal or a budget stopped the program in
+        order or answers are missing; what is done is saved. `--exit_zero_when_stopped` makes it 0.
+      * 1: a `UserError`, or a disk that refuses; printed as one line on stderr (with
+        `--verbosity=debug` after its traceback).
+      * 130: Ctrl-C, where the program does not stop in order.
+
+      In a run of several processes, one that fails ends here, and the others with it; see
+      `partitioning.peers`.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(target, list(sys.argv[1:] if argv is None else argv), description)
+        code = _run(target, arguments, description, is_finished)
     except Exception:
         peers.await_news()
         if peers.watching():
@@ -105,7 +124,7 @@ def run_main(target: str, argv: Sequence[str] | None = None, *, description: str
     return code
 
 
-def _run(target: str, argv: list[str], description: str) -> int:
+def _run(target: str, argv: list[str], description: str, is_finished: Callable[[Any], bool]) -> int:
     module, function_name = target.split(":")
     program = f"python -m {_main_module(module)}"
     debug = "--verbosity=debug" in argv
@@ -129,12 +148,13 @@ def _run(target: str, argv: list[str], description: str) -> int:
         _join_processes(flags)
         config.apply()
         function = getattr(importlib.import_module(module), function_name)
-        _call(function, flags, program, argv)
+        try:
+            finished = is_finished(_call(function, flags, program, argv))
+        except InterruptedError:  # a signal, of a program that has no result without its end
+            finished = False
+        return 0 if finished or flags.exit_zero_when_stopped else UNFINISHED
     except UserError as error:
-        if debug:
-            traceback.print_exception(error)
-        print(f"error: {lookup.unglue(error)}", file=sys.stderr)
-        return 1
+        return _fail(lookup.unglue(error), error, debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -143,7 +163,22 @@ def _run(target: str, argv: list[str], description: str) -> int:
         # it once more when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
+    except OSError as raised:
+        error: BaseException | None = raised
+        # gin raises a copy without number and file; the original is its context.
+        while isinstance(error, OSError) and error.errno is None:
+            error = error.__context__
+        if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
+            raise
+        # Whatever reads or writes a file may find the disk full or closed to it.
+        return _fail(refused(error), error, debug)
+
+
+def _fail(sentence: str, error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {sentence}", file=sys.stderr)
+    return 1
 
 
 def parse_flags(argv: Sequence[str]) -> Flags:
@@ -182,6 +217,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         process_count=known.process_count,
         process_index=known.process_index,
         compilation_cache_dir=known.compilation_cache_dir,
+        exit_zero_when_stopped=known.exit_zero_when_stopped,
         help=known.help,
     )
 
@@ -329,11 +365,17 @@ def _parser(program: str, description: str = "") -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where compiled programs are kept (default: the user's cache folder), or off.",
     )
+    add(
+        "--exit_zero_when_stopped",
+        action="store_true",
+        help=f"end with exit code 0, instead of {UNFINISHED}, when a signal or a budget stops the "
+        "program before its work is done, or when answers are missing.",
+    )
     add("--help", "-h", action="store_true", help="show this, and the macros of the gin files.")
     return parser
 
 
-def _call(function: Callable[..., Any], flags: Flags, program: str, argv: Sequence[str]) -> None:
+def _call(function: Callable[..., Any], flags: Flags, program: str, argv: Sequence[str]) -> Any:
     parameters = inspect.signature(function).parameters
     arguments: dict[str, Any] = {}
     if flags.dry_run:
@@ -355,7 +397,7 @@ def _call(function: Callable[..., Any], flags: Flags, program: str, argv: Sequen
             f"No gin file binds {function.__name__}.{missing[0]}; add the file of gin/runs that "
             f"belongs to {program}."
         )
-    gin.get_configurable(function)(**arguments)
+    return gin.get_configurable(function)(**arguments)
 
 
 def _header(program: str, argv: Sequence[str]) -> str:

@@ -31,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return gin_utils.run_main("sbs_jax.programs.teach:teach", arguments, description=__doc__)
+    return gin_utils.run_main(
+        "sbs_jax.programs.teach:teach",
+        arguments,
+        description=__doc__,
+        is_finished=lambda run: not run or run["status"] == "complete",
+    )
 
 
 def _own_flags(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -9,7 +9,8 @@ import pytest
 
 from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UNFINISHED, UserError
+from tests import disks
 from tests.configuration import toy
 
 RUN = """
@@ -24,6 +25,8 @@ toy.train:
   steps = %STEPS
 toy.Model.width = 4
 toy.fail.message = %MESSAGE
+toy.stop.message = %MESSAGE
+toy.write.message = %MESSAGE
 MESSAGE = 'bad data.'
 """
 FILE = "--gin_file=run.gin"
@@ -139,6 +142,36 @@ def test_a_bug_is_not_hidden(tmp_path):
     )
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run(FILE, "--gin.MODEL_DIR=x", "--gin_file=crash.gin")
+
+
+@pytest.mark.parametrize("how", ["signal", "interrupted"])
+def test_work_that_was_stopped_ends_with_75_or_0_if_asked(how):
+    flags = [FILE, "--gin.MODEL_DIR=x", f"--gin.MESSAGE={how}"]
+    assert run(*flags, function="stop") == UNFINISHED == 75
+    assert run(*flags, "--exit_zero_when_stopped", function="stop") == 0
+    assert run(FILE, "--gin.MODEL_DIR=x", function="stop") == 0
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys, place):
+    (tmp_path / "file").write_text("x")
+    flags = [FILE, "--gin.MODEL_DIR=x", f"--gin.MESSAGE={place}"]
+    if place.startswith("/proc"):  # no such folder: that is not the disk's doing
+        with pytest.raises(FileNotFoundError):
+            run(*flags, function="write")
+        return
+    assert run(*flags, function="write") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: file")
+    assert ": cannot be read or written (" in error
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys):
+    flags = [FILE, "--gin.MODEL_DIR=x", "--gin.MESSAGE=new"]
+    with disks.full_after(0):
+        assert run(*flags, function="write") == 1
+    assert "cannot be written (File too large)" in capsys.readouterr().err
 
 
 def test_interrupt(monkeypatch, capsys):

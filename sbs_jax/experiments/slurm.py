@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UNFINISHED, UserError
 from sbs_jax.experiments import local
 from sbs_jax.experiments.local import Ended, Job
 from sbs_jax.experiments.runs import SweepFolder
-from sbs_jax.experiments.worker import INTERRUPTED
 from sbs_jax.files import atomic_write_text
 
 POLL_SECONDS = 2.0
@@ -145,7 +144,7 @@ class SlurmEngine:
                 if code is None:
                     continue
                 del self._at_work[job]
-                again = [job] if code == INTERRUPTED else []
+                again = [job] if code == UNFINISHED else []
                 if not again:
                     again = list(on_end(Ended(job, code, interrupted=False)))
                 self._submit(again)

@@ -32,11 +32,11 @@ from sbs_jax.experiments.lanes import Lanes, LaneState, make_lane_step
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.files import atomic_write_text
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs.train import fitted_settings, run_metadata, wandb_log
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 from sbs_jax.training import placement
-from sbs_jax.training.hooks import StopRequest
 from sbs_jax.training.loop import fit
 from sbs_jax.training.start import starting_state
 from sbs_jax.training.writers import MetricsWriter

@@ -3,7 +3,7 @@
     python -m sbs_jax.experiments.worker --sweep_dir=PATH [--cpus=0,1] RUN_NAME …
 
 Engines start it. Several runs are trained together, see `vectorized`. It exits with 0 when all are
-done, and with `INTERRUPTED` when a signal asked it to stop: what is done is saved, and the same
+done, and with `UNFINISHED` when a signal asked it to stop: what is done is saved, and the same
 command goes on.
 """
 
@@ -20,11 +20,10 @@ from pathlib import Path
 
 from sbs_jax import gin_utils
 from sbs_jax.configuration import lookup
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UNFINISHED, UserError
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.runs import SweepFolder
 
-INTERRUPTED = 75  # EX_TEMPFAIL: try again
 _PATIENCE = 60.0  # seconds for an orphan of a killed sweep to save and go
 
 
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {lookup.unglue(error)}", file=sys.stderr)
         return 1
     except InterruptedError:
-        return INTERRUPTED
+        return UNFINISHED
     return 0
 
 

@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from sbs_jax.errors import UNFINISHED
+
 _BYE, _DEATH = b"b", b"d"
 _INDEX = struct.Struct("!i")
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # seconds, and probes
@@ -153,7 +155,7 @@ def leave(code: int) -> None:
     """
     if _peers is None:
         return
-    if code == 0:
+    if code in (0, UNFINISHED):  # all of them end so, at the same point
         _peers.leave()
         return
     _flush()

@@ -20,6 +20,7 @@ from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.output import ResumableOutput
 from sbs_jax.inference.predictor import Predictor
 from sbs_jax.metrics import normalize_answer
+from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.progress import Progress
 
 WINDOW = 16
@@ -45,7 +46,8 @@ def infer(
     Besides `rationale` with `explain`, `n_best` (labels with confidences, best first) with
     `num_best` above 1, and `target` where the gold label is known. Rows are in the order of the
     inputs. A call that was killed goes on where it was when it is repeated, and ends in the same
-    file, bit for bit. All processes of a run call this together; process 0 writes.
+    file, bit for bit. SIGTERM and Ctrl-C end it after the inputs that are under way. All processes
+    of a run call this together; process 0 writes.
 
     Args:
       loader: the student.
@@ -64,6 +66,7 @@ def infer(
 
     Raises:
       UserError: something the user gave does not work; the sentence says what.
+      InterruptedError: a signal asked to stop; what was answered is in the file.
     """
     if input_file is None and mixture_or_task_name is None:
         raise UserError("Give INPUT_FILE, or MIXTURE_OR_TASK_NAME with SPLIT.")
@@ -86,13 +89,14 @@ def infer(
         progress.note(f"its answer:  {_start(predictor, [first], 0, explain, num_best)()[0]}")
         return None
     made_with = {"EXPLAIN": explain, "NUM_BEST": num_best, **predictor.answers_depend_on()}
-    done, output = _resume(output_file, made_with, predictor.name, items)
-    try:
-        return _run(predictor, items(), output, done, explain, num_best, progress)
-    finally:
-        if output is not None:
-            progress.note(f"Written to {output.path}")
-            output.__exit__(None, None, None)
+    with StopRequest("these inputs") as stop:
+        done, output = _resume(output_file, made_with, predictor.name, items)
+        try:
+            return _run(predictor, items(), output, done, explain, num_best, progress, stop)
+        finally:
+            if output is not None:
+                progress.note(f"Written to {output.path}")
+                output.__exit__(None, None, None)
 
 
 def interact(*, loader: Loader, explain: bool = True, num_best: int = 1) -> None:
@@ -129,6 +133,7 @@ def _run(
     explain: bool,
     num_best: int,
     progress: Progress,
+    stop: StopRequest,
 ) -> int:
     """Answers all windows but those that are done; `output` is None on other processes than 0."""
     size = WINDOW * predictor.row_counts[-1]
@@ -148,7 +153,16 @@ def _run(
             told = time.monotonic()
             progress.note(f"{window[0] + len(rows):,} inputs, {fresh / (told - begin):,.1f}/s")
 
+    # On CPU, nothing that communicates may run beside the question whether to stop.
+    alone = jax.process_count() > 1 and jax.default_backend() == "cpu"
     while True:
+        if alone:
+            write(pending)
+            pending = None
+        if stop.agreed():
+            write(pending)
+            progress.note(f"Stopped by {stop.name}; the same command goes on from there.")
+            raise InterruptedError(stop.name)
         try:
             window = list(itertools.islice(items, size))
             first, count = count, count + len(window)

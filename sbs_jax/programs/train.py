@@ -24,11 +24,11 @@ from sbs_jax.losses import Normalization
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import check_batch_size, make_mesh
+from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import dry_run as dry_run_lib
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 from sbs_jax.training import placement
-from sbs_jax.training.hooks import StopRequest
 from sbs_jax.training.loop import Finished, fit
 from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.schedules import Schedule

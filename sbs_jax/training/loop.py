@@ -12,6 +12,7 @@ import numpy as np
 
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.errors import UserError
+from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.progress import Progress
 from sbs_jax.training import hooks
 from sbs_jax.training.start import Start
@@ -68,7 +69,7 @@ def fit(
     writer: MetricsWriter | None = None,
     log_period: int = 1,
     progress: Progress | None = None,
-    stop: hooks.StopRequest | None = None,
+    stop: StopRequest | None = None,
 ) -> Finished:
     """Trains until `train_steps` steps are done, or a signal asks to stop.
 
@@ -112,7 +113,7 @@ def fit(
         if period is not None and period < 1:
             raise UserError(f"{name} = {period} must be at least 1.")
     progress = progress or Progress(enabled=False)
-    stop = stop or hooks.StopRequest()
+    stop = stop or StopRequest()
     run = _Run(start, train_steps, checkpoints, metadata, writer, log_period, progress)
     if start.position is not None:
         batches.restore(start.position["data"])
@@ -262,7 +263,7 @@ def _is_due(step: int, period: int | None) -> bool:
 
 def _tell_how_to_go_on(
     progress: Progress,
-    stop: hooks.StopRequest,
+    stop: StopRequest,
     checkpoints: CheckpointManager | None,
     step: int,
     train_steps: int,

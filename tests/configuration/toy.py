@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from sbs_jax.errors import UserError
@@ -53,6 +54,17 @@ def train(
     config_text: str = "",
 ) -> None:
     calls.append(dict(locals()))
+
+
+def stop(*, message: str = "") -> SimpleNamespace:
+    if message == "signal":
+        raise InterruptedError("SIGTERM")
+    return SimpleNamespace(interrupted=message == "interrupted")
+
+
+def write(*, message: str) -> None:
+    Path(message).mkdir()
+    (Path(message) / "x").write_text("x")
 
 
 def fail(*, message: str = "the cat sat on the data.") -> None:

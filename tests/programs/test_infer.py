@@ -12,6 +12,7 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.loader import Loader
+from sbs_jax.inference.output import ResumableOutput
 from sbs_jax.programs import infer as infer_lib
 from tests import disks, processes
 from tests.inference import toy
@@ -140,6 +141,29 @@ def test_a_malformed_line_is_told_and_what_came_before_it_is_kept(model_dir, tmp
     with pytest.raises(UserError, match=r"q\.jsonl, line 41: The label 'maybe' is none of the"):
         infer(model_dir, path, questions)
     assert [row["id"] for row in read(path)] == [f"q{n}" for n in range(32)]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_signal_stops_behind_a_window_and_the_call_goes_on(
+    model_dir, questions, finished, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "out.jsonl"
+    options = {"explain": True, "num_best": 2}
+    append = ResumableOutput.append
+
+    def append_and_signal(output, rows):
+        append(output, rows)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableOutput, "append", append_and_signal)
+        with pytest.raises(InterruptedError):
+            infer(model_dir, path, questions, **options)
+    assert "Stopped by SIGTERM; the same command goes on" in capsys.readouterr().out
+    assert 0 < len(read(path)) < COUNT
+    assert len(read(path)) % 16 == 0
+    assert infer(model_dir, path, questions, **options) == COUNT
+    assert path.read_bytes() == finished.read_bytes()
 
 
 @pytest.mark.usefixtures("small_windows")

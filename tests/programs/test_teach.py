@@ -61,6 +61,20 @@ def test_a_jsonl_file_needs_no_task(tmp_path, capsys):
     assert len(rows_of(tmp_path / "o/rationales.jsonl")) == 2
 
 
+def test_what_is_not_complete_ends_with_75(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"input": "What is 3 + 4?", "label": "(3 + 4)"}\n' * 3)
+    flags = [f"--gin.EXAMPLES_PATH={tmp_path / 'mine.jsonl'}", f"--gin.OUTPUT_DIR={tmp_path / 'o'}"]
+    flags = [*TEACH, SCRIPTED, *flags, "--gin.PROMPTS=gsm8k"]
+    for more, code in (
+        (["--offline"], 75),
+        (["--gin.TOKEN_BUDGET=10"], 75),
+        (["--gin.TOKEN_BUDGET=10", "--exit_zero_when_stopped"], 0),
+        ([], 0),
+    ):
+        gin.clear_config()
+        assert teach.main([*flags, *more]) == code, more
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -20,6 +20,7 @@ from rich.console import Console
 from sbs_jax.checkpoints import folders
 from sbs_jax.checkpoints.manager import CheckpointManager, restore_params
 from sbs_jax.errors import UserError
+from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.training import hooks
 from sbs_jax.training.loop import batch_counts, fit
 from sbs_jax.training.start import Start
@@ -332,7 +333,7 @@ def test_errors_of_the_data_reach_the_loop(error):
 
 def test_signal_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with hooks.StopRequest() as stop:
+    with StopRequest() as stop:
         with stop:  # `fit` opens it once more.
             pass
         os.kill(os.getpid(), signal.SIGINT)
@@ -345,7 +346,7 @@ def test_signal_handlers_are_put_back():
 
 
 def test_a_signal_before_training_counts(tmp_path):
-    with hooks.StopRequest() as stop:
+    with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(stop.agreed)
         finished = fit(

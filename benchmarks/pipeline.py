@@ -22,6 +22,7 @@ import sbs_jax.tasks.arithmetic  # noqa: F401  (registers the data set)
 from sbs_jax.data import pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.cache_writer import cache_task
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
@@ -61,19 +62,23 @@ def main() -> None:
             result, records = measure_start(flags)
         small = DataSettings(model_dir=f"{folder}/small", vocabulary_size=QUICKSTART.vocab_size)
         with settings_lib.override(small):
-            quickstart = pipeline.load_records("arithmetic_sbs", "train", QUICKSTART_LENGTHS)
+            quickstart = pipeline.load_records(
+                resolve_task("arithmetic_sbs"), "train", QUICKSTART_LENGTHS
+            )
     batches = pipeline.TrainBatches(
-        records, batch_size=flags.batch_size, feature_lengths=LENGTHS, seed=0
+        records, pipeline.Batching(LENGTHS, batch_size=flags.batch_size), seed=0
     )
     result["batch_size"] = flags.batch_size
     result["batches_per_second"] = round(batches_per_second(batches), 1)
     print(f"fill: {batches.fill}")
     batches = pipeline.TrainBatches(
         quickstart,
-        batch_size=QUICKSTART_EXAMPLES,
-        feature_lengths=QUICKSTART_LENGTHS,
+        pipeline.Batching(
+            QUICKSTART_LENGTHS,
+            batch_size=QUICKSTART_EXAMPLES,
+            examples_per_batch=QUICKSTART_EXAMPLES,
+        ),
         seed=0,
-        examples_per_batch=QUICKSTART_EXAMPLES,
     )
     result["quickstart_batches_per_second"] = round(batches_per_second(batches), 1)
     result["quickstart_steps_per_second"] = round(steps_per_second(batches, flags.steps), 1)
@@ -88,14 +93,14 @@ def measure_start(flags: argparse.Namespace) -> tuple[dict[str, float], pipeline
         clock.append((time.perf_counter(), time.process_time()))
         return tuple(round(now - then, 2) for now, then in zip(*clock[:-3:-1], strict=True))
 
-    pipeline.load_vocabulary("arithmetic_sbs")
+    _ = resolve_task("arithmetic_sbs").vocabulary
     vocabulary, _ = lap()
-    records = pipeline.load_records("arithmetic_sbs", "train", LENGTHS)
+    records = pipeline.load_records(resolve_task("arithmetic_sbs"), "train", LENGTHS)
     tokenize, cpu = lap()
-    cache_task("arithmetic_sbs", splits=["train"])
+    cache_task(resolve_task("arithmetic_sbs"), splits=["train"])
     write, _ = lap()
     with settings_lib.override(dataclasses.replace(settings_lib.current(), use_cached_tasks=True)):
-        pipeline.load_records("arithmetic_sbs", "train", LENGTHS)
+        pipeline.load_records(resolve_task("arithmetic_sbs"), "train", LENGTHS)
     read, read_cpu = lap()
     return {
         "examples": flags.examples,

@@ -32,6 +32,7 @@ from cpu_small import CPU_SMALL
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
 from sbs_jax.data import pipeline, settings
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
@@ -61,13 +62,9 @@ class Side:
             data_dir=release_dir, model_dir=folder, vocabulary_size=8192, prefix_side=side
         )
         with settings.override(chosen):
-            records = pipeline.load_records(f"{dataset}_sbs", "train", lengths)
+            records = pipeline.load_records(resolve_task(f"{dataset}_sbs"), "train", lengths)
         batches = pipeline.TrainBatches(
-            records,
-            batch_size=None,
-            feature_lengths=lengths,
-            seed=0,
-            examples_per_batch=EXAMPLES_PER_STEP,
+            records, pipeline.Batching(lengths, examples_per_batch=EXAMPLES_PER_STEP), seed=0
         )
         self.name = side
         self.batches = [next(batches) for _ in range(steps)]

@@ -44,6 +44,7 @@ from cpu_small import CPU_SMALL
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
 from sbs_jax.data import pipeline, settings
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.errors import UserError
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.models.config import T5Config
@@ -51,7 +52,7 @@ from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.parts import LABEL, RATIONALE
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers, placement
-from sbs_jax.training.step import make_train_step
+from sbs_jax.training.step import Loss, make_train_step
 
 EXAMPLES_PER_STEP = 16
 LEARNING_RATE = 5e-5
@@ -98,7 +99,7 @@ def our_side(batches: Sequence[Batch], config: T5Config, seed: int) -> Side:
     optimizer = optimizers.adamw(LEARNING_RATE)
     step = placement.jit_train_step(
         student,
-        make_train_step(student.apply, optimizer, rationale_weight=(1 - ALPHA) / ALPHA),
+        make_train_step(student.apply, optimizer, Loss(rationale_weight=(1 - ALPHA) / ALPHA)),
         placement.abstract_state(student, optimizer, seed),
     )
     state = placement.create_state(student, student.init_params(seed), optimizer, seed)
@@ -196,14 +197,10 @@ def make_batches(
             keep_blank_rationales=True,  # as the published code: every example has two records
         )
         with settings.override(chosen):
-            records = pipeline.load_records(f"{dataset}_sbs", "train", row_lengths)
+            records = pipeline.load_records(resolve_task(f"{dataset}_sbs"), "train", row_lengths)
     print(f"{dataset}: {records.counts}")
     batches = pipeline.TrainBatches(
-        records,
-        batch_size=None,
-        feature_lengths=row_lengths,
-        seed=seed,
-        examples_per_batch=EXAMPLES_PER_STEP,
+        records, pipeline.Batching(row_lengths, examples_per_batch=EXAMPLES_PER_STEP), seed=seed
     )
     start = time.perf_counter()
     made = [next(batches) for _ in range(count)]

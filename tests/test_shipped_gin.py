@@ -1,6 +1,7 @@
 """Every gin file that we ship can be used as it says, and holds to the layers of DESIGN.md."""
 
 import dataclasses
+import importlib
 import inspect
 import re
 import shlex
@@ -76,7 +77,7 @@ def test_every_file_parses_by_itself(name):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_can_be_trained(model):
     config = train_with(model=model)
-    value = gin.get_bindings("programs.train.train")["model_config"]
+    value = gin.get_bindings("programs.train.train")["config"].model_config
     assert isinstance(value, T5Config)
     assert value.dropout_rate == config.macros["DROPOUT_RATE"].value
     assert value.dtype == "float32"
@@ -92,7 +93,7 @@ def test_the_model_may_come_from_weights(tmp_path):
         gin.get_bindings("programs.train.train")
     gin.clear_config()
     ready(*files, **macros, INITIAL_CHECKPOINT_PATH=str(tmp_path))
-    config = gin.get_bindings("programs.train.train")["model_config"]
+    config = gin.get_bindings("programs.train.train")["config"].model_config
     expected = our_model("v1.1", "plain")[0]
     assert config == dataclasses.replace(expected, dropout_rate=0.2)
 
@@ -125,7 +126,7 @@ def test_every_optimizer_works_with_every_schedule(optimizer, schedule):
         LEARNING_RATE_SCHEDULE=f"@schedules.{schedule}()",
         **flags,
     )
-    value = gin.get_bindings("programs.train.train")["optimizer"]
+    value = gin.get_bindings("programs.train.train")["config"].optimizer
     assert isinstance(value, Optimizer)
     assert float(value.learning_rate(10)) == pytest.approx(1e-3)
 
@@ -165,9 +166,9 @@ def test_the_command_in_an_examples_head_works(example):
     assert f"--gin_file={example}" in arguments
     flags = [a.removeprefix("--gin.").split("=", 1) for a in arguments if a.startswith("--gin.")]
     ready(example, **dict(flags))
-    bound = gin.get_bindings("programs.train.train")
-    assert isinstance(bound["model_config"], T5Config)
-    assert bound["train_steps"] > 0
+    bound = gin.get_bindings("programs.train.train")["config"]
+    assert isinstance(bound.model_config, T5Config)
+    assert bound.train_steps > 0
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -195,21 +196,58 @@ def test_evaluation_bears_the_files_of_training(others, first):
     ready(*files, target=EVAL, CHECKPOINT_PATH="a", EVAL_OUTPUT_DIR="b")
 
 
-@pytest.mark.parametrize(
-    ("file", "target", "left_out"),
-    [
-        ("runs/train.gin", TRAIN, {"dry_run", "config_text"}),
-        ("runs/eval.gin", EVAL, {"dry_run", "config_text"}),
-    ],
-)
-def test_every_argument_of_a_main_has_a_macro(file, target, left_out):
-    import importlib
+def named(full_name):
+    """The function or class of a dotted name."""
+    module, name = full_name.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
 
-    module, name = target.rsplit(".", 1)
-    function = getattr(importlib.import_module(module), name)
-    bound = {b.parameter: b for b in own_bindings(file) if b.full_name == target}
-    assert set(bound) == set(inspect.signature(function).parameters) - left_out
-    assert all(isinstance(binding.value, reader.Macro) for binding in bound.values())
+
+def values_of(file, full_name):
+    return {b.parameter: b.value for b in own_bindings(file) if b.full_name == full_name}
+
+
+def test_every_argument_of_evaluate_has_a_macro():
+    bound = values_of("runs/eval.gin", EVAL)
+    left_out = {"mesh", "dry_run", "config_text", "write"}
+    assert set(bound) == set(inspect.signature(named(EVAL)).parameters) - left_out
+    assert all(isinstance(value, reader.Macro) for value in bound.values())
+
+
+TRAIN_CONFIG = "sbs_jax.programs.assembly.TrainConfig"
+GROUPS = {
+    "task": "sbs_jax.data.resolving.TaskChoice",
+    "batching": "sbs_jax.data.batching.Batching",
+    "loss": "sbs_jax.training.step.Loss",
+    "mesh": "sbs_jax.partitioning.mesh.MeshSettings",
+    "evaluation": "sbs_jax.programs.assembly.EvaluationSettings",
+    "saving": "sbs_jax.programs.assembly.Saving",
+}
+
+
+def test_every_setting_of_a_training_has_a_macro_whose_default_is_the_classs():
+    assert [repr(value) for value in values_of("runs/train.gin", TRAIN).values()] == [
+        "@assembly.TrainConfig()"
+    ]
+    config = values_of("runs/train.gin", TRAIN_CONFIG)
+    assert {name for name, value in config.items() if isinstance(value, reader.Reference)} == set(
+        GROUPS
+    )
+    macros = {b.name: b for b in own_bindings("runs/train.gin") if b.is_macro}
+    for full_name in (TRAIN_CONFIG, *GROUPS.values()):
+        bound = values_of("runs/train.gin", full_name)
+        fields = {field.name: field for field in dataclasses.fields(named(full_name))}
+        assert set(bound) == set(fields) - {"data"}, full_name
+        for name, value in bound.items():
+            if isinstance(value, reader.Reference):
+                assert value.selector.endswith(GROUPS[name].rsplit(".", 1)[1])
+                continue
+            assert isinstance(value, reader.Macro), (full_name, name)
+            default, macro = fields[name].default, macros[value.name]
+            if default is dataclasses.MISSING:
+                assert macro.is_required or value.name == "SEED", value.name
+            else:
+                told = tuple(macro.value) if isinstance(macro.value, list) else macro.value
+                assert told == default, value.name
 
 
 @pytest.mark.parametrize("file", ["runs/train.gin", "runs/data.gin"])

@@ -15,7 +15,7 @@ from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.planning import hlo
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers, placement
-from sbs_jax.training.step import make_train_step
+from sbs_jax.training.step import Loss, make_train_step
 from tests import toy
 from tests.batches import random_batch
 
@@ -33,7 +33,7 @@ def train(mesh, *, fsdp=False, microbatches=1, optimizer=None, steps=STEPS, conf
     step = placement.jit_train_step(
         student,
         make_train_step(
-            student.apply, optimizer, rationale_weight=0.5, num_microbatches=microbatches
+            student.apply, optimizer, Loss(rationale_weight=0.5), num_microbatches=microbatches
         ),
         placement.abstract_state(student, optimizer, seed=0),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import gin
 import gin.config
 
-from sbs_jax.configuration import lookup, reader, value_types
+from sbs_jax.configuration import former_names, lookup, reader, value_types
 from sbs_jax.configuration.dump import format_value
 from sbs_jax.configuration.reader import (
     REQUIRED,
@@ -93,6 +93,21 @@ class GinConfig:
     def macros(self) -> dict[str, Binding]:
         """The macros by name, in the order of their first binding."""
         return {b.name: b for b in self.bindings.values() if b.is_macro}
+
+    def by_first_name(self) -> dict[str, Binding]:
+        """The bindings that count, each by its scope and the earliest name of its parameter.
+
+        Bindings that only hand a dataclass to a function are left out, so that a configuration has
+        the same names, and checksums the same value, in every version.
+        """
+        result = {}
+        for (scope, name, parameter), binding in self.bindings.items():
+            if f"{name}.{parameter}" in former_names.BUILT_BY:
+                continue
+            if parameter:
+                name, _, parameter = former_names.first(name, parameter).rpartition(".")
+            result[f"{scope}/{name}/{parameter}"] = binding
+        return result
 
     def is_live(self, binding: Binding) -> bool:
         """Whether a binding can have an effect."""

@@ -35,7 +35,56 @@ MOVED = {
     "sbs_jax.inference.interactive.interact": "sbs_jax.programs.infer.interact",
     "sbs_jax.inference.serving.run": "sbs_jax.programs.serve",
 }
-BUILT_BY: dict[str, str] = {}
+_TRAIN = "sbs_jax.programs.train.train"
+MOVED |= {
+    # The parameters of training, since they are grouped.
+    f"{_TRAIN}.{old}": f"{_TRAIN}.config.{new}"
+    for old, new in {
+        "model_config": "model_config",
+        "model_dir": "model_dir",
+        "optimizer": "optimizer",
+        "train_steps": "train_steps",
+        "seed": "seed",
+        "mixture_or_task_name": "task.name",
+        "mixture_or_task_module": "task.module",
+        "method": "task.method",
+        "label_source": "task.label_source",
+        "rationale_source": "task.rationale_source",
+        "feature_lengths": "batching.feature_lengths",
+        "batch_size": "batching.batch_size",
+        "pack": "batching.pack",
+        "examples_per_batch": "batching.examples_per_batch",
+        "num_microbatches": "batching.num_microbatches",
+        "rationale_weight": "loss.rationale_weight",
+        "loss_normalization": "loss.normalization",
+        "label_smoothing": "loss.label_smoothing",
+        "z_loss": "loss.z_loss",
+        "data_parallel": "mesh.data_parallel",
+        "model_parallel": "mesh.model_parallel",
+        "fsdp": "mesh.fsdp",
+        "eval_period": "evaluation.period",
+        "eval_steps": "evaluation.steps",
+        "eval_splits": "evaluation.splits",
+        "eval_batch_size": "evaluation.batch_size",
+        "checkpoint_period": "saving.checkpoint_period",
+        "keep_checkpoints": "saving.keep_checkpoints",
+        "best_metric": "saving.best_metric",
+        "best_mode": "saving.best_mode",
+        "initial_checkpoint_path": "saving.initial_checkpoint_path",
+        "log_period": "saving.log_period",
+        "wandb_project": "saving.wandb_project",
+    }.items()
+}
+_CONFIG = "sbs_jax.programs.assembly.TrainConfig"
+BUILT_BY: dict[str, str] = {
+    f"{_TRAIN}.config": _CONFIG,
+    f"{_CONFIG}.task": "sbs_jax.data.resolving.TaskChoice",
+    f"{_CONFIG}.batching": "sbs_jax.data.batching.Batching",
+    f"{_CONFIG}.loss": "sbs_jax.training.step.Loss",
+    f"{_CONFIG}.mesh": "sbs_jax.partitioning.mesh.MeshSettings",
+    f"{_CONFIG}.evaluation": "sbs_jax.programs.assembly.EvaluationSettings",
+    f"{_CONFIG}.saving": "sbs_jax.programs.assembly.Saving",
+}
 GIN_FILES = {"runs/inspect.gin": "runs/inspect_task.gin"}
 """Shipped gin files, by former name."""
 
@@ -87,6 +136,22 @@ def place(function: str, parameter: str) -> Place:
             length = 0
         length += 1
     return Place(".".join(parts[:-1]), parts[-1], tuple(built_by))
+
+
+def first(function: str, parameter: str) -> str:
+    """The earliest known name of a parameter of today.
+
+    >>> first("sbs_jax.training.step.Loss", "z_loss")
+    'sbs_jax.trainer.train.z_loss'
+    """
+    here = function, parameter
+    places = {old: place(*_split(old)) for old in MOVED}
+    names = (old for old, found in places.items() if (found.function, found.parameter) == here)
+    name = next(names, f"{function}.{parameter}")
+    for old, new in MOVED.items():
+        if name.startswith(f"{new}."):
+            return old + name.removeprefix(new)
+    return name
 
 
 def by_suffix(selector: str) -> str:

@@ -36,6 +36,27 @@ WINDOW = 2048
 enough that a window is packed in some tens of milliseconds."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How records become batches; gin/runs/train.gin binds the attributes to macros.
+
+    Attributes:
+      feature_lengths: TASK_FEATURE_LENGTHS: row lengths in tokens, of `inputs` and `targets`.
+      batch_size: rows of a batch; packed rows hold several records each.
+      pack: put several records into a row.
+      examples_per_batch: the number of examples, each with all its records, in every batch, in as
+        few rows as they fit into; `batch_size` is not used then. None makes batches of rows.
+      num_microbatches: equal slices of a batch that are computed one after another, which saves
+        memory; see `training.step.make_train_step`.
+    """
+
+    feature_lengths: Mapping[str, int]
+    batch_size: int = 64
+    pack: bool = True
+    examples_per_batch: int | None = None
+    num_microbatches: int = 1
+
+
 @dataclasses.dataclass
 class Fill:
     """How full batches are.
@@ -118,16 +139,9 @@ class _BatchMaker:
     def make(self, ids: np.ndarray, placement: Placement, rows: int) -> Batch:
         """Returns the batch of `rows` rows with the records `ids` [R], placed so."""
         records = self.records
-        batch = {
-            "encoder_input_tokens": np.zeros((rows, self.row_inputs), np.int32),
-            "encoder_segment_ids": np.zeros((rows, self.row_inputs), np.int32),
-            "decoder_input_tokens": np.zeros((rows, self.row_targets), np.int32),
-            "decoder_target_tokens": np.zeros((rows, self.row_targets), np.int32),
-            "decoder_target_parts": np.zeros((rows, self.row_targets), np.int32),
-            "decoder_segment_ids": np.zeros((rows, self.row_targets), np.int32),
-        }
-        if records.source is not None:
-            batch["decoder_source_ids"] = np.zeros((rows, self.row_targets), np.int32)
+        lengths = {"inputs": self.row_inputs, "targets": self.row_targets}
+        shapes = array_shapes(lengths, rows, shared_inputs=records.source is not None)
+        batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
         flat = {name: array.reshape(-1) for name, array in batch.items()}
 
         start = placement.row * self.row_inputs + placement.input_start
@@ -189,6 +203,32 @@ def row_lengths(feature_lengths: Mapping[str, int]) -> tuple[int, int]:
     return int(feature_lengths["inputs"]), int(feature_lengths["targets"])
 
 
+def array_shapes(
+    feature_lengths: Mapping[str, int], rows: int, *, shared_inputs: bool
+) -> dict[str, tuple[int, int]]:
+    """Returns the shape of each array of a batch; all are int32.
+
+    Args:
+      feature_lengths: row lengths in tokens, of `inputs` and `targets`.
+      rows: of the batch.
+      shared_inputs: whether records share their inputs (`Records.source`).
+
+    Raises:
+      UserError: a length is missing or no positive whole number.
+    """
+    inputs, targets = row_lengths(feature_lengths)
+    encoder = ("encoder_input_tokens", "encoder_segment_ids")
+    decoder = (
+        "decoder_input_tokens",
+        "decoder_target_tokens",
+        "decoder_target_parts",
+        "decoder_segment_ids",
+        *(("decoder_source_ids",) if shared_inputs else ()),
+    )
+    shapes = dict.fromkeys(encoder, (rows, inputs))
+    return shapes | dict.fromkeys(decoder, (rows, targets))
+
+
 class TrainBatches(Iterator[Batch]):
     """Endless batches of training records.
 
@@ -213,31 +253,35 @@ class TrainBatches(Iterator[Batch]):
     def __init__(
         self,
         records: Records,
+        batching: Batching,
         *,
-        batch_size: int | None,
-        feature_lengths: Mapping[str, int],
         seed: int,
-        pack: bool = True,
-        examples_per_batch: int | None = None,
         row_multiple: int = 1,
     ) -> None:
-        """Starts at the first batch of the first epoch; see the class for the arguments.
+        """Starts at the first batch of the first epoch.
+
+        Args:
+          records: of a training split.
+          batching: see the class.
+          seed: decides the order of the examples, together with the epoch.
+          row_multiple: see the class.
 
         Raises:
           UserError: there are no records, or an argument is out of its range.
         """
         if not len(records):
             raise UserError(f"There is nothing to train on: {records.counts}.")
-        _check_positive("BATCH_SIZE", batch_size if examples_per_batch is None else 1)
+        examples_per_batch = batching.examples_per_batch
+        _check_positive("BATCH_SIZE", batching.batch_size if examples_per_batch is None else 1)
         _check_positive("EXAMPLES_PER_BATCH", examples_per_batch or 1)
-        self._maker = _BatchMaker(records, feature_lengths)
+        self._maker = _BatchMaker(records, batching.feature_lengths)
         self._starts = records.example_starts
-        self._batch_size = batch_size
+        self._batch_size = batching.batch_size
         self._examples_per_batch = examples_per_batch
         self._row_multiple = row_multiple
         self._seed = seed
-        self._pack = pack
-        rows = "examples" if examples_per_batch else "packed" if pack else "single"
+        self._pack = batching.pack
+        rows = "examples" if examples_per_batch else "packed" if batching.pack else "single"
         lengths = (self._maker.row_inputs, self._maker.row_targets)
         self._identity = [rows, int(seed), *lengths, records.fingerprint()]
         self._variants = _count_variants(records, self._starts) if records.draw else None

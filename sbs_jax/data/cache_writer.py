@@ -21,6 +21,7 @@ from typing import Any
 
 from sbs_jax.data import caching, registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text
@@ -31,23 +32,20 @@ LOCAL, BEAM = "local", "beam"
 SHARDS = 8
 """Files of a split. Several hosts of a T5X run read different ones; our own runs read all."""
 
-# Settings that tell where things lie, or which examples there are (whose hash tells that), or what
-# is done with the tokens: a cache may outlive their change.
-
 
 def cache_task(
-    task_name: str,
+    task: ResolvedTask,
     *,
     splits: Sequence[str] = registration.SPLITS,
     shards: int = SHARDS,
     writer: str = LOCAL,
 ) -> Path:
-    """Writes a task, tokenized with the settings in force, into `DataSettings.cache_dir`.
+    """Writes a task, tokenized with its settings, into `DataSettings.cache_dir`.
 
     It replaces what is there of the task. A split that has no data is left out.
 
     Args:
-      task_name: of a task of ours, or of another SeqIO task with a `CacheDatasetPlaceholder`.
+      task: of ours, or another SeqIO task with a `CacheDatasetPlaceholder`.
       splits: which are written, as far as the task has them.
       shards: files of a split.
       writer: ``local`` or ``beam``.
@@ -64,25 +62,25 @@ def cache_task(
             f"WRITER must be 'local' or 'beam', and SHARDS at least 1, not {writer!r} and {shards}."
         )
     write = _write if writer == LOCAL else functools.partial(_write_with_beam, _import_beam_utils())
-    task = registration.find_task(task_name)
-    if not task.supports_caching:
+    if not task.seqio_task.supports_caching:
         raise UserError(
-            f"The task '{task_name}' cannot be cached: it has no seqio.CacheDatasetPlaceholder "
+            f"The task '{task.name}' cannot be cached: it has no seqio.CacheDatasetPlaceholder "
             "among its preprocessors."
         )
-    settings = dataclasses.replace(settings_lib.current(), use_cached_tasks=False)
+    settings = dataclasses.replace(task.settings, use_cached_tasks=False)
+    task = task.with_settings(settings)
     folder = caching.task_folder(settings, task.name)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     with settings_lib.override(settings):
         found = _readable_splits(task, splits)
         origin = {
             "settings": caching.settings_of(settings),
-            "vocabulary": caching.vocabulary_hash(task),
+            "vocabulary": caching.vocabulary_hash(task.vocabulary),
         }
         origin["splits"] = found
         try:
             partial.mkdir(parents=True)
-            write(task, list(found), partial, shards)
+            write(task.seqio_task, list(found), partial, shards)
             (partial / "COMPLETED").touch()
             atomic_write_text(partial / caching.ORIGIN, json.dumps(origin, indent=2) + "\n")
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,14 +90,13 @@ def cache_task(
     return folder
 
 
-def _readable_splits(task: seqio.Task, splits: Sequence[str]) -> dict[str, str]:
+def _readable_splits(task: ResolvedTask, splits: Sequence[str]) -> dict[str, str]:
     """Returns of each split that can be read the hash of its examples."""
     found, reason = {}, None
     for split in splits:
         try:
-            registration.check_split(task, split)
-            known = registration.task_info(task.name) is not None
-            found[split] = caching.examples_hash(task, split) if known else ""
+            registration.check_split(task.seqio_task, split)
+            found[split] = "" if task.info is None else caching.examples_hash(task.info, split)
         except UserError as error:
             log.warning("%s: %s", split, error)
             reason = reason or error

@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data import datasets, registration
-from sbs_jax.data import settings as settings_lib
+from sbs_jax.data import datasets
+from sbs_jax.data.datasets import TaskInfo
+from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
@@ -46,14 +47,13 @@ _NOT_TOKENIZED = (
 )
 
 
-def cached_task(task: seqio.Task, split: str) -> seqio.Task:
-    """Returns a copy of a task that SeqIO reads from the cache (``use_cached=True``).
+def cached_task(task: ResolvedTask, split: str) -> seqio.Task:
+    """Returns a copy of the SeqIO task that SeqIO reads from the cache (``use_cached=True``).
 
     Raises:
       UserError: the split is not cached, or was made of other data, vocabulary or settings.
     """
-    settings = settings_lib.current()
-    folder = task_folder(settings, task.name)
+    folder = task_folder(task.settings, task.name)
     again = (
         "run python -m sbs_jax.cache --gin_file=runs/cache.gin with this run's task and its --gin "
         "values for data, or leave USE_CACHED_TASKS out"
@@ -61,31 +61,31 @@ def cached_task(task: seqio.Task, split: str) -> seqio.Task:
     info = Path(seqio.get_cached_info_path(str(folder), split))
     if not (folder / "COMPLETED").is_file() or not info.is_file():
         raise UserError(f"The task '{task.name}' ({split}) is not cached in {folder}; {again}.")
-    if registration.task_info(task.name) is not None:
-        changed = _changed(folder / ORIGIN, task, split, settings)
+    if task.info is not None:
+        changed = _changed(folder / ORIGIN, task, split)
         if changed:
             raise UserError(
                 f"The cache of '{task.name}' ({split}) in {folder} is stale, {changed}; {again}."
             )
-    copy = task.replace()  # SeqIO's own object remembers the folder that it found first
+    copy = task.seqio_task.replace()  # SeqIO's own object remembers the folder that it found first
     with _cache_dirs([str(folder.parent)]):
         copy.assert_cached()
     return copy
 
 
-def _changed(path: Path, task: seqio.Task, split: str, settings: DataSettings) -> str:
+def _changed(path: Path, task: ResolvedTask, split: str) -> str:
     """Tells what a cache was made of that is other now; ``''`` if nothing is."""
     try:
         origin: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         then, vocabulary, examples = origin["settings"], origin["vocabulary"], origin["splits"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"for {path.name} does not tell what it was made of"
-    for name, value in settings_of(settings).items():
+    for name, value in settings_of(task.settings).items():
         if then.get(name) != value:
             return f"{name.upper()} was {then.get(name)!r} and is {value!r}"
-    if vocabulary != vocabulary_hash(task):
+    if vocabulary != vocabulary_hash(task.vocabulary):
         return "the vocabulary is another one"
-    if examples.get(split) != examples_hash(task, split):
+    if examples.get(split) != examples_hash(task.info, split):
         return "the examples are others (data files, TRAIN_FRACTION, TRAIN_EXAMPLES or seeds)"
     return ""
 
@@ -96,18 +96,16 @@ def settings_of(settings: DataSettings) -> dict[str, Any]:
     return {name: values[name] for name in sorted(values) if name not in _NOT_TOKENIZED}
 
 
-def vocabulary_hash(task: seqio.Task) -> str:
-    """Returns a hash of the pieces; other tasks' vocabularies tell only what they are."""
-    vocabulary = task.output_features["targets"].vocabulary
+def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
+    """Returns a hash of the pieces; a vocabulary without pieces gives its description."""
     tokenizer = getattr(vocabulary, "tokenizer", None)
     if tokenizer is None:
         return repr(vocabulary)
     return hashlib.sha256(tokenizer.serialized_model_proto()).hexdigest()
 
 
-def examples_hash(task: seqio.Task, split: str) -> str:
+def examples_hash(info: TaskInfo, split: str) -> str:
     """Returns a hash of all texts of a split that a task of ours may use."""
-    info = registration.task_info(task.name)
     digest = hashlib.sha256()
     for element in datasets.read_targets(info, split):
         digest.update(json.dumps(element, sort_keys=True).encode())

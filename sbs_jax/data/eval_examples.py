@@ -17,8 +17,8 @@ from sbs_jax.data.preprocessors import (
     split_joint,
 )
 from sbs_jax.data.records import cut_sequences
-from sbs_jax.data.registration import TaskInfo
 from sbs_jax.data.release import Example, rationale_texts
+from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
 from sbs_jax.parts import PART_NAMES
@@ -74,9 +74,9 @@ class EvalExamples:
 
 
 def load_eval_examples(
-    task_name: str, split: str, feature_lengths: Mapping[str, int]
+    task: ResolvedTask, split: str, feature_lengths: Mapping[str, int]
 ) -> EvalExamples:
-    """Reads the examples of a split for decoding, with the settings in force.
+    """Reads the examples of a split for decoding, with the task's settings.
 
     They are those of the task's data set: all its tasks are judged on the same examples, with gold
     labels. Blank rationales do not matter here, so no example is left out. With the method
@@ -84,7 +84,7 @@ def load_eval_examples(
     or a person's, as in training.
 
     Args:
-      task_name: of a task that `registration.register_dataset` made.
+      task: one that `registration.register_dataset` made.
       split: ``train``, ``validation`` or ``test``.
       feature_lengths: ``inputs`` gives S.
 
@@ -95,16 +95,15 @@ def load_eval_examples(
       UserError: as for `load_records`, or the task is not one of ours.
     """
     input_limit, _ = row_lengths(feature_lengths)
-    task = registration.find_task(task_name)
-    info = registration.task_info(task_name)
-    if info is None:
-        raise UserError(
-            f"The task '{task_name}' cannot be scored: it was not registered with "
-            "sbs_jax.data.registration.register_dataset."
-        )
-    registration.check_split(task, split)
-    settings = settings_lib.current()
-    examples = registration.load_examples(info.dataset, split)
+    info = task.require_info("be scored")
+    registration.check_split(task.seqio_task, split)
+    settings = task.settings
+    with settings_lib.override(settings):
+        examples = registration.load_examples(info.dataset, split)
+        prompts = [
+            np.array(decoder_prompt(settings, part, info.dataset.vocabulary), np.int32)
+            for part in PART_NAMES
+        ]
     inputs = [example["input"] for example in examples]
     label_prefix, rationale_prefix = (encoder_prefix(settings, part) for part in PART_NAMES)
     asked = [label_prefix + text for text in inputs]
@@ -116,11 +115,7 @@ def load_eval_examples(
             for text, rationale in zip(inputs, rationales, strict=True)
         ]
     asked += [rationale_prefix + text for text in inputs]
-    tokens, cut = _encode(info, asked, input_limit, f"'{task_name}' ({split})")
-    prompts = [
-        np.array(decoder_prompt(settings, part, info.dataset.vocabulary), np.int32)
-        for part in PART_NAMES
-    ]
+    tokens, cut = _encode(task, asked, input_limit, f"'{task.name}' ({split})")
     return EvalExamples(
         ids=[example["id"] for example in examples],
         inputs=inputs,
@@ -143,11 +138,13 @@ def _first_rationale(example: Example, key: str) -> str:
     return rationale_texts(example.get(key, ""))[0]
 
 
-def _encode(info: TaskInfo, texts: list[str], limit: int, where: str) -> tuple[np.ndarray, int]:
+def _encode(task: ResolvedTask, texts: list[str], limit: int, where: str) -> tuple[np.ndarray, int]:
     """Returns padded tokens int32 [texts, L], EOS included, and how many texts were cut."""
-    encoded = info.dataset.vocabulary.encode_batch(texts)
+    with settings_lib.override(task.settings):
+        encoded = task.info.dataset.vocabulary.encode_batch(texts)
     lengths = np.array([len(ids) + 1 for ids in encoded], np.int64)
-    refuse_cuts_if_strict(where, "inputs", lengths, limit)
+    if task.settings.strict_lengths:
+        refuse_cuts(where, "inputs", lengths, limit)
     tokens = np.fromiter((token for ids in encoded for token in (*ids, EOS_ID)), np.int32)
     cut = cut_sequences(tokens, lengths, limit)
     lengths = np.diff(cut.offsets)
@@ -157,10 +154,10 @@ def _encode(info: TaskInfo, texts: list[str], limit: int, where: str) -> tuple[n
     return padded, cut.count
 
 
-def refuse_cuts_if_strict(where: str, feature: str, lengths: np.ndarray, limit: int) -> None:
-    """Raises a `UserError` if a length exceeds `limit` and `DataSettings.strict_lengths` is set."""
+def refuse_cuts(where: str, feature: str, lengths: np.ndarray, limit: int) -> None:
+    """Raises a `UserError` if a length exceeds `limit`; for `DataSettings.strict_lengths`."""
     cut = int((lengths > limit).sum())
-    if cut and settings_lib.current().strict_lengths:
+    if cut:
         raise UserError(
             f"{cut} of the {lengths.size} {feature} of {where} are longer than TASK_FEATURE_LENGTHS"
             f"['{feature}'] = {limit} (the longest has {lengths.max()} tokens), and STRICT_LENGTHS "

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from sbs_jax.data import caching, preprocessors, registration
+from sbs_jax.data import caching, preprocessors
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.tensorflow_setup import seqio, tf
+from sbs_jax.data.resolving import ResolvedTask
+from sbs_jax.data.tensorflow_setup import tf
 from sbs_jax.parts import LABEL
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -19,8 +20,8 @@ _SCALARS = ("example", "example_count", "variant")
 _CHUNK = 1024  # records that come out of TensorFlow at a time
 
 
-def read_columns(task: seqio.Task, split: str) -> Columns:
-    """Reads and tokenizes a split with the settings in force.
+def read_columns(task: ResolvedTask, split: str) -> Columns:
+    """Reads and tokenizes a split with the task's settings.
 
     Args:
       task: any SeqIO task. Without a feature ``part`` it is all label, without ``example`` each
@@ -32,9 +33,10 @@ def read_columns(task: seqio.Task, split: str) -> Columns:
       nothing trimmed.
     """
     chunks: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for chunk in _chunks(task, split):
-        for name, value in chunk.items():
-            chunks.setdefault(name, []).append(_flat(value))
+    with settings_lib.override(task.settings):  # SeqIO's callbacks read the settings in force.
+        for chunk in _chunks(task, split):
+            for name, value in chunk.items():
+                chunks.setdefault(name, []).append(_flat(value))
     none = (np.zeros(0, np.int32), np.zeros(0, np.int64))
     columns = {
         name: tuple(map(np.concatenate, zip(none, *chunks.get(name, []), strict=True)))
@@ -45,7 +47,7 @@ def read_columns(task: seqio.Task, split: str) -> Columns:
         columns["part"] = (np.full(count, LABEL), np.ones(count, np.int64))
     if count and "example" not in chunks:
         columns["example"] = (np.arange(count, dtype=np.int32), np.ones(count, np.int64))
-    if settings_lib.current().use_cached_tasks and columns["variant"][0].size:
+    if task.settings.use_cached_tasks and columns["variant"][0].size:
         # Beam wrote them in any order.
         order = np.lexsort((columns["variant"][0], columns["example"][0]))
         columns = {name: _permute(*column, order) for name, column in columns.items()}
@@ -71,20 +73,21 @@ def _flat(value: tf.Tensor | tf.RaggedTensor) -> tuple[np.ndarray, np.ndarray]:
     return value.reshape(-1), np.full(value.shape[0], value.shape[1], np.int64)
 
 
-def _chunks(task: seqio.Task, split: str) -> Iterator[Mapping[str, tf.Tensor]]:
+def _chunks(task: ResolvedTask, split: str) -> Iterator[Mapping[str, tf.Tensor]]:
     """Yields the features that batches need, of many records at a time."""
-    info = registration.task_info(task.name)
-    cached = settings_lib.current().use_cached_tasks
+    seqio_task, cached = task.seqio_task, task.settings.use_cached_tasks
     if cached:
-        task = caching.cached_task(task, split)
-    elif info is not None:
+        seqio_task = caching.cached_task(task, split)
+    elif task.info is not None:
         # One of ours: the same as below, without going through the records one by one.
         dataset = preprocessors.finished_batches(
-            task.source.get_dataset(split, shuffle=False), info.method, task.output_features
+            seqio_task.source.get_dataset(split, shuffle=False),
+            task.info.method,
+            seqio_task.output_features,
         )
         yield from dataset.map(_needed)
         return
-    dataset = task.get_dataset(
+    dataset = seqio_task.get_dataset(
         sequence_length=None,
         split=split,
         use_cached=cached,

@@ -1,4 +1,4 @@
-"""Judges a student on splits of a task: its answers, and its losses under teacher forcing."""
+"""Evaluates a student on splits of a task: its answers, and its losses under teacher forcing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from sbs_jax import losses, metrics
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import pipeline
+from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.decode import Decoder
 from sbs_jax.evaluation.loss_step import make_loss_step
@@ -26,9 +27,23 @@ from sbs_jax.student import Student
 Value = float | int | None
 
 
+class Evaluation(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+      metrics: the metrics of each split; see `Evaluator.__call__`.
+      predictions: the rows of each split, one JSON object an example, in the order of the file:
+        `id`, `input`, `target` (gold), `prediction`, `score` (1 or 0). With the student's
+        rationales also `rationale` and, where the example has one, the teacher's `llm_rationale`.
+    """
+
+    metrics: dict[str, dict[str, Value]]
+    predictions: dict[str, list[dict[str, Any]]]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Split:
-    """What is evaluated of a split."""
+    """The examples of a split that are decoded, and the batches whose losses are computed."""
 
     name: str
     examples: pipeline.EvalExamples
@@ -38,24 +53,21 @@ class _Split:
 class Evaluator:
     """Evaluates parameters on some splits, as often as it is called.
 
-    Label-prefixed inputs alone are decoded: that is how the student is deployed. Each call writes
-    `{output_dir}/{split}-{step}.jsonl` on process 0, one object an example, in the file's order:
-    `id`, `input`, `target` (gold), `prediction`, `score` (1 or 0), and with `with_rationales` also
-    `rationale` (the student's) and, where the example has one, `llm_rationale` (the teacher's, to
-    be read beside it). A student of the method `joint` writes its rationale before its label: the
-    label is taken out, and the rationale always written.
+    Only inputs with the label's prefix are decoded, because that is how the student is deployed;
+    `with_rationales` also decodes those with the rationale's prefix. A student of the method
+    `joint` writes its rationale before its label: the output is split, and the rows always hold
+    the rationale.
     """
 
     def __init__(
         self,
         student: Student,
-        task_name: str,
+        task: ResolvedTask,
         feature_lengths: Mapping[str, int],
         *,
         splits: Sequence[str],
         batch_size: int,
         eval_steps: int | None = None,
-        output_dir: str | os.PathLike[str] | None = None,
         loss_normalization: losses.Normalization = "token_mean",
         with_rationales: bool = False,
         max_decode_len: int | None = None,
@@ -65,17 +77,16 @@ class Evaluator:
 
         Args:
           student: the network and its mesh.
-          task_name: a registered task, `svamp_sbs`, or a mixture of such.
+          task: one of our tasks, or a mixture of such.
           feature_lengths: row lengths in tokens, of `inputs` and `targets`.
           splits: names, such as `validation`.
-          batch_size: rows at a time, rounded up to a multiple of the mesh's `data` axis.
-          eval_steps: at most so many batches of a split are evaluated, its first ones; None takes
-            all.
-          output_dir: where predictions go; None writes none.
+          batch_size: rows of a batch, rounded up to a multiple of the mesh's `data` axis.
+          eval_steps: number of batches of each split, at most, from its start; None takes all.
           loss_normalization: see `losses.part_weights`.
-          with_rationales: also let the student write its rationales, for the predictions file.
-          max_decode_len: the most tokens of an answer; `feature_lengths['targets']` by default.
-          pack: put several sequences into a row where losses are computed.
+          with_rationales: also decode the student's rationales.
+          max_decode_len: maximum number of tokens of an answer; None takes
+            `feature_lengths['targets']`.
+          pack: pack several sequences into a row for the losses.
 
         Raises:
           UserError: an argument is out of its range, or a split cannot be read.
@@ -90,21 +101,22 @@ class Evaluator:
         data = student.mesh.shape["data"]
         rows = -(-batch_size // data) * data
         self._mesh = student.mesh
-        self._output_dir = None if output_dir is None else Path(output_dir)
         self._with_rationales = with_rationales
-        self._vocabulary = pipeline.load_vocabulary(task_name)
-        self._mixed = tuple(splits) if registration.is_mixture(task_name) else ()
-        with pipeline.shared_vocabulary(task_name):
-            self._splits = [
-                _load(task, split, feature_lengths, rows, eval_steps, pack)
-                if task == task_name
-                else dataclasses.replace(
-                    _load(task, split, feature_lengths, rows, eval_steps, pack),
-                    name=f"{split}-{task}",
-                )
-                for split in splits
-                for task in (registration.mixture_rates(task_name) if self._mixed else [task_name])
-            ]
+        self._vocabulary = task.vocabulary
+        self._mixed = tuple(splits) if task.is_mixture else ()
+        self._splits = [
+            _load(
+                part,
+                split,
+                f"{split}-{part.name}" if task.is_mixture else split,
+                feature_lengths,
+                rows,
+                eval_steps,
+                pack,
+            )
+            for split in splits
+            for part, _ in task.parts
+        ]
         self._decode = Decoder(
             student,
             batch_size=rows,
@@ -120,25 +132,26 @@ class Evaluator:
         """How many examples of each split are evaluated."""
         return {split.name: len(split.examples) for split in self._splits}
 
-    def __call__(self, params: Any, step: int) -> dict[str, dict[str, Value]]:
-        """Evaluates all splits; every process calls this together.
+    def __call__(self, params: Any) -> Evaluation:
+        """Evaluates all splits. All processes call this together, and all get the same result.
 
         Args:
-          params: the student's, on its mesh.
-          step: of the checkpoint, for the predictions' file name.
+          params: the student's parameters on its mesh.
 
         Returns:
-          Of each split `accuracy` of the decoded answers by the task's own metric (0 to 1),
-          `accuracy_stderr` (its standard error; None for one example), and of each part, teacher
-          forced against gold labels and the teacher's rationales, `*_loss` (None without tokens),
-          `*_accuracy` (of tokens) and `*_tokens`; `examples` counts the answers. Of a closed set
-          of labels `macro_f1`, `accuracy_of_LABEL` and the confusion matrix `LABEL_as_LABEL`. With
-          the student's rationales `rouge_l` and `chrf` against the teacher's, `faithfulness` (see
-          `scores.faithfulness`) and, of values, `calculator_accuracy`. Of a mixture, that
-          of each of its tasks (`validation-svamp_sbs`), and the mean of their accuracies as that
-          of the split.
+          Metrics and predictions. The metrics of a split are `accuracy` of the decoded answers by
+          the task's own metric (0 to 1), `accuracy_stderr` (its standard error; None for one
+          example), `examples` (the number of answers) and for each part, under teacher forcing
+          against gold labels and the teacher's rationales, `*_loss` (None without tokens),
+          `*_accuracy` (of tokens) and `*_tokens`. A closed label set adds `macro_f1`,
+          `accuracy_of_LABEL` and the confusion matrix `LABEL_as_LABEL`. The student's rationales
+          add `rouge_l` and `chrf` against the teacher's, `faithfulness` (see
+          `scores.faithfulness`) and, for values, `calculator_accuracy`. A mixture has these for
+          each of its tasks (`validation-svamp_sbs`), and under the name of the split the mean of
+          their accuracies.
         """
-        results = {split.name: self._evaluate(split, params, step) for split in self._splits}
+        evaluated = {split.name: self._evaluate(split, params) for split in self._splits}
+        results = {name: values for name, (values, _) in evaluated.items()}
         for split in self._mixed:
             own = [values for name, values in results.items() if name.startswith(f"{split}-")]
             stderrs = [values["accuracy_stderr"] for values in own]
@@ -149,9 +162,11 @@ class Evaluator:
                 else float(np.linalg.norm(stderrs) / len(own)),
                 "examples": sum(values["examples"] for values in own),
             }
-        return results
+        return Evaluation(results, {name: rows for name, (_, rows) in evaluated.items()})
 
-    def _evaluate(self, split: _Split, params: Any, step: int) -> dict[str, Value]:
+    def _evaluate(
+        self, split: _Split, params: Any
+    ) -> tuple[dict[str, Value], list[dict[str, Any]]]:
         examples = split.examples
         answers = self._answers(params, examples.label_inputs, examples.label_prompt)
         outputs = map(examples.take_apart, answers)
@@ -161,18 +176,14 @@ class Evaluator:
             int(score(prediction, label))
             for prediction, label in zip(predictions, examples.labels, strict=True)
         ]
-        # Computed before anything is written: a run that stops in between leaves no half record.
         by_part = self._losses(params, split.batches)
         rationales = None
         if examples.joint_separator is not None:
             rationales = own_rationales
         elif self._with_rationales:
             rationales = self._answers(params, examples.rationale_inputs, examples.rationale_prompt)
-        if self._output_dir is not None and jax.process_index() == 0:
-            rows = _rows(examples, predictions, scores, rationales)
-            _write(self._output_dir / f"{split.name}-{step}.jsonl", rows)
         stderr = metrics.standard_error(scores)
-        return {
+        values = {
             "accuracy": metrics.accuracy(scores),
             "accuracy_stderr": None if np.isnan(stderr) else stderr,
             **by_part,
@@ -180,6 +191,7 @@ class Evaluator:
             **_class_scores(examples, predictions),
             **_rationale_scores(examples, predictions, rationales),
         }
+        return values, _rows(examples, predictions, scores, rationales)
 
     def _answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
         return [self._vocabulary.decode(ids) for ids in self._decode(params, inputs, prompt)]
@@ -200,6 +212,31 @@ class Evaluator:
             result[f"{part}_accuracy"] = None if empty else total["correct"] / total["tokens"]
             result[f"{part}_tokens"] = int(total["tokens"])
         return _losses_first(result)
+
+
+def write_predictions(
+    folder: str | os.PathLike[str],
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    step: int | None = None,
+) -> None:
+    """Writes `{folder}/{split}-{step}.jsonl` for each split, on process 0 alone.
+
+    Args:
+      folder: is made if need be.
+      predictions: rows by split, of `Evaluation`.
+      step: of the checkpoint; None writes `{folder}/{split}.jsonl`.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    for split, rows in predictions.items():
+        path = Path(folder) / (f"{split}.jsonl" if step is None else f"{split}-{step}.jsonl")
+        try:
+            atomic_write_jsonl(path, rows)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
 
 
 def _class_scores(examples: pipeline.EvalExamples, predictions: Sequence[str]) -> dict[str, Value]:
@@ -250,22 +287,23 @@ def _rationale_scores(
 
 
 def _load(
-    task_name: str,
+    task: ResolvedTask,
     split: str,
+    name: str,
     feature_lengths: Mapping[str, int],
     rows: int,
     eval_steps: int | None,
     pack: bool,
 ) -> _Split:
-    examples = pipeline.load_eval_examples(task_name, split, feature_lengths)
+    examples = pipeline.load_eval_examples(task, split, feature_lengths)
     if not len(examples):
-        raise UserError(f"The split '{split}' of '{task_name}' holds no examples to evaluate.")
-    records = pipeline.load_records(task_name, split, feature_lengths)
+        raise UserError(f"The split '{split}' of '{task.name}' holds no examples to evaluate.")
+    records = pipeline.load_records(task, split, feature_lengths)
     batches = list(pipeline.eval_batches(records, rows, feature_lengths, pack))
     if eval_steps is not None:
         examples = _first(examples, eval_steps * rows)
         batches = batches[:eval_steps]
-    return _Split(split, examples, batches)
+    return _Split(name, examples, batches)
 
 
 def _first(examples: pipeline.EvalExamples, count: int) -> pipeline.EvalExamples:
@@ -299,13 +337,6 @@ def _rows(
                 row["llm_rationale"] = examples.llm_rationales[index]
         rows.append(row)
     return rows
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    try:
-        atomic_write_jsonl(path, rows)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
 
 
 def _losses_first(values: dict[str, Value]) -> dict[str, Value]:

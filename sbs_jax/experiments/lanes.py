@@ -8,6 +8,7 @@ result.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,13 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sbs_jax import losses
 from sbs_jax.partitioning import rules as rules_lib
 from sbs_jax.student import Student
 from sbs_jax.training.optimizers import Optimizer
-from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.state import TrainState
-from sbs_jax.training.step import make_train_step
+from sbs_jax.training.step import DEFAULT_LOSS, Loss, make_train_step
 
 LaneStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Any]]
 
@@ -31,11 +30,8 @@ LaneStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[Trai
 def make_lane_step(
     student: Student,
     optimizer: Optimizer,
+    loss: Loss = DEFAULT_LOSS,
     *,
-    rationale_weight: Schedule | None = None,
-    loss_normalization: losses.Normalization = "token_mean",
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
     num_microbatches: int = 1,
 ) -> LaneStep:
     """Builds `step(state, batch, λ) -> (state, metrics)`, to be mapped over lanes.
@@ -43,25 +39,19 @@ def make_lane_step(
     Args:
       student: the network.
       optimizer: see `training.optimizers`.
-      rationale_weight: a schedule that replaces the lanes' own λ.
-      loss_normalization: see `losses.part_weights`.
-      label_smoothing: see `losses.token_cross_entropy`.
-      z_loss: see `losses.token_cross_entropy`.
+      loss: of all lanes. A schedule of λ counts for all; a constant λ is replaced by each lane's.
       num_microbatches: see `training.step.make_train_step`.
     """
 
     def step(
         state: TrainState, batch: Mapping[str, jax.Array], weight: jax.Array
     ) -> tuple[TrainState, Any]:
-        return make_train_step(
-            student.apply,
-            optimizer,
-            rationale_weight=rationale_weight or (lambda _: weight),
-            loss_normalization=loss_normalization,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            num_microbatches=num_microbatches,
-        )(state, batch)
+        own = loss
+        if loss.constant_weight is not None:
+            own = dataclasses.replace(loss, rationale_weight=lambda _: weight)
+        return make_train_step(student.apply, optimizer, own, num_microbatches=num_microbatches)(
+            state, batch
+        )
 
     return step
 

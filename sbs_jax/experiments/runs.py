@@ -230,8 +230,8 @@ def fingerprint(config: config_lib.GinConfig) -> str:
     """A checksum of what a configuration binds, MODEL_DIR and the sweep's own settings aside."""
     own = settings_lib.own_macros(config) | {"MODEL_DIR"}
     bound = {
-        "/".join(key): repr(binding.value)
-        for key, binding in config.bindings.items()
+        key: repr(binding.value)
+        for key, binding in config.by_first_name().items()
         if binding.name not in own and binding.full_name != settings_lib.SELECTOR
     }
     return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()

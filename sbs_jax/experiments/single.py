@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +14,19 @@ import gin
 
 from sbs_jax import metrics
 from sbs_jax.checkpoints import folders
+from sbs_jax.checkpoints.manager import restore_params
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump
 from sbs_jax.data import registration
-from sbs_jax.data import settings as data_settings
+from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import ResolvedTask
+from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.experiments import cost
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.grid import Run
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.files import atomic_write_text
-from sbs_jax.programs import eval as evaluation
+from sbs_jax.programs.assembly import Assembly, TrainConfig, assemble
 from sbs_jax.programs.train import train
 
 WITH_RATIONALES = ("sbs", "rationale")
@@ -41,28 +44,29 @@ def train_and_judge(
     """
     folder = sweep.folder(run.name)
     started = time.monotonic() - sweep.record(run.name).get("seconds", 0.0)
-    arguments = apply(base, run, folder)
-    total = arguments["train_steps"]
-    arguments["train_steps"] = steps_until(total, until)
-    finished = train(**arguments, config_text=f"# {run.name}\n\n{dump.config_text()}")
+    config = apply(base, run, folder)
+    finished = train(
+        dataclasses.replace(config, train_steps=steps_until(config.train_steps, until)),
+        config_text=f"# {run.name}\n\n{dump.config_text()}",
+    )
     sweep.write_record(run.name, seconds=round(time.monotonic() - started, 2))
     if finished is None or finished.interrupted:
         raise InterruptedError
     if until < 1.0:
         sweep.write_rung(run.name, until)
     else:
-        scores = judge(folder, arguments)
+        assembly = assemble(config)
+        scores = judge(assembly, judging_evaluator(assembly))
         seconds = time.monotonic() - started
-        arguments["train_steps"] = total
-        record(sweep, run.name, base.config(run, folder), arguments, scores, seconds)
+        record(sweep, run.name, base.config(run, folder), assembly, scores, seconds)
 
 
-def apply(base: runs_lib.Base, run: Run, folder: Path) -> dict[str, Any]:
-    """Puts a run's configuration in force in gin; returns the arguments of `trainer.train`."""
+def apply(base: runs_lib.Base, run: Run, folder: Path) -> TrainConfig:
+    """Puts a run's configuration in force in gin, and returns what gin builds of it."""
     config = base.config(run, folder)
     config.check()
     config.apply()
-    return dict(gin.get_bindings("programs.train.train"))
+    return gin.get_bindings(runs_lib.TRAIN)["config"]
 
 
 def steps_until(train_steps: int, share: float) -> int:
@@ -70,86 +74,72 @@ def steps_until(train_steps: int, share: float) -> int:
     return min(train_steps, max(1, math.ceil(train_steps * share)))
 
 
-def task_name(arguments: Mapping[str, Any]) -> str:
-    """The name of the task that a run trains."""
-    registration.import_tasks(arguments.get("mixture_or_task_module"))
-    chosen = ("mixture_or_task_name", "method", "label_source", "rationale_source")
-    return registration.choose_task(*(arguments.get(key) for key in chosen))
+def judging_evaluator(run: Assembly) -> Evaluator:
+    """Reads validation and test, whole.
+
+    Raises:
+      UserError: a split cannot be read.
+    """
+    info = run.task.info
+    with_rationales = info is not None and info.method in WITH_RATIONALES
+    return run.evaluator(runs_lib.SPLITS, whole=True, with_rationales=with_rationales)
 
 
-def task_of(arguments: Mapping[str, Any]) -> registration.TaskInfo | None:
-    """The task that a run trains; None for a mixture."""
-    return registration.task_info(task_name(arguments))
-
-
-def judge(folder: Path, arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reads validation and test for the selected checkpoint, and writes its predictions.
+def judge(run: Assembly, evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    """Evaluates the selected checkpoint on validation and test, and writes its predictions.
 
     The checkpoint is the best one on validation, by the run's BEST_METRIC; without that, the last.
+
+    Args:
+      run: that has been trained.
+      evaluator: from `judging_evaluator`.
 
     Returns:
       The metrics of both splits, and under `selected` the checkpoint's step.
     """
-    selected = folder / "best" if arguments.get("best_metric") else folder
-    task = task_of(arguments)
-    output = folder / "selected"
-    results = evaluation.evaluate(
-        checkpoint_path=str(selected),
-        output_dir=str(output),
-        mixture_or_task_module=arguments.get("mixture_or_task_module"),
-        splits=runs_lib.SPLITS,
-        batch_size=arguments.get("eval_batch_size") or arguments["batch_size"],
-        with_rationales=task is not None and task.method in WITH_RATIONALES,
-        loss_normalization=arguments.get("loss_normalization", "token_mean"),
-        data_parallel=arguments.get("data_parallel", -1),
-        model_parallel=arguments.get("model_parallel", 1),
-        fsdp=arguments.get("fsdp", False),
-    )
-    step = int(folders.read_info(folders.find_checkpoint(selected))["step"])
-    for split in runs_lib.SPLITS:
-        source = output / "predictions" / f"{split}-{step}.jsonl"
-        (folder / "predictions").mkdir(exist_ok=True)
-        source.replace(folder / "predictions" / f"{split}.jsonl")
-    shutil.rmtree(output)
-    write_teacher(folder.parent.parent, task, arguments)
-    return {**results, "selected": {"step": step}}
+    folder = run.config.folder
+    checkpoint = folders.find_checkpoint(folder / "best" if run.config.best_metric else folder)
+    params = restore_params(checkpoint, run.student.placed_params)
+    results, predictions = evaluator(params)
+    write_predictions(folder / "predictions", predictions)
+    for split, values in results.items():
+        print(f"{split}: accuracy {values['accuracy']:.4f}", flush=True)
+    write_teacher(folder.parent.parent, run.task)
+    return {**results, "selected": {"step": int(folders.read_info(checkpoint)["step"])}}
 
 
 def record(
     sweep: SweepFolder,
     name: str,
     config: config_lib.GinConfig,
-    arguments: Mapping[str, Any],
+    run: Assembly,
     scores: Mapping[str, Mapping[str, Any]],
     seconds: float,
-    data: data_settings.DataSettings | None = None,
 ) -> None:
     """Writes into run.json that a run is done, its settings and its scores."""
-    task = task_of(arguments)
     sweep.write_record(
         name,
         status=runs_lib.DONE,
-        settings=_settings(config, arguments, task, data or data_settings.current()),
+        settings=_settings(config, run),
         selected_step=scores["selected"]["step"],
         **{split: _score(scores[split]) for split in runs_lib.SPLITS},
         seconds=round(seconds, 2),
     )
 
 
-def write_teacher(
-    folder: Path, task: registration.TaskInfo | None, arguments: Mapping[str, Any]
-) -> None:
+def write_teacher(folder: Path, task: ResolvedTask) -> None:
     """Writes teacher.json: how often the teacher's own labels are right on test, if it has any."""
     path = folder / "teacher.json"
-    if task is None or path.exists():
+    if task.info is None or path.exists():
         return
-    examples = registration.load_examples(task.dataset, "test")
+    dataset = task.info.dataset
+    with settings_lib.override(task.settings):
+        examples = registration.load_examples(dataset, "test")
     answered = [example for example in examples if example.get("llm_label")]
     if not answered:
         return
-    score = metrics.SCORERS[task.dataset.scorer]
-    # Whoever does not answer is wrong.
-    right = [int(score(e.get("llm_label") or "", e["label"])) for e in examples]
+    # An example without an answer counts as wrong.
+    right = [int(dataset.score(e.get("llm_label") or "", e["label"])) for e in examples]
     values = {
         "name": "teacher",
         "accuracy": metrics.accuracy(right),
@@ -159,25 +149,20 @@ def write_teacher(
     atomic_write_text(path, json.dumps(values, indent=1) + "\n")
 
 
-def _settings(
-    config: config_lib.GinConfig,
-    arguments: Mapping[str, Any],
-    task: registration.TaskInfo | None,
-    data: data_settings.DataSettings,
-) -> dict[str, Any]:
-    weight = arguments.get("rationale_weight", 1.0)
+def _settings(config: config_lib.GinConfig, run: Assembly) -> dict[str, Any]:
+    info, data = run.task.info, run.task.settings
     return {
-        "METHOD": task.method if task else None,
-        "LABEL_SOURCE": task.label_source if task else None,
-        "RATIONALE_SOURCE": task.rationale_source if task else None,
-        "RATIONALE_WEIGHT": weight if not callable(weight) else None,
+        "METHOD": info.method if info else None,
+        "LABEL_SOURCE": info.label_source if info else None,
+        "RATIONALE_SOURCE": info.rationale_source if info else None,
+        "RATIONALE_WEIGHT": run.config.loss.constant_weight,
         "TRAIN_FRACTION": data.train_fraction,
         "TRAIN_EXAMPLES": data.train_examples,
-        "SEED": arguments.get("seed", 0),
+        "SEED": run.config.seed,
         "MODEL": runs_lib.model_name(config),
-        "parameters": cost.num_params(arguments["model_config"]),
-        "task": task.dataset.name if task else arguments["mixture_or_task_name"],
-        "TRAIN_STEPS": arguments["train_steps"],
+        "parameters": cost.num_params(run.config.model_config),
+        "task": info.dataset.name if info else run.config.task.name,
+        "TRAIN_STEPS": run.config.train_steps,
     }
 
 

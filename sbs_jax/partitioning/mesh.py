@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,6 +14,25 @@ from sbs_jax.errors import UserError
 
 DATA_AXIS = "data"
 MODEL_AXIS = "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The mesh that a program makes of all devices; gin/runs binds the attributes to macros.
+
+    Attributes:
+      data_parallel: devices along the axis `data`, which cuts batches; -1 takes all that are left.
+      model_parallel: devices along the axis `model`, which cuts parameters.
+      fsdp: also cut parameters and optimizer state along `data`.
+    """
+
+    data_parallel: int = -1
+    model_parallel: int = 1
+    fsdp: bool = False
+
+    def make(self) -> Mesh:
+        """Arranges all devices of all processes; see `make_mesh`."""
+        return make_mesh(self.data_parallel, self.model_parallel)
 
 
 def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sbs_jax.data import cache_writer, pipeline, registration
+from sbs_jax.data import cache_writer, registration
+from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 
 
@@ -36,14 +37,11 @@ def write_cache(
     Raises:
       UserError: see `cache_writer.cache_task`; or the task is unknown.
     """
-    registration.import_tasks(mixture_or_task_module)
-    name = registration.choose_task(mixture_or_task_name, method, label_source, rationale_source)
-    names = [name]
-    if registration.is_mixture(name):
-        names = list(registration.mixture_rates(name))
-    for task_name in names:
-        with pipeline.shared_vocabulary(name):
-            folder = cache_writer.cache_task(task_name, splits=splits, shards=shards, writer=writer)
+    choice = TaskChoice(
+        mixture_or_task_name, mixture_or_task_module, method, label_source, rationale_source
+    )
+    for task, _ in resolve_task(choice).parts:
+        folder = cache_writer.cache_task(task, splits=splits, shards=shards, writer=writer)
         for split in splits:
             stats = Path(seqio.get_cached_stats_path(str(folder), split))
             if stats.is_file():

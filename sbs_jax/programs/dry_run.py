@@ -1,7 +1,8 @@
-"""What a run would do, as text: model size, mesh, memory of a device, the first batch."""
+"""What a run would do, as text: model size, mesh, memory of a device, and the first batch."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,29 +11,19 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from sbs_jax.data.vocabulary import decode_tokens
 from sbs_jax.parts import PART_NAMES
-from sbs_jax.student import Student
-from sbs_jax.training.state import TrainState
+from sbs_jax.programs.assembly import Assembly
 
 ROWS_SHOWN = 2
 
 
-def show(
-    student: Student,
-    abstract_state: TrainState,
-    step_fn: Callable[..., Any],
-    batch: Mapping[str, np.ndarray],
-    decode: Callable[[list[int]], str],
-    console: Console | None = None,
-) -> None:
+def show(run: Assembly, batch: Mapping[str, np.ndarray], console: Console | None = None) -> None:
     """Prints a run's plan; compiles the step to learn its memory, but allocates nothing of it.
 
     Args:
-      student: the network on its mesh.
-      abstract_state: of the run.
-      step_fn: the jitted step.
-      batch: the first batch, numpy.
-      decode: token ids to text.
+      run: the run, put together.
+      batch: its first batch, numpy.
       console: standard output by default.
     """
     console = console or Console(highlight=False, markup=False)
@@ -40,11 +31,11 @@ def show(
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    line(f"model: {student.num_params:,} parameters")
-    line(f"mesh: {describe_mesh(student.mesh)}")
-    for text in memory_lines(student, abstract_state, step_fn, batch):
+    line(f"model: {run.student.num_params:,} parameters")
+    line(f"mesh: {describe_mesh(run.student.mesh)}")
+    for text in memory_lines(run, batch):
         line(f"memory of a device: {text}")
-    for text in batch_lines(batch, decode):
+    for text in batch_lines(batch, functools.partial(decode_tokens, run.task.vocabulary)):
         line(text)
     line("dry run: nothing was trained or written.")
 
@@ -57,21 +48,14 @@ def describe_mesh(mesh: Mesh) -> str:
     return f"{devices} {kind} device{'s' if devices > 1 else ''} ({shape})"
 
 
-def memory_lines(
-    student: Student,
-    abstract_state: TrainState,
-    step_fn: Callable[..., Any],
-    batch: Mapping[str, np.ndarray],
-) -> list[str]:
-    """Bytes on one device: parameters, optimizer, and what XLA says that the step needs besides."""
-    abstract_batch = {
-        key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()
-    }
-    params = _device_bytes(abstract_state.params)
-    optimizer = _device_bytes(abstract_state.opt_state)
+def memory_lines(run: Assembly, batch: Mapping[str, np.ndarray]) -> list[str]:
+    """Bytes on one device: parameters, optimizer, and XLA's plan for the rest of the step."""
+    abstract_batch = run.abstract_batch(len(batch["decoder_target_tokens"]))
+    params = _device_bytes(run.abstract_state.params)
+    optimizer = _device_bytes(run.abstract_state.opt_state)
     lines = [f"parameters {_bytes(params)}, optimizer {_bytes(optimizer)}"]
-    analysis = step_fn.lower(abstract_state, abstract_batch).compile().memory_analysis()
-    if analysis is not None:  # Not every backend tells.
+    analysis = run.step_fn.lower(run.abstract_state, abstract_batch).compile().memory_analysis()
+    if analysis is not None:  # Not every backend has one.
         needed = _bytes(analysis.temp_size_in_bytes)
         lines.append(f"activations and gradients of a step {needed} (XLA's plan)")
     return lines

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from sbs_jax.checkpoints import loading
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
+from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
-from sbs_jax.evaluation.evaluator import Evaluator, Value
+from sbs_jax.evaluation.evaluator import Evaluator, Value, write_predictions
 from sbs_jax.files import atomic_write_text
 from sbs_jax.losses import Normalization
 from sbs_jax.models.config import T5Config
-from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 
 __all__ = ["Evaluator", "evaluate"]
 
-# Settings that are this run's own; all others are as the checkpoint was trained.
+PredictionsFn = Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None]
+"""Takes the rows of predictions by split; see `evaluator.Evaluation`."""
+
+# Settings of the evaluation itself; all others are taken from the checkpoint.
 _OWN_SETTINGS = {"data_dir", "model_dir", "strict_lengths"}
 
 
 def evaluate(
     *,
     checkpoint_path: str,
-    output_dir: str,
+    output_dir: str | None,
     mixture_or_task_name: str | None = None,
     mixture_or_task_module: str | None = None,
     feature_lengths: Mapping[str, int] | None = None,
@@ -52,39 +57,43 @@ def evaluate(
     data_parallel: int = -1,
     model_parallel: int = 1,
     fsdp: bool = False,
+    mesh: Mesh | None = None,
     dry_run: bool = False,
     config_text: str | None = None,
+    write: PredictionsFn | None = None,
 ) -> dict[str, dict[str, Value]] | None:
     """Evaluates the parameters of a checkpoint, and writes metrics and predictions.
 
-    What is None here is taken from the checkpoint, as it was trained.
+    An argument that is None is taken from the settings that the checkpoint was trained with.
 
     Args:
       checkpoint_path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, a checkpoint, or
         weights of others; see `checkpoints.loading.identify`.
-      output_dir: for `eval_metrics.jsonl` (one object a split), `predictions/` and
-        `eval_config.gin`; may be relative.
-      mixture_or_task_name: a registered task; or a data set, which is judged by the method that
-        the checkpoint was trained with.
-      mixture_or_task_module: a module that registers it, imported first.
+      output_dir: the folder of `eval_metrics.jsonl` (one object a split), `predictions/` and
+        `eval_config.gin`; may be relative. None writes none of them.
+      mixture_or_task_name: a registered task; or a data set, whose task is that of the method
+        that the checkpoint was trained with.
+      mixture_or_task_module: a module that registers the task; it is imported first.
       feature_lengths: row lengths in tokens, of `inputs` and `targets`.
       model_config: the student's dimensions.
-      splits: `validation`, `test`, ….
-      batch_size: rows at a time.
-      eval_steps: at most so many batches of each split; None takes all.
+      splits: names of splits, such as `validation` and `test`.
+      batch_size: rows of a batch.
+      eval_steps: number of batches of each split, at most; None takes all.
       with_rationales: also write the student's rationales into the predictions.
-      max_decode_len: the most tokens of an answer; the length of targets by default.
+      max_decode_len: maximum number of tokens of an answer; the length of targets by default.
       loss_normalization: see `losses.part_weights`.
-      label_prefix: text that asks for the label.
-      rationale_prefix: text that asks for the rationale.
-      prefix_side: where these stand, `encoder` or `decoder`.
-      validation_seed: of the choice of the validation examples.
+      label_prefix: the task prefix of labels.
+      rationale_prefix: the task prefix of rationales.
+      prefix_side: which side reads the prefixes, `encoder` or `decoder`.
+      validation_seed: seed of the choice of the validation examples.
       vocabulary_path: a SentencePiece model; by default the checkpoint's own.
-      data_parallel: devices along the mesh's `data` axis; -1 takes what is left.
+      data_parallel: devices along the mesh's `data` axis; -1 takes all that are left.
       model_parallel: devices along the mesh's `model` axis.
-      fsdp: also cut parameters along `data`.
-      dry_run: build everything and say what would be evaluated, evaluate nothing.
+      fsdp: also shard parameters along `data`.
+      mesh: the mesh to use instead of one over all devices.
+      dry_run: build everything, print what would be evaluated, and evaluate nothing.
       config_text: the configuration, written to `output_dir/eval_config.gin`.
+      write: is given the predictions instead of `output_dir/predictions`.
 
     Returns:
       Metrics by split, see `Evaluator.__call__`; None after a dry run.
@@ -101,9 +110,9 @@ def evaluate(
     else:
         model_config = source.config
     if model_config is None:
-        raise _unsaid(checkpoint, "model_config")
-    registration.import_tasks(mixture_or_task_module or trained.get("mixture_or_task_module"))
-    task = _task_name(checkpoint, trained, mixture_or_task_name)
+        raise _missing(checkpoint, "model_config")
+    module = mixture_or_task_module or trained.get("mixture_or_task_module")
+    choice = _choose_task(checkpoint, trained, mixture_or_task_name, module)
     lengths = feature_lengths or _trained(checkpoint, trained, "feature_lengths")
 
     given = {
@@ -113,33 +122,36 @@ def evaluate(
         "validation_seed": validation_seed,
         "vocabulary_path": vocabulary_path,
     }
-    student = Student(model_config, make_mesh(data_parallel, model_parallel), fsdp=fsdp)
+    if mesh is None:
+        mesh = MeshSettings(data_parallel, model_parallel, fsdp).make()
+    student = Student(model_config, mesh, fsdp=fsdp)
     progress = Progress()
-    with _settings_as_trained(source, given):
-        require_fit(pipeline.load_vocabulary(task), model_config.vocab_size)
-        folder = Path(output_dir).expanduser().absolute()
-        evaluator = Evaluator(
-            student,
-            task,
-            lengths,
-            splits=splits,
-            batch_size=batch_size,
-            eval_steps=eval_steps,
-            output_dir=folder / "predictions",
-            loss_normalization=loss_normalization,
-            with_rationales=with_rationales,
-            max_decode_len=max_decode_len,
-        )
-        counts = ", ".join(
-            f"{n} examples of {split}" for split, n in evaluator.num_examples.items()
-        )
-        progress.note(f"{checkpoint}: {student.num_params:,} parameters; {task}: {counts}.")
-        if dry_run:
-            _show_first_input(progress, task, splits[0], lengths)
-            return None
-        params = loading.load_params(source, student.placed_params)
-        results = evaluator(params, source.step or 0)
-    if jax.process_index() == 0:
+    task = resolve_task(choice, _settings_as_trained(source, given))
+    require_fit(task.vocabulary, model_config.vocab_size)
+    evaluator = Evaluator(
+        student,
+        task,
+        lengths,
+        splits=splits,
+        batch_size=batch_size,
+        eval_steps=eval_steps,
+        loss_normalization=loss_normalization,
+        with_rationales=with_rationales,
+        max_decode_len=max_decode_len,
+    )
+    counts = ", ".join(f"{n} examples of {split}" for split, n in evaluator.num_examples.items())
+    progress.note(f"{checkpoint}: {student.num_params:,} parameters; {task.name}: {counts}.")
+    if dry_run:
+        _show_first_input(progress, task, splits[0], lengths)
+        return None
+    params = loading.load_params(source, student.placed_params)
+    results, predictions = evaluator(params)
+    folder = None if output_dir is None else Path(output_dir).expanduser().absolute()
+    if write is not None:
+        write(predictions)
+    elif folder is not None:
+        write_predictions(folder / "predictions", predictions, source.step or 0)
+    if folder is not None and jax.process_index() == 0:
         lines = [
             json.dumps(
                 {"step": source.step, "split": split, "checkpoint": str(checkpoint), **values}
@@ -151,27 +163,31 @@ def evaluate(
             atomic_write_text(folder / "eval_config.gin", config_text)
     for split, values in results.items():
         progress.note(f"{split}: {_in_words(values)}")
-    progress.note(f"Written to {folder}")
+    if folder is not None:
+        progress.note(f"Written to {folder}")
     return results
 
 
-def _task_name(checkpoint: Any, trained: Mapping[str, Any], given: str | None) -> str:
-    """The task to judge by: `given`, with the checkpoint's method where that is a data set."""
+def _choose_task(
+    checkpoint: Any, trained: Mapping[str, Any], given: str | None, module: str | None
+) -> TaskChoice:
+    """The task: `given`, or if that is a data set, its task of the checkpoint's method."""
     if given is None:
-        return _trained(checkpoint, trained, "mixture_or_task_name")
+        return TaskChoice(_trained(checkpoint, trained, "mixture_or_task_name"), module)
+    registration.import_tasks(module)
     info = registration.task_info(trained.get("mixture_or_task_name") or "")
     if info is None or not registration.is_dataset(given):
-        return given
-    return registration.choose_task(given, info.method, info.label_source, info.rationale_source)
+        return TaskChoice(given, module)
+    return TaskChoice(given, module, info.method, info.label_source, info.rationale_source)
 
 
 def _trained(checkpoint: Any, trained: Mapping[str, Any], name: str) -> Any:
     if trained.get(name) is None:
-        raise _unsaid(checkpoint, name)
+        raise _missing(checkpoint, name)
     return trained[name]
 
 
-def _unsaid(checkpoint: Any, name: str) -> UserError:
+def _missing(checkpoint: Any, name: str) -> UserError:
     macros = {
         "model_config": "MODEL (a file of gin/models)",
         "mixture_or_task_name": "MIXTURE_OR_TASK_NAME",
@@ -180,43 +196,41 @@ def _unsaid(checkpoint: Any, name: str) -> UserError:
     return UserError(f"{checkpoint}: does not say how it was trained; give {macros[name]}.")
 
 
-@contextlib.contextmanager
-def _settings_as_trained(source: loading.Source, given: Mapping[str, Any]) -> Iterator[None]:
-    """Puts the data settings in force with which the checkpoint was trained, but for `given`."""
-    names = {field.name for field in dataclasses.fields(settings_lib.DataSettings)} - _OWN_SETTINGS
+def _settings_as_trained(source: loading.Source, given: Mapping[str, Any]) -> DataSettings:
+    """Returns the data settings that the checkpoint was trained with, overridden by `given`."""
+    names = {field.name for field in dataclasses.fields(DataSettings)} - _OWN_SETTINGS
     as_trained = {
         name: value
         for name, value in (source.settings.get("data_settings") or {}).items()
         if name in names
     }
-    # What the run itself keeps is surer than the path that it was once given.
+    # The copy that the run keeps is always there; the path that it was given may have gone.
     if source.vocabulary_path is not None:
         as_trained["vocabulary_path"] = str(source.vocabulary_path)
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(settings_lib.current(), **(as_trained | chosen))
     if settings.vocabulary_path is None:
         settings = dataclasses.replace(settings, vocabulary_path=str(source.require_vocabulary()))
-    with settings_lib.override(settings):
-        yield
+    return settings
 
 
 def _show_first_input(
-    progress: Progress, task: str, split: str, lengths: Mapping[str, int]
+    progress: Progress, task: ResolvedTask, split: str, lengths: Mapping[str, int]
 ) -> None:
-    if registration.is_mixture(task):
+    if task.is_mixture:
         return
     examples = pipeline.load_eval_examples(task, split, lengths)
     tokens = [int(token) for token in examples.label_inputs[0] if token > 1]
-    progress.note(f"first input: {pipeline.load_vocabulary(task).decode(tokens)}")
+    progress.note(f"first input: {task.vocabulary.decode(tokens)}")
     progress.note(f"its answer:  {examples.labels[0]}")
 
 
 def _in_words(values: Mapping[str, Value]) -> str:
     stderr = values["accuracy_stderr"]
-    told = [f"accuracy {values['accuracy']:.4f}" + (f" ± {stderr:.4f}" if stderr else "")]
-    told += [
+    words = [f"accuracy {values['accuracy']:.4f}" + (f" ± {stderr:.4f}" if stderr else "")]
+    words += [
         f"{name.replace('_', ' ')} {values[name]:.4f}"
         for name in ("label_loss", "rationale_loss")
         if values.get(name) is not None
     ]
-    return ", ".join(told) + f" ({values['examples']} examples)"
+    return ", ".join(words) + f" ({values['examples']} examples)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,6 +15,7 @@ from sbs_jax.data.batching import row_lengths
 from sbs_jax.data.records import Records, cut_sequences
 from sbs_jax.data.registration import TaskInfo
 from sbs_jax.data.release import Example
+from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import decode_tokens
 from sbs_jax.errors import UserError
@@ -52,60 +52,58 @@ def inspect_task(
     Raises:
       UserError: the task is unknown, or none of its splits can be read.
     """
-    registration.import_tasks(mixture_or_task_module)
-    name = registration.choose_task(mixture_or_task_name, method, label_source, rationale_source)
-    for line in report(name, feature_lengths, splits=splits, examples=examples):
+    choice = TaskChoice(
+        mixture_or_task_name, mixture_or_task_module, method, label_source, rationale_source
+    )
+    task = resolve_task(choice)
+    for line in report(task, feature_lengths, splits=splits, examples=examples):
         print(line, flush=True)
 
 
 def report(
-    task_name: str,
+    task: ResolvedTask,
     feature_lengths: Mapping[str, int],
     *,
     splits: Sequence[str] = registration.SPLITS,
     examples: int = 5,
 ) -> Iterator[str]:
-    """Yields lines about a task (or each task of a mixture) with the settings in force.
+    """Yields lines about a task, or about each task of a mixture.
 
     Raises:
       UserError: see `inspect_task`.
     """
     row_lengths(feature_lengths)
-    names = [task_name]
-    if registration.is_mixture(task_name):
-        rates = registration.mixture_rates(task_name)
-        told = ", ".join(f"{name} {rate / sum(rates.values()):.1%}" for name, rate in rates.items())
-        yield f"{task_name}: a mixture of {told}"
-        names = list(rates)
-    for name in names:
-        info = registration.task_info(name)
-        if info is None:
-            registration.find_task(name)
-            raise UserError(f"The task '{name}' was registered through SeqIO alone.")
-        with pipeline.shared_vocabulary(task_name):
-            yield from _report_task(info, feature_lengths, splits, examples)
+    if task.is_mixture:
+        total = sum(rate for _, rate in task.parts)
+        shares = ", ".join(f"{part.name} {rate / total:.1%}" for part, rate in task.parts)
+        yield f"{task.name}: a mixture of {shares}"
+    for part, _ in task.parts:
+        part.require_info("be inspected")
+        yield from _report_task(part, feature_lengths, splits, examples)
 
 
 def _report_task(
-    info: TaskInfo, lengths: Mapping[str, int], splits: Sequence[str], examples: int
+    task: ResolvedTask, lengths: Mapping[str, int], splits: Sequence[str], examples: int
 ) -> Iterator[str]:
+    info = task.info
     yield (
         f"{info.name}: data set {info.dataset.name}, method {info.method}, labels "
         f"{info.label_source}"
         + (f", rationales {info.rationale_source}" if info.uses_rationales else "")
         + f", judged by {info.dataset.scorer}"
     )
-    vocabulary = pipeline.load_vocabulary(info.name)
+    vocabulary = task.vocabulary
     yield f"vocabulary: {vocabulary.vocab_size} pieces, {vocabulary.sentencepiece_model_file}"
     shown = False
     reason: UserError | None = None
+    # Lengths as they are: what would be cut is counted below.
+    lenient = task.with_settings(dataclasses.replace(task.settings, strict_lengths=False))
     for split in splits:
         yield ""
         try:
-            read = registration.load_examples(info.dataset, split)
-            # Lengths as they are: what would be cut is counted below.
-            with _not_strict():
-                records = pipeline.load_records(info.name, split, _NO_LIMIT)
+            with settings_lib.override(task.settings):
+                read = registration.load_examples(info.dataset, split)
+            records = pipeline.load_records(lenient, split, _NO_LIMIT)
         except UserError as error:
             yield f"{split}: {error}"
             reason = reason or error
@@ -116,12 +114,6 @@ def _report_task(
         shown = True
     if not shown:
         raise UserError(f"No split of '{info.name}' can be read: {reason}") from reason
-
-
-@contextlib.contextmanager
-def _not_strict() -> Iterator[None]:
-    with settings_lib.override(dataclasses.replace(settings_lib.current(), strict_lengths=False)):
-        yield
 
 
 def _report_split(

@@ -87,8 +87,8 @@ class Run:
           UserError: a gin flag is wrong.
         """
         bound = {
-            "/".join(key): repr(binding.value)
-            for key, binding in self._config().bindings.items()
+            key: repr(binding.value)
+            for key, binding in self._config().by_first_name().items()
             if binding.name != "MODEL_DIR"
         }
         text = json.dumps([sbs_jax.__version__, bound], sort_keys=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,14 +27,54 @@ ApplyFn = Callable[..., jax.Array]
 """`apply(params, batch, dropout_rng) -> logits [B, T, V]`; `dropout_rng` None means no dropout."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The loss, mean label loss + λ · mean rationale loss; gin/runs/train.gin binds the attributes.
+
+    Attributes:
+      rationale_weight: the paper's λ, a constant or a schedule of it.
+      normalization: `token_mean` or `example_mean`; see `losses.part_weights`.
+      label_smoothing: share of the probability that is spread over all tokens, in [0, 1); see
+        `losses.token_cross_entropy`.
+      z_loss: weight of log(Z)², at least 0; see `losses.token_cross_entropy`.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+
+    rationale_weight: float | Schedule = 1.0
+    normalization: losses.Normalization = "token_mean"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        losses.check_hyperparameters(
+            loss_normalization=self.normalization,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
+        if not callable(self.rationale_weight) and not self.rationale_weight >= 0.0:
+            raise UserError(f"RATIONALE_WEIGHT = {self.rationale_weight} must not be negative.")
+
+    @property
+    def constant_weight(self) -> float | None:
+        """λ, or None if it follows a schedule."""
+        return None if callable(self.rationale_weight) else self.rationale_weight
+
+    def weight_at(self, step: Any) -> Any:
+        """λ at a step, which may be traced."""
+        weight = self.rationale_weight
+        return weight(step) if callable(weight) else weight
+
+
+DEFAULT_LOSS = Loss()
+
+
 def make_train_step(
     apply_fn: ApplyFn,
     optimizer: Optimizer,
+    loss: Loss = DEFAULT_LOSS,
     *,
-    rationale_weight: float | Schedule = 1.0,
-    loss_normalization: losses.Normalization = "token_mean",
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
     num_microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch) -> (state, metrics)`.
@@ -45,22 +86,15 @@ def make_train_step(
     Args:
       apply_fn: the network.
       optimizer: see `optimizers`.
-      rationale_weight: λ, a constant or a schedule.
-      loss_normalization: see `losses.part_weights`.
-      label_smoothing: see `losses.token_cross_entropy`.
-      z_loss: see `losses.token_cross_entropy`.
+      loss: its weights and regularisers.
       num_microbatches: how many equal slices of the batch are computed one after another.
 
     Raises:
-      UserError: a hyperparameter is out of its range; or, at the first call, the batch is not
-        divisible by `num_microbatches`.
+      UserError: `num_microbatches` is out of its range; or, at the first call, the batch is not
+        divisible by it.
     """
-    losses.check_hyperparameters(
-        loss_normalization=loss_normalization, label_smoothing=label_smoothing, z_loss=z_loss
-    )
     if num_microbatches < 1:
         raise UserError(f"NUM_MICROBATCHES = {num_microbatches} must be at least 1.")
-    weight_at = _as_weight_schedule(rationale_weight)
 
     def loss_fn(
         params: Any, microbatch: Batch, lambda_: jax.Array, dropout_rng: jax.Array
@@ -71,15 +105,15 @@ def make_train_step(
             microbatch["decoder_target_parts"],
             microbatch["decoder_segment_ids"],
             microbatch["loss_weights"],
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
+            label_smoothing=loss.label_smoothing,
+            z_loss=loss.z_loss,
         )
         return losses.join(sums, lambda_), sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        lambda_ = jnp.asarray(weight_at(state.step), jnp.float32)
+        lambda_ = jnp.asarray(loss.weight_at(state.step), jnp.float32)
         dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        batch = _with_weights(batch, loss_normalization)
+        batch = _with_weights(batch, loss.normalization)
         gradient_fn = jax.grad(loss_fn, has_aux=True)
         if num_microbatches == 1:
             gradients, sums = gradient_fn(state.params, batch, lambda_, dropout_rng)
@@ -135,11 +169,3 @@ def _microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
     return jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(rows // count, count, *x.shape[1:]), 1, 0), dict(batch)
     )
-
-
-def _as_weight_schedule(rationale_weight: float | Schedule) -> Schedule:
-    if callable(rationale_weight):
-        return rationale_weight
-    if not rationale_weight >= 0.0:
-        raise UserError(f"RATIONALE_WEIGHT = {rationale_weight} must not be negative.")
-    return lambda step: rationale_weight

@@ -1,6 +1,8 @@
 """Gin files of earlier versions mean what they meant when they were written."""
 
+import dataclasses
 import doctest
+import importlib
 
 import gin
 import pytest
@@ -9,6 +11,7 @@ from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import former_names, reader
 
 TRAIN = "sbs_jax.programs.train.train"
+CONFIG = "sbs_jax.programs.assembly.TrainConfig"
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +21,14 @@ def _clean(monkeypatch, tmp_path):
     gin.clear_config()
 
 
-def bindings(text, flags=()):
+def parsed(text):
+    file = reader.GinFile("x", tuple(reader._Reader([reader.gin_folder()]).text(text, "x.gin")))
+    return config_lib.GinConfig([file])
+
+
+def bindings(text):
     """The parameters that a file binds: full name to value."""
-    config = config_lib.GinConfig(
-        [reader.GinFile("x", tuple(reader._Reader([reader.gin_folder()]).text(text, "x.gin")))]
-    )
-    return {f"{b.full_name}.{b.parameter}": b.value for b in config.bindings.values()}
+    return {f"{b.full_name}.{b.parameter}": b.value for b in parsed(text).bindings.values()}
 
 
 OLD = """
@@ -43,9 +48,14 @@ sbs_jax.data.report.inspect_task.examples = 3
 
 def test_modules_and_references_are_translated():
     assert bindings(OLD) == {
-        f"{TRAIN}.batch_size": 8,
-        f"{TRAIN}.rationale_weight": reader.Reference("train.linear_ramp", True),
-        f"{TRAIN}.feature_lengths": {"path": [reader.Reference("teach.smollm2_path", True)]},
+        f"{TRAIN}.config": reader.Reference("assembly.TrainConfig", True),
+        f"{CONFIG}.batching": reader.Reference("batching.Batching", True),
+        "sbs_jax.data.batching.Batching.batch_size": 8,
+        "sbs_jax.data.batching.Batching.feature_lengths": {
+            "path": [reader.Reference("teach.smollm2_path", True)]
+        },
+        f"{CONFIG}.loss": reader.Reference("step.Loss", True),
+        "sbs_jax.training.step.Loss.rationale_weight": reader.Reference("train.linear_ramp", True),
         "sbs_jax.programs.inspect_task.inspect_task.examples": 3,
     }
 
@@ -54,8 +64,8 @@ def test_gin_finds_what_is_translated(tmp_path):
     # The name `train` is taken in this file: the program's module needs another one.
     (tmp_path / "old.gin").write_text(OLD.replace("[@teaching.smollm2_path()]", "96"))
     config_lib.read(["old.gin"], flags=[("trainer.train.seed", "7")]).apply()
-    assert gin.get_bindings(TRAIN, resolve_references=False)["batch_size"] == 8
-    assert gin.get_bindings(TRAIN, resolve_references=False)["seed"] == 7
+    assert gin.get_bindings("batching.Batching")["batch_size"] == 8
+    assert gin.get_bindings(CONFIG, resolve_references=False)["seed"] == 7
 
 
 def test_a_parameter_that_became_a_field_of_a_dataclass(monkeypatch):
@@ -70,6 +80,30 @@ def test_a_parameter_that_became_a_field_of_a_dataclass(monkeypatch):
         "sbs_jax.partitioning.mesh.Mesh.shape": reader.Reference("config.Shape", True),
         "sbs_jax.models.config.Shape.fsdp": True,
     }
+
+
+def test_every_former_parameter_of_training_is_a_setting_of_today():
+    former = [name for name in former_names.MOVED if name.startswith(f"{TRAIN}.")]
+    assert len(former) == 33
+    for name in former:
+        place = former_names.place(TRAIN, name.removeprefix(f"{TRAIN}."))
+        module, _, group = place.function.rpartition(".")
+        fields = dataclasses.fields(getattr(importlib.import_module(module), group))
+        assert place.parameter in {field.name for field in fields}
+
+
+def test_a_configuration_has_the_same_first_names_in_every_version():
+    text = (
+        "from __gin__ import dynamic_registration\n"
+        "from sbs_jax.programs import assembly\nfrom sbs_jax.programs import train\n"
+        "from sbs_jax.training import step\n"
+        "train.train.config = @assembly.TrainConfig()\n"
+        "assembly.TrainConfig.loss = @step.Loss()\n"
+        "step.Loss.z_loss = %Z\nZ = 1.0\n"
+    )
+    old = "from sbs_jax import trainer\ntrainer.train.z_loss = %Z\nZ = 1.0\n"
+    names = {"/sbs_jax.trainer.train/z_loss", "/Z/"}
+    assert [set(parsed(t).by_first_name()) for t in (text, old)] == [names, names]
 
 
 def test_shipped_gin_files_go_by_their_former_names():

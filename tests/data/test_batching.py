@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sbs_jax.data import batching
-from sbs_jax.data.batching import TrainBatches, eval_batches, measure_fill
+from sbs_jax.data.batching import Batching, TrainBatches, eval_batches, measure_fill
 from sbs_jax.errors import UserError
 from tests.data.synthetic import expected_records, make_records, unpack
 
@@ -15,13 +15,15 @@ LENGTHS = {"inputs": 40, "targets": 24}
 MODES = [
     {"batch_size": 4, "pack": True},
     {"batch_size": 4, "pack": False},
-    {"batch_size": None, "examples_per_batch": 8, "row_multiple": 2},
-    {"batch_size": None, "examples_per_batch": 8, "pack": False},
+    {"examples_per_batch": 8, "row_multiple": 2},
+    {"examples_per_batch": 8, "pack": False},
 ]
 
 
 def train(records, mode, seed=0, lengths=LENGTHS):
-    return TrainBatches(records, feature_lengths=lengths, seed=seed, **mode)
+    batching = Batching(lengths, **{k: v for k, v in mode.items() if k != "row_multiple"})
+    row_multiple = mode.get("row_multiple", 1)
+    return TrainBatches(records, batching, seed=seed, row_multiple=row_multiple)
 
 
 def same(one, two):
@@ -57,8 +59,8 @@ def test_batches_have_the_promised_shapes_and_types(mode):
             "decoder_target_tokens", "decoder_target_parts", "decoder_segment_ids",
         }  # fmt: skip
         rows = batch["encoder_input_tokens"].shape[0]
-        if mode["batch_size"]:
-            assert rows == mode["batch_size"]
+        if mode.get("batch_size"):
+            assert rows == mode.get("batch_size")
         else:
             assert rows % mode.get("row_multiple", 1) == 0
         for name, array in batch.items():
@@ -122,7 +124,7 @@ def test_batch_size_may_change_on_restart():
 @pytest.mark.parametrize("pack", [True, False])
 def test_a_batch_of_examples_holds_all_their_records(pack):
     records = make_records(examples=21)
-    mode = {"batch_size": None, "examples_per_batch": 8, "pack": pack}
+    mode = {"examples_per_batch": 8, "pack": pack}
     known = {record: records.example[i] for i, record in enumerate(expected_records(records))}
     seen = []
     for batch in itertools.islice(train(records, mode), 21):
@@ -199,7 +201,7 @@ def test_bad_arguments():
     with pytest.raises(UserError, match="BATCH_SIZE must be"):
         train(records, {"batch_size": None})
     with pytest.raises(UserError, match=r"EXAMPLES_PER_BATCH must be .* -1"):
-        train(records, {"batch_size": None, "examples_per_batch": -1})
+        train(records, {"examples_per_batch": -1})
     with pytest.raises(UserError, match=r"TASK_FEATURE_LENGTHS .* 'targets'"):
         train(records, MODES[0], lengths={"inputs": 40})
     with pytest.raises(UserError, match="nothing to train on: 3 examples"):

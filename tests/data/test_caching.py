@@ -10,6 +10,7 @@ import pytest
 
 from sbs_jax.data import cache_writer, pipeline, registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.programs.cache import write_cache
@@ -31,7 +32,7 @@ def cached(release_dir, model_dirs, tmp_path_factory):
 
 def load(settings, split="train", task="svamp_sbs", **changes):
     with settings_lib.override(dataclasses.replace(settings, **changes)):
-        return pipeline.load_records(task, split, LENGTHS)
+        return pipeline.load_records(resolve_task(task), split, LENGTHS)
 
 
 def assert_same(left, right):
@@ -75,10 +76,12 @@ def test_beam_writes_the_same(cached, tmp_path):
                 UserError, match=r"Caching with WRITER = 'beam' needs .*sbs_jax\[cache\]"
             ),
         ):
-            cache_writer.cache_task("svamp_sbs", writer="beam")
+            cache_writer.cache_task(resolve_task("svamp_sbs"), writer="beam")
         return
     with settings_lib.override(settings):
-        folder = cache_writer.cache_task("svamp_sbs", writer="beam", shards=2, splits=["train"])
+        folder = cache_writer.cache_task(
+            resolve_task("svamp_sbs"), writer="beam", shards=2, splits=["train"]
+        )
     assert_same(load(settings, use_cached_tasks=True), load(settings))
     for name in ("info", "stats"):
         ours, theirs = (
@@ -127,6 +130,6 @@ def test_what_cannot_be_cached(cached):
     settings, _ = cached
     with settings_lib.override(settings):
         with pytest.raises(UserError, match="WRITER must be 'local' or 'beam'"):
-            cache_writer.cache_task("svamp_sbs", writer="spark")
+            cache_writer.cache_task(resolve_task("svamp_sbs"), writer="spark")
         with pytest.raises(UserError, match=r"No split of 'svamp_sbs_human' can be cached"):
-            cache_writer.cache_task("svamp_sbs_human", splits=["train"])
+            cache_writer.cache_task(resolve_task("svamp_sbs_human"), splits=["train"])

@@ -5,6 +5,7 @@ import pytest
 
 from sbs_jax.data import pipeline
 from sbs_jax.data.feature_converter import PartFeatureConverter
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.parts import LABEL, RATIONALE
 from tests.data.synthetic import expected_records, unpack
@@ -103,7 +104,7 @@ def test_codes_of_another_length_are_refused():
 def test_a_task_gives_the_records_of_our_own_pipeline(use, task, pack):
     lengths = {"inputs": 96, "targets": 40}
     with use():
-        expected = expected_records(pipeline.load_records(task, "train", lengths))
+        expected = expected_records(pipeline.load_records(resolve_task(task), "train", lengths))
         dataset = seqio.get_dataset(
             task, lengths, feature_converter=PartFeatureConverter(pack=pack)
         )

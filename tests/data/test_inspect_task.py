@@ -1,5 +1,6 @@
 import pytest
 
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
 from sbs_jax.programs.inspect_task import inspect_task, report
@@ -9,7 +10,7 @@ LENGTHS = {"inputs": 30, "targets": 20}
 
 def lines(use, task, dataset="svamp", **options):
     with use(dataset):
-        return list(report(task, LENGTHS, **options))
+        return list(report(resolve_task(task), LENGTHS, **options))
 
 
 def test_what_is_told_of_a_task(use):
@@ -46,7 +47,7 @@ def test_a_split_that_cannot_be_read_is_told(use, tmp_path):
         use(data_dir=str(tmp_path)),
         pytest.raises(UserError, match=r"svamp_train\.json"),
     ):
-        list(report("svamp_sbs", LENGTHS))
+        list(report(resolve_task("svamp_sbs"), LENGTHS))
 
 
 def test_mixtures_are_told_task_by_task(use):

@@ -9,6 +9,7 @@ from sbs_jax.data import datasets, pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.preprocessors import split_joint
 from sbs_jax.data.registration import choose_task, load_examples, register_dataset
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
@@ -56,8 +57,8 @@ def decode(vocabulary, tokens):
 def texts(task, split="train", **changes):
     folder = settings_lib.current()
     with use(model_dir=folder.model_dir, vocabulary_size=400, **changes):
-        records = pipeline.load_records(task, split, LENGTHS)
-        vocabulary = pipeline.load_vocabulary(task)
+        records = pipeline.load_records(resolve_task(task), split, LENGTHS)
+        vocabulary = resolve_task(task).vocabulary
     inputs = np.split(records.input_tokens, records.input_offsets[1:-1])
     targets = np.split(records.target_tokens, records.target_offsets[1:-1])
     found = [
@@ -99,10 +100,10 @@ def test_rationale_input_shows_the_rationale_and_asks_for_the_label():
 
 
 def test_evaluation_shows_the_rationale_of_the_evaluated_example():
-    vocabulary = pipeline.load_vocabulary(NAME)
+    vocabulary = resolve_task(NAME).vocabulary
 
     def inputs(task):
-        found = pipeline.load_eval_examples(task, "test", LENGTHS)
+        found = pipeline.load_eval_examples(resolve_task(task), "test", LENGTHS)
         assert found.labels == [f"gold {i}" for i in range(9)]
         return [decode(vocabulary, row[row > 0]) for row in found.label_inputs], found
 
@@ -153,10 +154,12 @@ def test_one_rationale_is_drawn_for_each_epoch(examples_per_batch):
     def epochs(seed, count):
         batches = pipeline.TrainBatches(
             records,
-            batch_size=1,
-            feature_lengths={"inputs": 2000, "targets": 2000},
+            pipeline.Batching(
+                {"inputs": 2000, "targets": 2000},
+                batch_size=1,
+                examples_per_batch=examples_per_batch,
+            ),
             seed=seed,
-            examples_per_batch=examples_per_batch,
         )
         return [next(batches) for _ in range(count)], batches
 
@@ -180,7 +183,7 @@ def test_one_rationale_is_drawn_for_each_epoch(examples_per_batch):
     assert np.array_equal(next(restored)["decoder_target_tokens"], following)
     with pytest.raises(UserError, match="belongs to other data"):
         pipeline.TrainBatches(
-            everything, batch_size=1, feature_lengths={"inputs": 2000, "targets": 2000}, seed=3
+            everything, pipeline.Batching({"inputs": 2000, "targets": 2000}, batch_size=1), seed=3
         ).restore(state)
 
 
@@ -188,12 +191,12 @@ def test_eos_in_an_input_is_one_token_and_in_a_target_none():
     _, records = texts(NAME)
     first = records.input_tokens[: records.input_offsets[1]]
     assert np.count_nonzero(first == EOS_ID) == 2
-    vocabulary = pipeline.load_vocabulary(NAME)
+    vocabulary = resolve_task(NAME).vocabulary
     middle = list(first).index(EOS_ID)
     tokenizer = vocabulary.tokenizer
     assert list(first[:middle]) == tokenizer.encode("predict: first 0")
     assert list(first[middle + 1 : -1]) == tokenizer.encode("second 0")
-    found = pipeline.load_eval_examples(NAME, "train", LENGTHS)
+    found = pipeline.load_eval_examples(resolve_task(NAME), "train", LENGTHS)
     assert list(found.label_inputs[0][: first.size]) == list(first)
     hostile = {"id": "i", "input": "x", "label": "a</s>b", "rationale": ["</s>", "r\ud800"]}
     datasets._clean([hostile])

@@ -7,8 +7,9 @@ import pytest
 
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import TrainBatches
+from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.records import join_records
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
 from tests.data.synthetic import make_records, unpack
@@ -32,9 +33,7 @@ def test_rates_hold_and_every_example_comes_in_turn():
     records = join_records([small, big], [1, 1])
     assert len(records) == len(small) + len(big)
     assert records.counts.examples == 100
-    batches = TrainBatches(
-        records, batch_size=None, feature_lengths=SHORT, seed=0, examples_per_batch=100
-    )
+    batches = TrainBatches(records, Batching(SHORT, examples_per_batch=100), seed=0)
     for _ in range(3):  # an epoch each: 50 of the small task's 10 examples, 50 of the big one's 90
         seen = drawn(batches, 1)
         of_small = {token: n for token, n in seen.items() if token in set(small.input_tokens)}
@@ -42,18 +41,14 @@ def test_rates_hold_and_every_example_comes_in_turn():
         assert set(of_small.values()) == {5}
         assert max(n for token, n in seen.items() if token not in of_small) <= 2
     # In 9 epochs the big task is gone through exactly 5 times.
-    again = TrainBatches(
-        records, batch_size=None, feature_lengths=SHORT, seed=0, examples_per_batch=100
-    )
+    again = TrainBatches(records, Batching(SHORT, examples_per_batch=100), seed=0)
     seen = drawn(again, 9)
     assert {n for token, n in seen.items() if token not in of_small} == {5}
 
 
 def test_batches_of_a_mixture_resume(use):
     records = join_records([make_records(examples=7, seed=1), make_records(seed=9)], [3, 1])
-    one, two = (
-        TrainBatches(records, batch_size=3, feature_lengths=SHORT, seed=4) for _ in range(2)
-    )
+    one, two = (TrainBatches(records, Batching(SHORT, batch_size=3), seed=4) for _ in range(2))
     for _ in range(40):
         next(one)
     two.restore(one.state())
@@ -62,15 +57,15 @@ def test_batches_of_a_mixture_resume(use):
         assert all(np.array_equal(a[name], b[name]) for name in a)
     other = join_records([make_records(examples=7, seed=1), make_records(seed=9)], [1, 1])
     with pytest.raises(UserError, match="belongs to other data"):
-        TrainBatches(other, batch_size=3, feature_lengths=SHORT, seed=4).restore(one.state())
+        TrainBatches(other, Batching(SHORT, batch_size=3), seed=4).restore(one.state())
 
 
 def test_a_seqio_mixture_shares_one_vocabulary(use, tmp_path):
     seqio.MixtureRegistry.add("both_toys", [("svamp_sbs", 2), ("cqa_standard", 1)])
     try:
         with use(model_dir=str(tmp_path)):
-            records = pipeline.load_records("both_toys", "train", LENGTHS)
-            vocabulary = pipeline.load_vocabulary("both_toys")
+            records = pipeline.load_records(resolve_task("both_toys"), "train", LENGTHS)
+            vocabulary = resolve_task("both_toys").vocabulary
             assert (tmp_path / "vocabulary" / "spiece.model").is_file()
             assert settings_lib.current().vocabulary_path is None
         # In the order of the tasks' names.

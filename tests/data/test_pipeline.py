@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sbs_jax.data import pipeline, registration
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.errors import UserError
 from sbs_jax.parts import LABEL, RATIONALE
@@ -31,8 +32,8 @@ def texts(records, vocabulary):
 def test_records_are_the_examples_texts(use, dataset, method, split):
     task = f"{dataset}_{method}"
     with use(dataset):
-        records = pipeline.load_records(task, split, LENGTHS)
-        found = texts(records, pipeline.load_vocabulary(task))
+        records = pipeline.load_records(resolve_task(task), split, LENGTHS)
+        found = texts(records, resolve_task(task).vocabulary)
         examples = registration.load_examples(dataset, split)
     teacher = method.endswith("_teacher") and split == "train"
     expected = []
@@ -60,9 +61,9 @@ def test_records_are_the_examples_texts(use, dataset, method, split):
 
 def test_kept_blank_rationales_train_eos_alone(use):
     with use():
-        dropped = pipeline.load_records("svamp_sbs", "train", LENGTHS)
+        dropped = pipeline.load_records(resolve_task("svamp_sbs"), "train", LENGTHS)
     with use(keep_blank_rationales=True):
-        kept = pipeline.load_records("svamp_sbs", "train", LENGTHS)
+        kept = pipeline.load_records(resolve_task("svamp_sbs"), "train", LENGTHS)
     blank = dropped.counts.blank_rationales
     assert blank == kept.counts.blank_rationales == 4
     assert len(kept) == len(dropped) + blank == 72
@@ -72,8 +73,8 @@ def test_kept_blank_rationales_train_eos_alone(use):
 def test_long_sequences_are_cut_and_counted(use):
     short = {"inputs": 12, "targets": 8}
     with use():
-        whole = pipeline.load_records("svamp_sbs", "train", LENGTHS)
-        cut = pipeline.load_records("svamp_sbs", "train", short)
+        whole = pipeline.load_records(resolve_task("svamp_sbs"), "train", LENGTHS)
+        cut = pipeline.load_records(resolve_task("svamp_sbs"), "train", short)
     assert cut.input_lengths.max() == 12
     assert cut.target_lengths.max() == 8
     assert cut.counts.cut_inputs == (whole.input_lengths > 12).sum() > 0
@@ -96,22 +97,26 @@ def test_long_sequences_are_cut_and_counted(use):
 )
 def test_strict_lengths_refuse_to_cut(use, lengths, message):
     with use(strict_lengths=True):
-        pipeline.load_records("svamp_sbs", "train", LENGTHS)
+        pipeline.load_records(resolve_task("svamp_sbs"), "train", LENGTHS)
         with pytest.raises(UserError, match=message):
-            pipeline.load_records("svamp_sbs", "train", lengths)
+            pipeline.load_records(resolve_task("svamp_sbs"), "train", lengths)
 
 
 def test_loading_is_deterministic(use):
     with use():
-        one, two = (pipeline.load_records("cqa_sbs", "train", LENGTHS) for _ in range(2))
+        one, two = (
+            pipeline.load_records(resolve_task("cqa_sbs"), "train", LENGTHS) for _ in range(2)
+        )
     assert one.fingerprint() == two.fingerprint()
 
 
 def test_batches_decode_to_the_records(use):
     with use():
-        records = pipeline.load_records("svamp_sbs", "train", LENGTHS)
-        vocabulary = pipeline.load_vocabulary("svamp_sbs")
-        batch = next(pipeline.TrainBatches(records, batch_size=4, feature_lengths=LENGTHS, seed=0))
+        records = pipeline.load_records(resolve_task("svamp_sbs"), "train", LENGTHS)
+        vocabulary = resolve_task("svamp_sbs").vocabulary
+        batch = next(
+            pipeline.TrainBatches(records, pipeline.Batching(LENGTHS, batch_size=4), seed=0)
+        )
     known = {record[:3] for record in texts(records, vocabulary)}
     rows, segments = np.nonzero(np.diff(batch["encoder_segment_ids"], prepend=0, axis=1) > 0)
     seen = 0
@@ -166,7 +171,7 @@ def test_tasks_of_others_are_all_label(use):
         return tf.data.Dataset.from_tensor_slices({"inputs": ["a b", "c"], "targets": ["d", "e f"]})
 
     with use():
-        vocabulary = pipeline.load_vocabulary("svamp_sbs")
+        vocabulary = resolve_task("svamp_sbs").vocabulary
         feature = seqio.Feature(vocabulary)
         seqio.TaskRegistry.add(
             "foreign",
@@ -175,13 +180,13 @@ def test_tasks_of_others_are_all_label(use):
             output_features={"inputs": feature, "targets": feature},
         )
         try:
-            records = pipeline.load_records("foreign", "train", LENGTHS)
+            records = pipeline.load_records(resolve_task("foreign"), "train", LENGTHS)
             assert texts(records, vocabulary) == [("a b", "d", 1, 0), ("c", "e f", 1, 1)]
             assert records.counts.examples == records.counts.label_records == 2
             with pytest.raises(UserError, match="'foreign' has no split 'test'; it has train"):
-                pipeline.load_records("foreign", "test", LENGTHS)
+                pipeline.load_records(resolve_task("foreign"), "test", LENGTHS)
             with pytest.raises(UserError, match="'foreign' cannot be scored"):
-                pipeline.load_eval_examples("foreign", "train", LENGTHS)
+                pipeline.load_eval_examples(resolve_task("foreign"), "train", LENGTHS)
         finally:
             seqio.TaskRegistry.remove("foreign")
 
@@ -190,10 +195,10 @@ def test_tasks_of_others_are_all_label(use):
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_eval_examples(use, task, split):
     with use():
-        found = pipeline.load_eval_examples(task, split, LENGTHS)
+        found = pipeline.load_eval_examples(resolve_task(task), split, LENGTHS)
         examples = registration.load_examples("svamp", split)
-        vocabulary = pipeline.load_vocabulary(task)
-        records = pipeline.load_records("svamp_standard", split, LENGTHS)
+        vocabulary = resolve_task(task).vocabulary
+        records = pipeline.load_records(resolve_task("svamp_standard"), split, LENGTHS)
     assert len(found) == len(examples)
     assert found.labels == [example["label"] for example in examples]
     assert found.ids == [example["id"] for example in examples]
@@ -216,9 +221,9 @@ def test_eval_examples(use, task, split):
 def test_eval_inputs_are_cut_too(use):
     lengths = {"inputs": 10, "targets": 8}
     with use():
-        found = pipeline.load_eval_examples("cqa_sbs", "test", lengths)
+        found = pipeline.load_eval_examples(resolve_task("cqa_sbs"), "test", lengths)
     assert found.label_inputs.shape == (12, 10)
     assert np.all(found.label_inputs[:, -1] == 1)
     assert found.cut_inputs == 24
     with use(strict_lengths=True), pytest.raises(UserError, match="24 of the 24 inputs"):
-        pipeline.load_eval_examples("cqa_sbs", "test", lengths)
+        pipeline.load_eval_examples(resolve_task("cqa_sbs"), "test", lengths)

@@ -9,9 +9,10 @@ import pytest
 
 from sbs_jax.data import batching, pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import TrainBatches, eval_batches, measure_fill
+from sbs_jax.data.batching import Batching, TrainBatches, eval_batches, measure_fill
 from sbs_jax.data.records import join_records, shared_sources
 from sbs_jax.data.registration import register_dataset
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
@@ -23,7 +24,7 @@ NAME = "prefix_side_toy"
 MODES = [
     {"batch_size": 4, "pack": True},
     {"batch_size": 4, "pack": False},
-    {"batch_size": None, "examples_per_batch": 8, "row_multiple": 2},
+    {"examples_per_batch": 8, "row_multiple": 2},
 ]
 
 
@@ -104,7 +105,9 @@ def expected(records):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_target_comes_once_an_epoch_beside_its_inputs(shared, mode):
-    batches = TrainBatches(shared, feature_lengths=LENGTHS, seed=0, **mode)
+    batching = Batching(LENGTHS, **{k: v for k, v in mode.items() if k != "row_multiple"})
+    row_multiple = mode.get("row_multiple", 1)
+    batches = TrainBatches(shared, batching, seed=0, row_multiple=row_multiple)
     stream = itertools.chain.from_iterable(map(take_apart, batches))
     for _ in range(2):
         assert Counter(itertools.islice(stream, len(shared))) == expected(shared)
@@ -125,7 +128,7 @@ def test_inputs_are_there_once_where_their_targets_fit(shared, monkeypatch):
 
 def test_targets_that_do_not_fit_into_a_row_get_another_copy(shared):
     lengths = {"inputs": 40, "targets": 9}
-    batches = TrainBatches(shared, feature_lengths=lengths, seed=0, batch_size=4)
+    batches = TrainBatches(shared, Batching(lengths, batch_size=4), seed=0)
     stream = itertools.chain.from_iterable(map(take_apart, batches))
     assert Counter(itertools.islice(stream, len(shared))) == expected(shared)
     fill = measure_fill(shared, lengths)
@@ -134,7 +137,7 @@ def test_targets_that_do_not_fit_into_a_row_get_another_copy(shared):
 
 def test_a_run_does_not_go_on_with_the_other_side(shared):
     alone = dataclasses.replace(shared, source=None)
-    options = {"feature_lengths": LENGTHS, "seed": 0, "batch_size": 4}
+    options = {"batching": Batching(LENGTHS, batch_size=4), "seed": 0}
     state = TrainBatches(alone, **options).state()
     with pytest.raises(UserError, match="other data or settings"):
         TrainBatches(shared, **options).restore(state)
@@ -149,8 +152,8 @@ def test_joined_records_share_within_their_task(shared):
 
 def test_the_prompt_stands_before_the_target_and_is_of_no_part(folder):
     with use(folder):
-        records = pipeline.load_records(f"{NAME}_sbs", "train", TASK_LENGTHS)
-        vocabulary = pipeline.load_vocabulary(f"{NAME}_sbs")
+        records = pipeline.load_records(resolve_task(f"{NAME}_sbs"), "train", TASK_LENGTHS)
+        vocabulary = resolve_task(f"{NAME}_sbs").vocabulary
     prompts = {LABEL: vocabulary.encode("predict: "), RATIONALE: vocabulary.encode("explain: ")}
     assert all(prompts.values())
     assert (records.counts.label_records, records.counts.rationale_records) == (9, 16)
@@ -175,8 +178,8 @@ def test_the_prompt_stands_before_the_target_and_is_of_no_part(folder):
 
 def test_one_rationale_an_epoch_shares_too(folder):
     with use(folder, rationales_per_epoch="one"):
-        records = pipeline.load_records(f"{NAME}_sbs", "train", TASK_LENGTHS)
-    batches = TrainBatches(records, feature_lengths=TASK_LENGTHS, seed=0, batch_size=2)
+        records = pipeline.load_records(resolve_task(f"{NAME}_sbs"), "train", TASK_LENGTHS)
+    batches = TrainBatches(records, Batching(TASK_LENGTHS, batch_size=2), seed=0)
     targets = [t for batch in itertools.islice(batches, 6) for t in take_apart(batch)]
     assert {part for *_, part in targets} == {LABEL, RATIONALE}
 
@@ -184,8 +187,8 @@ def test_one_rationale_an_epoch_shares_too(folder):
 @pytest.mark.parametrize("method", ["joint", "rationale_input", "standard"])
 def test_other_methods_have_it_too(folder, method):
     with use(folder):
-        records = pipeline.load_records(f"{NAME}_{method}", "train", TASK_LENGTHS)
-        vocabulary = pipeline.load_vocabulary(f"{NAME}_{method}")
+        records = pipeline.load_records(resolve_task(f"{NAME}_{method}"), "train", TASK_LENGTHS)
+        vocabulary = resolve_task(f"{NAME}_{method}").vocabulary
     prompt = vocabulary.encode("predict: ")
     for start, end in itertools.pairwise(records.target_offsets):
         assert records.target_tokens[start:end][: len(prompt)].tolist() == prompt
@@ -196,13 +199,13 @@ def test_other_methods_have_it_too(folder, method):
 
 def test_evaluation_asks_with_a_prompt(folder):
     with use(folder):
-        vocabulary = pipeline.load_vocabulary(f"{NAME}_sbs")
-        found = pipeline.load_eval_examples(f"{NAME}_sbs", "validation", TASK_LENGTHS)
+        vocabulary = resolve_task(f"{NAME}_sbs").vocabulary
+        found = pipeline.load_eval_examples(resolve_task(f"{NAME}_sbs"), "validation", TASK_LENGTHS)
     assert np.array_equal(found.label_inputs, found.rationale_inputs)
     assert found.label_prompt.tolist() == vocabulary.encode("predict: ")
     assert found.rationale_prompt.tolist() == vocabulary.encode("explain: ")
     with use(folder, prefix_side="encoder"):
-        found = pipeline.load_eval_examples(f"{NAME}_sbs", "validation", TASK_LENGTHS)
+        found = pipeline.load_eval_examples(resolve_task(f"{NAME}_sbs"), "validation", TASK_LENGTHS)
     assert found.label_prompt.size == found.rationale_prompt.size == 0
 
 

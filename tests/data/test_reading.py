@@ -5,6 +5,7 @@ import pytest
 
 from sbs_jax.data import reading, registration
 from sbs_jax.data.preprocessors import METHODS
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import tf
 
 NAMES = ("inputs", "targets", "part", "example", "example_count", "variant")
@@ -32,7 +33,7 @@ def test_batched_equals_seqios_own(use, method, side, monkeypatch):
     monkeypatch.setattr("sbs_jax.data.preprocessors._CHUNK", 7)  # the end of a chunk shows
     with use("cqa", prefix_side=side, keep_blank_rationales=method == "rationale"):
         task = registration.find_task(f"cqa_{method}")
-        columns = reading.read_columns(task, "train")
+        columns = reading.read_columns(resolve_task(task.name), "train")
         records = one_by_one(task, "train")
     assert len(records) >= 30
     assert_equal(columns, records)

@@ -10,6 +10,7 @@ import pytest
 
 from sbs_jax.data import datasets, pipeline, registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import tfds
 from sbs_jax.errors import UserError
@@ -206,7 +207,9 @@ def test_a_teachers_rationales_join_by_id(tmp_path, monkeypatch):
         assert found["q2"]["llm_rationale"] == "L2"
         assert found["q1"]["llm_rationale"] == ["L1", "M1"]
         assert found["q5"]["llm_label"] == ""
-        records = pipeline.load_records("cqa_sbs", "train", {"inputs": 256, "targets": 64})
+        records = pipeline.load_records(
+            resolve_task("cqa_sbs"), "train", {"inputs": 256, "targets": 64}
+        )
         explained = sum(
             bool(e["llm_rationale"]) for e in registration.load_examples("cqa", "train")
         )

@@ -5,7 +5,8 @@ import shutil
 import pytest
 import sentencepiece
 
-from sbs_jax.data import datasets, pipeline, registration, vocabulary
+from sbs_jax.data import datasets, registration, vocabulary
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import tf
 from sbs_jax.data.vocabulary import EOS_ID, UNK_ID, require_fit, train_sentencepiece
 from sbs_jax.errors import UserError
@@ -43,7 +44,7 @@ def test_trained_vocabularies_have_t5s_ids(use):
 )
 def test_every_character_survives(use, text):
     with use():
-        vocabulary = pipeline.load_vocabulary("svamp_sbs")
+        vocabulary = resolve_task("svamp_sbs").vocabulary
         ids = vocabulary.encode(text)
         assert vocabulary.decode(ids) == text
         assert vocabulary.decode([*ids, 1, 5, 6]) == text  # up to EOS
@@ -52,7 +53,7 @@ def test_every_character_survives(use, text):
 
 def test_white_space_becomes_single_spaces(use):
     with use():
-        vocabulary = pipeline.load_vocabulary("svamp_sbs")
+        vocabulary = resolve_task("svamp_sbs").vocabulary
         assert vocabulary.decode(vocabulary.encode(" a\n\nb\t c ")) == "a b c"
 
 
@@ -82,7 +83,7 @@ def test_python_and_tensorflow_agree(use):
 
 def test_a_trained_vocabulary_stays_in_the_models_folder(use, tmp_path):
     with use(model_dir=str(tmp_path)):
-        size = pipeline.load_vocabulary("svamp_sbs").vocab_size
+        size = resolve_task("svamp_sbs").vocabulary.vocab_size
         path = tmp_path / "vocabulary" / "spiece.model"
         model = path.read_bytes()
         origin = json.loads((tmp_path / "vocabulary" / "origin.json").read_text())
@@ -91,17 +92,17 @@ def test_a_trained_vocabulary_stays_in_the_models_folder(use, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "vocabulary", copy / "vocabulary")
     with use(model_dir=str(copy), data_dir=None):
-        assert pipeline.load_vocabulary("svamp_sbs").vocab_size == size
+        assert resolve_task("svamp_sbs").vocabulary.vocab_size == size
     with use(vocabulary_path=str(path), data_dir=None):
-        assert pipeline.load_vocabulary("cqa_sbs").vocab_size == size
+        assert resolve_task("cqa_sbs").vocabulary.vocab_size == size
     assert path.read_bytes() == model
 
 
 def test_a_run_keeps_its_vocabulary(use, tmp_path):
     with use(model_dir=str(tmp_path)):
-        pipeline.load_vocabulary("svamp_sbs")
+        _ = resolve_task("svamp_sbs").vocabulary
     with use(model_dir=str(tmp_path), vocabulary_size=700):
-        assert pipeline.load_vocabulary("svamp_sbs").vocab_size <= 700  # nothing depends on it yet
+        assert resolve_task("svamp_sbs").vocabulary.vocab_size <= 700  # nothing depends on it yet
     (tmp_path / "config.gin").touch()
     with (
         use(model_dir=str(tmp_path)),
@@ -113,9 +114,9 @@ def test_a_run_keeps_its_vocabulary(use, tmp_path):
 def test_without_a_models_folder_the_users_cache_holds_it(use, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with use(model_dir=None):
-        pipeline.load_vocabulary("svamp_sbs")
+        _ = resolve_task("svamp_sbs").vocabulary
     with use(model_dir=None, seed=9):
-        pipeline.load_vocabulary("svamp_sbs")
+        _ = resolve_task("svamp_sbs").vocabulary
     assert len(list((tmp_path / "sbs_jax" / "vocabulary").glob("*/spiece.model"))) == 1
 
 
@@ -140,14 +141,14 @@ def test_what_cannot_be_a_vocabulary_is_refused(use, tmp_path):
         use(vocabulary_path=str(wrong_ids)),
         pytest.raises(UserError, match=r"wrong\.model: has the ids pad=-1, eos=2, unk=0"),
     ):
-        pipeline.load_vocabulary("svamp_sbs")
+        _ = resolve_task("svamp_sbs").vocabulary
     for path in (tmp_path / "none.model", tmp_path / "text.model"):
         (tmp_path / "text.model").write_text("hello")
         with (
             use(vocabulary_path=str(path)),
             pytest.raises(UserError, match=rf"VOCABULARY_PATH=.*{path.name}: is no SentencePiece"),
         ):
-            pipeline.load_vocabulary("svamp_sbs")
+            _ = resolve_task("svamp_sbs").vocabulary
 
 
 @pytest.mark.parametrize("size", [1, 100, 258])
@@ -156,7 +157,7 @@ def test_a_vocabulary_too_small_for_bytes_is_refused(use, tmp_path, size):
         use(model_dir=str(tmp_path), vocabulary_size=size),
         pytest.raises(UserError, match=f"'svamp': VOCABULARY_SIZE={size} leaves no room"),
     ):
-        pipeline.load_vocabulary("svamp_sbs")
+        _ = resolve_task("svamp_sbs").vocabulary
     assert not list(tmp_path.iterdir())
 
 
@@ -167,7 +168,7 @@ def test_no_texts_give_no_vocabulary():
 
 def test_a_vocabulary_must_fit_the_model(use):
     with use():
-        found = pipeline.load_vocabulary("svamp_sbs")
+        found = resolve_task("svamp_sbs").vocabulary
         require_fit(found, found.vocab_size)
         with pytest.raises(UserError, match=r"has \d+ pieces but the model's vocab_size is 100"):
             require_fit(found, 100)

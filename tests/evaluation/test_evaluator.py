@@ -7,11 +7,12 @@ import pytest
 from sbs_jax import losses
 from sbs_jax.data import pipeline
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation import decode
-from sbs_jax.evaluation.evaluator import Evaluator
+from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from tests.evaluation import toy
@@ -33,7 +34,7 @@ def _student(data=1, model=1, devices=1):
 def _evaluator(student, **options):
     options = {"splits": ("validation",), "batch_size": 4} | options
     task = options.pop("task", toy.TASK)
-    return Evaluator(student, task, toy.LENGTHS, **options)
+    return Evaluator(student, resolve_task(task), toy.LENGTHS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,13 @@ def _rows(path):
 
 
 def test_predictions_are_those_of_single_decoding_in_the_files_order(student, params, tmp_path):
-    evaluator = _evaluator(student, output_dir=tmp_path / "predictions", max_decode_len=7)
-    result = evaluator(params, 20)["validation"]
+    evaluation = _evaluator(student, max_decode_len=7)(params)
+    result = evaluation.metrics["validation"]
+    write_predictions(tmp_path / "predictions", evaluation.predictions, 20)
     rows = _rows(tmp_path / "predictions/validation-20.jsonl")
-    examples = pipeline.load_eval_examples(toy.TASK, "validation", toy.LENGTHS)
-    vocabulary = pipeline.load_vocabulary(toy.TASK)
+    assert rows == evaluation.predictions["validation"]
+    examples = pipeline.load_eval_examples(resolve_task(toy.TASK), "validation", toy.LENGTHS)
+    vocabulary = resolve_task(toy.TASK).vocabulary
     assert [row["id"] for row in rows] == [f"validation-{i}" for i in range(13)]
     for index, row in enumerate(rows):
         tokens = greedy_decode(
@@ -69,24 +72,25 @@ def test_predictions_are_those_of_single_decoding_in_the_files_order(student, pa
     assert result["accuracy"] == np.mean([row["score"] for row in rows])
 
 
-def test_accuracy_is_the_tasks_own_metric(student, params, monkeypatch, tmp_path):
-    evaluator = _evaluator(student, output_dir=tmp_path)
+def test_accuracy_is_the_tasks_own_metric(student, params, monkeypatch):
+    evaluator = _evaluator(student)
     answers = [str(3 * i + 1) for i in range(13)]  # The value of i + (2 i + 1).
     answers[3] = "3 and 7"
     answers[5] = "16.5"
     monkeypatch.setattr(evaluator, "_answers", lambda params, inputs, prompt: answers)
-    result = evaluator(params, 0)["validation"]
+    evaluation = evaluator(params)
+    result = evaluation.metrics["validation"]
     p = 11 / 13
     assert result["accuracy"] == pytest.approx(p)
     assert result["accuracy_stderr"] == pytest.approx(np.sqrt(p * (1 - p) / 12))
-    assert [row["score"] for row in _rows(tmp_path / "validation-0.jsonl")] == [
+    assert [row["score"] for row in evaluation.predictions["validation"]] == [
         int(i not in (3, 5)) for i in range(13)
     ]
 
 
 def _expected_losses(student, params, normalization):
     """One record at a time, from the definition."""
-    records = pipeline.load_records(toy.TASK, "validation", toy.LENGTHS)
+    records = pipeline.load_records(resolve_task(toy.TASK), "validation", toy.LENGTHS)
     totals = {1: [0.0, 0.0], 2: [0.0, 0.0]}
     apply = student.jit(lambda params, batch: student.apply(params, batch, None))
     for batch in pipeline.eval_batches(records, 1, toy.LENGTHS, pack=False):
@@ -107,7 +111,7 @@ def _expected_losses(student, params, normalization):
 def test_losses_are_means_over_the_whole_split(student, params, normalization):
     label, rationale = _expected_losses(student, params, normalization)
     for options in ({"batch_size": 4}, {"batch_size": 3, "pack": False}, {"batch_size": 64}):
-        result = _evaluator(student, loss_normalization=normalization, **options)(params, 0)
+        result = _evaluator(student, loss_normalization=normalization, **options)(params).metrics
         result = result["validation"]
         assert result["label_loss"] == pytest.approx(label, rel=1e-5)
         assert result["rationale_loss"] == pytest.approx(rationale, rel=1e-5)
@@ -115,65 +119,64 @@ def test_losses_are_means_over_the_whole_split(student, params, normalization):
 
 
 def test_parts_that_a_task_lacks_have_no_loss(student, params):
-    result = _evaluator(student, task="evaluator_toy_standard")(params, 0)["validation"]
+    result = _evaluator(student, task="evaluator_toy_standard")(params).metrics["validation"]
     assert result["rationale_loss"] is None
     assert result["rationale_accuracy"] is None
     assert result["rationale_tokens"] == 0
     assert result["label_loss"] > 0
 
 
-def test_the_mesh_does_not_matter(student, params, tmp_path):
-    expected = _evaluator(student, output_dir=tmp_path / "a")(params, 1)["validation"]
+def test_the_mesh_does_not_matter(student, params):
+    expected = _evaluator(student)(params)
     for data, model in ((8, 1), (2, 2)):
         other = _student(data, model, data * model)
         sharded = jax.device_put(params, other.param_shardings)
-        folder = tmp_path / f"{data}"
-        result = _evaluator(other, output_dir=folder)(sharded, 1)["validation"]
-        assert (folder / "validation-1.jsonl").read_text() == (
-            tmp_path / "a/validation-1.jsonl"
-        ).read_text()
-        assert result == pytest.approx(expected, rel=1e-5)
+        result = _evaluator(other)(sharded)
+        assert result.predictions == expected.predictions
+        values = result.metrics["validation"]
+        assert values == pytest.approx(expected.metrics["validation"], rel=1e-5)
 
 
-def test_eval_steps_takes_the_first_batches(student, params, tmp_path):
-    evaluator = _evaluator(student, eval_steps=2, batch_size=3, output_dir=tmp_path)
+def test_eval_steps_takes_the_first_batches(student, params):
+    evaluator = _evaluator(student, eval_steps=2, batch_size=3)
     assert evaluator.num_examples == {"validation": 6}
-    assert evaluator(params, 0)["validation"]["examples"] == 6
-    assert [row["id"] for row in _rows(tmp_path / "validation-0.jsonl")] == [
+    evaluation = evaluator(params)
+    assert evaluation.metrics["validation"]["examples"] == 6
+    assert [row["id"] for row in evaluation.predictions["validation"]] == [
         f"validation-{i}" for i in range(6)
     ]
 
 
 def test_several_splits_and_rationales_on_request(student, params, tmp_path):
     evaluator = _evaluator(
-        student,
-        splits=("test", "validation"),
-        output_dir=tmp_path,
-        with_rationales=True,
-        max_decode_len=5,
+        student, splits=("test", "validation"), with_rationales=True, max_decode_len=5
     )
-    results = evaluator(params, 3)
-    assert list(results) == ["test", "validation"]
-    rows = _rows(tmp_path / "test-3.jsonl")
+    evaluation = evaluator(params)
+    assert list(evaluation.metrics) == ["test", "validation"]
+    rows = evaluation.predictions["test"]
     assert len(rows) == 3
     assert all(isinstance(row["rationale"], str) for row in rows)
-    examples = pipeline.load_eval_examples(toy.TASK, "test", toy.LENGTHS)
+    examples = pipeline.load_eval_examples(resolve_task(toy.TASK), "test", toy.LENGTHS)
     tokens = greedy_decode(student.model, params, examples.rationale_inputs, max_decode_len=5)
-    vocabulary = pipeline.load_vocabulary(toy.TASK)
+    vocabulary = resolve_task(toy.TASK).vocabulary
     assert rows[1]["rationale"] == vocabulary.decode(decode.until_end(np.asarray(tokens)[1]))
     # The teacher's stands beside it where there is one.
     assert [row.get("llm_rationale", "") for row in rows] == examples.llm_rationales
+    write_predictions(tmp_path, evaluation.predictions, 3)
     (without,) = _rows(tmp_path / "validation-3.jsonl")[4:5]
     assert "llm_rationale" not in without
+    write_predictions(tmp_path, evaluation.predictions)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "test-3.jsonl",
+        "test.jsonl",
         "validation-3.jsonl",
+        "validation.jsonl",
     ]
 
 
-def test_nothing_is_written_without_a_folder(student, params, tmp_path, monkeypatch):
+def test_an_evaluation_itself_writes_nothing(student, params, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _evaluator(student, splits=("test",), max_decode_len=2)(params, 0)
+    _evaluator(student, splits=("test",), max_decode_len=2)(params)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,24 +195,21 @@ def test_mistakes_are_told_at_once(student, options, message):
         _evaluator(student, **options)
 
 
-def test_a_folder_that_cannot_be_written(student, params, tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    evaluator = _evaluator(
-        student, splits=("test",), output_dir=tmp_path / "file", max_decode_len=2
-    )
     with pytest.raises(UserError, match=r"test-0\.jsonl: cannot be written"):
-        evaluator(params, 0)
+        write_predictions(tmp_path / "file", {"test": [{"id": "1"}]}, 0)
 
 
-def test_a_joint_students_label_is_taken_out_of_its_output(student, params, tmp_path, monkeypatch):
-    evaluator = _evaluator(student, task="evaluator_toy_joint", output_dir=tmp_path)
+def test_a_joint_students_label_is_taken_out_of_its_output(student, params, monkeypatch):
+    evaluator = _evaluator(student, task="evaluator_toy_joint")
     monkeypatch.setattr(
         evaluator,
         "_answers",
         lambda params, inputs, prompt: ["It is so. Answer: (0 + 1)"] * len(inputs),
     )
-    result = evaluator(params, 0)["validation"]
-    rows = _rows(tmp_path / "validation-0.jsonl")
+    evaluation = evaluator(params)
+    result, rows = evaluation.metrics["validation"], evaluation.predictions["validation"]
     assert {row["prediction"] for row in rows} == {"(0 + 1)"}
     assert {row["rationale"] for row in rows} == {"It is so."}
     assert result["accuracy"] == 1 / 13

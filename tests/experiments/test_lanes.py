@@ -13,7 +13,7 @@ from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from sbs_jax.training import placement
 from sbs_jax.training.optimizers import adamw
-from sbs_jax.training.step import make_train_step
+from sbs_jax.training.step import Loss, make_train_step
 from tests import toy
 from tests.batches import random_batch
 
@@ -47,7 +47,7 @@ def alone(student, optimizer):
     results = []
     for lane, weight in enumerate(WEIGHTS):
         abstract = placement.abstract_state(student, optimizer, lane)
-        step = make_train_step(student.apply, optimizer, rationale_weight=weight)
+        step = make_train_step(student.apply, optimizer, Loss(rationale_weight=weight))
         step = placement.jit_train_step(student, step, abstract)
         state, losses = fresh(student, optimizer, lane), []
         for number in range(STEPS):

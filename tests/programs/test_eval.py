@@ -4,9 +4,12 @@ import shutil
 import jax
 import pytest
 
-from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.batching import Batching
+from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
+from sbs_jax.partitioning.mesh import MeshSettings
+from sbs_jax.programs.assembly import TrainConfig
 from sbs_jax.programs.eval import evaluate
 from sbs_jax.programs.train import train
 from sbs_jax.training import optimizers
@@ -19,18 +22,17 @@ def model_dir(tmp_path_factory):
     """A run of 2 steps, with settings of its own."""
     toy.register()
     folder = tmp_path_factory.mktemp("run")
-    settings = DataSettings(model_dir=str(folder), vocabulary_size=500, label_prefix="[label] ")
-    with settings_lib.override(settings):
-        train(
-            model_config=CONFIG,
-            model_dir=str(folder),
-            mixture_or_task_name=toy.TASK,
-            feature_lengths=toy.LENGTHS,
-            train_steps=2,
-            batch_size=8,
-            optimizer=optimizers.adamw(1e-3),
-            data_parallel=8,
-        )
+    config = TrainConfig(
+        model_config=CONFIG,
+        model_dir=str(folder),
+        task=TaskChoice(toy.TASK),
+        batching=Batching(toy.LENGTHS, batch_size=8),
+        optimizer=optimizers.adamw(1e-3),
+        train_steps=2,
+        data=DataSettings(vocabulary_size=500, label_prefix="[label] "),
+        mesh=MeshSettings(data_parallel=8),
+    )
+    train(config)
     return folder
 
 

@@ -10,51 +10,50 @@ import pytest
 from flax import traverse_util
 
 from sbs_jax.checkpoints.loading import identify, load_params
-from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.batching import Batching
+from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.programs import eval as evaluation
-from sbs_jax.programs import train as trainer
+from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.programs.export import export
+from sbs_jax.programs.train import train
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers
+from sbs_jax.training.step import Loss
+from tests import sentencepiece_models
 from tests.checkpoints.t5x_layout import write_legacy
 from tests.evaluation import toy
-from tests.sentencepiece_models import texts, train
 from tests.toy import CONFIG
 
 
 def run(folder, *, initial=None, steps=2, config=CONFIG, rate=1e-3, **settings):
     toy.register()
-    with settings_lib.override(DataSettings(vocabulary_size=500, **settings)):
-        trainer.train(
-            model_config=config,
-            model_dir=str(folder),
-            mixture_or_task_name=toy.TASK,
-            feature_lengths=toy.LENGTHS,
-            train_steps=steps,
-            batch_size=8,
-            optimizer=optimizers.adamw(rate),
-            rationale_weight=0.5,
-            eval_splits=(),
-            initial_checkpoint_path=None if initial is None else str(initial),
-        )
+    run_config = TrainConfig(
+        model_config=config,
+        model_dir=str(folder),
+        task=TaskChoice(toy.TASK),
+        batching=Batching(toy.LENGTHS, batch_size=8),
+        optimizer=optimizers.adamw(rate),
+        train_steps=steps,
+        data=DataSettings(vocabulary_size=500, **settings),
+        loss=Loss(rationale_weight=0.5),
+        evaluation=EvaluationSettings(splits=()),
+        saving=Saving(initial_checkpoint_path=None if initial is None else str(initial)),
+    )
+    train(run_config, mesh=one_device())
     return folder
 
 
-def params_of(path):
-    student = Student(CONFIG, make_mesh(devices=jax.devices()[:1]))
-    return traverse_util.flatten_dict(load_params(identify(path), student.placed_params), sep="/")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_device():
+def one_device():
     """Weights do not depend on the mesh (other tests see to that); one device compiles sooner."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (trainer, evaluation):
-            patch.setattr(module, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
-        yield
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def params_of(path):
+    student = Student(CONFIG, one_device())
+    return traverse_util.flatten_dict(load_params(identify(path), student.placed_params), sep="/")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,10 @@ def test_a_run_records_its_student(first):
 def test_the_exported_student_evaluates_as_the_run_does(first, exported, tmp_path):
     results = [
         evaluation.evaluate(
-            checkpoint_path=str(path), output_dir=str(tmp_path / path.name), splits=["validation"]
+            checkpoint_path=str(path),
+            output_dir=str(tmp_path / path.name),
+            splits=["validation"],
+            mesh=one_device(),
         )["validation"]
         for path in (first, exported)
     ]
@@ -114,7 +116,9 @@ def test_training_goes_on_from_a_hugging_face_folder(exported, tmp_path):
 
 
 def _other_vocabulary(folder):
-    return train(folder / "other.model", texts(), byte_fallback=True)
+    return sentencepiece_models.train(
+        folder / "other.model", sentencepiece_models.texts(), byte_fallback=True
+    )
 
 
 def test_training_from_t5x_wants_its_vocabulary_named(first, tmp_path):

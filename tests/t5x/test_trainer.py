@@ -12,7 +12,7 @@ from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.parts import RATIONALE
 from sbs_jax.training import placement
 from sbs_jax.training.optimizers import Optimizer
-from sbs_jax.training.step import make_train_step
+from sbs_jax.training.step import Loss, make_train_step
 from tests.batches import random_batch
 
 pytestmark = pytest.mark.t5x
@@ -59,10 +59,12 @@ def ours(tiny, params):
         step = make_train_step(
             student.apply,
             sgd,
-            rationale_weight=rationale_weight,
-            loss_normalization=normalization,
-            label_smoothing=0.1,
-            z_loss=1e-3,
+            Loss(
+                rationale_weight=rationale_weight,
+                normalization=normalization,
+                label_smoothing=0.1,
+                z_loss=0.001,
+            ),
         )
         state = placement.create_state(student, jax.tree.map(jax.numpy.array, params), sgd, 0)
         step = placement.jit_train_step(student, step, placement.abstract_state(student, sgd, 0))

@@ -9,6 +9,7 @@ import pytest
 
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.errors import UserError
 from sbs_jax.metrics import evaluate_expression
 from sbs_jax.tasks import arithmetic
@@ -122,9 +123,11 @@ def test_the_task_gives_labels_and_rationales(tmp_path):
     settings = settings_lib.DataSettings(model_dir=str(tmp_path), vocabulary_size=512)
     with settings_lib.override(settings):
         examples = registration.load_examples("arithmetic", "validation")
-        records = pipeline.load_records("arithmetic_sbs", "train", {"inputs": 64, "targets": 64})
+        records = pipeline.load_records(
+            resolve_task("arithmetic_sbs"), "train", {"inputs": 64, "targets": 64}
+        )
         judged = pipeline.load_eval_examples(
-            "arithmetic_standard", "validation", {"inputs": 64, "targets": 64}
+            resolve_task("arithmetic_standard"), "validation", {"inputs": 64, "targets": 64}
         )
     assert len(examples) == arithmetic.Difficulty().validation_examples
     assert all(example["llm_label"] == example["label"] for example in examples)

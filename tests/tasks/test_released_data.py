@@ -6,6 +6,7 @@ import gin
 import pytest
 
 from sbs_jax.data import pipeline, registration
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.metrics import evaluate_expression, exact_match
 from sbs_jax.tasks import cqa, svamp
@@ -69,9 +70,9 @@ def test_nothing_is_cut_and_rows_are_full(released, dataset, blank):
     gin.clear_config()
     with released(dataset, strict_lengths=True):
         for split in registration.SPLITS:
-            records = pipeline.load_records(f"{dataset}_sbs", split, lengths)
+            records = pipeline.load_records(resolve_task(f"{dataset}_sbs"), split, lengths)
             assert records.counts.cut_inputs == records.counts.cut_targets == 0
-            examples = pipeline.load_eval_examples(f"{dataset}_sbs", split, lengths)
+            examples = pipeline.load_eval_examples(resolve_task(f"{dataset}_sbs"), split, lengths)
             assert len(examples) == records.counts.examples
             if split == "train":
                 assert records.counts.blank_rationales == blank

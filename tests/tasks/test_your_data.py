@@ -5,6 +5,7 @@ import pytest
 
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.tasks import your_data
@@ -121,6 +122,8 @@ def test_nul_bytes_and_blank_rationales_train(tmp_path):
     bind(train_file=path, eval_file=path)
     settings = DataSettings(model_dir=str(tmp_path / "m"), vocabulary_size=400)
     with settings_lib.override(settings):
-        records = pipeline.load_records("your_data", "train", {"inputs": 32, "targets": 32})
+        records = pipeline.load_records(
+            resolve_task("your_data"), "train", {"inputs": 32, "targets": 32}
+        )
     assert records.counts.blank_rationales == 1
     assert records.counts.rationale_records == 12

@@ -6,7 +6,7 @@ import pytest
 
 from sbs_jax import losses
 from sbs_jax.checkpoints.huggingface import params_from_huggingface
-from sbs_jax.data.batching import TrainBatches
+from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.records import Counts, Records, shared_sources
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
@@ -106,11 +106,8 @@ def test_equals_a_forward_pass_for_every_target(records, examples, pack):
     batch = next(
         TrainBatches(
             records,
-            batch_size=None,
-            feature_lengths={"inputs": 32, "targets": 32},
+            Batching({"inputs": 32, "targets": 32}, pack=pack, examples_per_batch=6),
             seed=0,
-            pack=pack,
-            examples_per_batch=6,
         )
     )
     # Eleven targets share six inputs, whatever the rows are.
@@ -137,11 +134,7 @@ def test_example_means_leave_the_prompt_out(records, examples):
     """Each target's mean is over its own tokens, to 1e-5."""
     config, params = our_model("v1.1", "plain")
     batches = TrainBatches(
-        records,
-        batch_size=None,
-        feature_lengths={"inputs": 32, "targets": 32},
-        seed=0,
-        examples_per_batch=6,
+        records, Batching({"inputs": 32, "targets": 32}, examples_per_batch=6), seed=0
     )
 
     def apply_fn(params, batch, dropout_rng):

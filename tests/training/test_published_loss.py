@@ -11,7 +11,7 @@ import pytest
 
 from sbs_jax import losses
 from sbs_jax.checkpoints.huggingface import params_from_huggingface
-from sbs_jax.data.batching import TrainBatches
+from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.records import Counts, Records
 from sbs_jax.parts import LABEL, RATIONALE
 from tests.hf_models import hf_model, torch
@@ -55,11 +55,8 @@ def records():
 def batch_of(records, pack):
     batches = TrainBatches(
         records,
-        batch_size=None,
-        feature_lengths={"inputs": 32, "targets": 32},
+        Batching({"inputs": 32, "targets": 32}, pack=pack, examples_per_batch=EXAMPLES),
         seed=0,
-        pack=pack,
-        examples_per_batch=EXAMPLES,
     )
     return next(batches)
 

@@ -10,7 +10,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.training import optimizers, schedules
 from sbs_jax.training.state import create_state
-from sbs_jax.training.step import make_train_step
+from sbs_jax.training.step import Loss, make_train_step
 
 VOCAB, WIDTH = 13, 8
 
@@ -62,9 +62,11 @@ def batch():
     }
 
 
-def run(params, batch, steps=3, apply=without_dropout, optimizer=None, seed=0, **options):
+def run(
+    params, batch, steps=3, apply=without_dropout, optimizer=None, seed=0, loss=None, **options
+):
     optimizer = optimizer or optimizers.sgd(0.1)
-    step = jax.jit(make_train_step(apply, optimizer, **options))
+    step = jax.jit(make_train_step(apply, optimizer, loss or Loss(), **options))
     state = create_state(params, optimizer, seed)
     history = []
     for _ in range(steps):
@@ -76,7 +78,7 @@ def run(params, batch, steps=3, apply=without_dropout, optimizer=None, seed=0, *
 @pytest.mark.parametrize("normalization", ["token_mean", "example_mean"])
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_microbatches_equal_the_whole(params, batch, normalization, count):
-    options = {"rationale_weight": 0.7, "loss_normalization": normalization}
+    options = {"loss": Loss(rationale_weight=0.7, normalization=normalization)}
     whole_state, whole = run(params, batch, **options)
     state, history = run(params, batch, num_microbatches=count, **options)
     for ours, expected in zip(history, whole, strict=True):
@@ -107,7 +109,7 @@ def test_gradient_of_sgd_is_the_written_out_gradient(params, batch):
         label, rationale = (parts == 1), (parts == 2)
         return (ce * label).sum() / label.sum() + 0.3 * (ce * rationale).sum() / rationale.sum()
 
-    state, history = run(params, batch, steps=1, rationale_weight=0.3)
+    state, history = run(params, batch, steps=1, loss=Loss(rationale_weight=0.3))
     value, gradient = jax.value_and_grad(formula)(params)
     np.testing.assert_allclose(history[0]["loss"], value, rtol=1e-6)
     np.testing.assert_allclose(history[0]["grad_norm"], optax.global_norm(gradient), rtol=1e-5)
@@ -130,7 +132,7 @@ def test_dropout_differs_by_step_and_seed_and_repeats(params, batch):
 
 def test_rationale_weight_may_be_a_schedule(params, batch):
     ramp = schedules.linear_decay(peak=1.0, total_steps=2)
-    _, history = run(params, batch, rationale_weight=ramp)
+    _, history = run(params, batch, loss=Loss(rationale_weight=ramp))
     assert [float(metrics["rationale_weight"]) for metrics in history] == [1.0, 0.5, 0.0]
     last = history[-1]
     np.testing.assert_allclose(last["loss"], last["label_loss"], rtol=1e-6)
@@ -151,7 +153,7 @@ def test_loss_step_of_pieces_gives_the_loss_of_the_whole(params, batch):
             for rows in (slice(0, 3), slice(3, 8))
         ]
         total = jax.tree.map(lambda *values: sum(values), *pieces)
-        _, history = run(params, batch, steps=1, loss_normalization=normalization)
+        _, history = run(params, batch, steps=1, loss=Loss(normalization=normalization))
         for part in ("label", "rationale"):
             np.testing.assert_allclose(
                 total[part]["loss"] / total[part]["weight"],
@@ -167,9 +169,11 @@ def test_loss_step_of_pieces_gives_the_loss_of_the_whole(params, batch):
         ({"num_microbatches": 3}, "NUM_MICROBATCHES = 3 does not divide the 8 rows"),
         ({"num_microbatches": 0}, "NUM_MICROBATCHES = 0"),
         ({"rationale_weight": -1.0}, "RATIONALE_WEIGHT = -1.0"),
-        ({"loss_normalization": "sum"}, "LOSS_NORMALIZATION"),
+        ({"normalization": "sum"}, "LOSS_NORMALIZATION"),
     ],
 )
 def test_bad_options_get_a_sentence(params, batch, options, says):
+    microbatches = {k: v for k, v in options.items() if k == "num_microbatches"}
     with pytest.raises(UserError, match=says):
-        run(params, batch, steps=1, **options)
+        loss = Loss(**{k: v for k, v in options.items() if k not in microbatches})
+        run(params, batch, steps=1, loss=loss, **microbatches)

@@ -1,0 +1,150 @@
+"""A task, found once: its name, METHOD and sources are resolved into one object.
+
+Programs resolve the task once and pass the object on; nothing below them looks a name up again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from sbs_jax.data import registration
+from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.datasets import TaskInfo
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.tensorflow_setup import seqio
+from sbs_jax.data.vocabulary import DatasetVocabulary
+from sbs_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskChoice:
+    """The task that a user names; gin/runs/train.gin binds the attributes to macros.
+
+    Attributes:
+      name: MIXTURE_OR_TASK_NAME: a registered task or mixture (`svamp_sbs`), or a data set
+        (`svamp`), of which METHOD and the sources choose a task.
+      module: MIXTURE_OR_TASK_MODULE: a module that registers the task; it is imported first.
+      method: `standard`, `sbs`, `joint` or `rationale_input`; None is `sbs`.
+      label_source: whose labels are trained, `gold` (or None) or `teacher`.
+      rationale_source: whose rationales are trained, `teacher` (or None) or `human`.
+    """
+
+    name: str
+    module: str | None = None
+    method: str | None = None
+    label_source: str | None = None
+    rationale_source: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResolvedTask:
+    """A task or a mixture, with the settings that its data is read with.
+
+    Attributes:
+      name: of the SeqIO task or mixture, `svamp_sbs`.
+      module: the module that registers it; None for a shipped or an already registered task.
+      seqio_task: None for a mixture.
+      info: data set, method and sources; None for a mixture, and for a task that was not
+        registered with `registration.register_dataset`.
+      settings: the data settings; they are put in force while SeqIO reads.
+    """
+
+    name: str
+    module: str | None
+    seqio_task: seqio.Task | None
+    info: TaskInfo | None
+    settings: DataSettings
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether this is a mixture of tasks."""
+        return self.seqio_task is None
+
+    @functools.cached_property
+    def vocabulary(self) -> seqio.Vocabulary:
+        """The vocabulary of the targets; it is read, or trained, when it is first asked for.
+
+        Raises:
+          UserError: it cannot be read or trained.
+        """
+        if self.is_mixture:
+            vocabulary = registration.mixture_vocabulary(self.name)
+        else:
+            vocabulary = self.seqio_task.output_features["targets"].vocabulary
+        if not isinstance(vocabulary, DatasetVocabulary):
+            return vocabulary
+        with settings_lib.override(self.settings):
+            return vocabulary.resolve()
+
+    @functools.cached_property
+    def parts(self) -> tuple[tuple[ResolvedTask, float], ...]:
+        """The tasks of a mixture, each with its rate; a task is its only part.
+
+        The tasks of a mixture use the mixture's vocabulary instead of their own.
+
+        Raises:
+          UserError: a rate is not positive, or a task is not one of ours.
+        """
+        if not self.is_mixture:
+            return ((self, 1.0),)
+        settings = dataclasses.replace(
+            self.settings, vocabulary_path=str(self.vocabulary.sentencepiece_model_file)
+        )
+        rates = registration.mixture_rates(self.name)
+        return tuple((resolve_task(name, settings), rate) for name, rate in rates.items())
+
+    def with_settings(self, settings: DataSettings) -> ResolvedTask:
+        """Returns the same task, read with other settings."""
+        return dataclasses.replace(self, settings=settings)
+
+    def require_info(self, purpose: str) -> TaskInfo:
+        """Returns `info`.
+
+        Args:
+          purpose: what cannot be done without it, such as `be scored`.
+
+        Raises:
+          UserError: the task was not registered with `registration.register_dataset`.
+        """
+        if self.info is None:
+            raise UserError(
+                f"The task '{self.name}' cannot {purpose}: it was not registered with "
+                "sbs_jax.data.registration.register_dataset."
+            )
+        return self.info
+
+    def record(self) -> dict[str, Any]:
+        """Returns what is saved about the task beside a run's weights, as JSON."""
+        names = ("method", "label_source", "rationale_source")
+        return {
+            "mixture_or_task_name": self.name,
+            **{name: getattr(self.info, name, None) for name in names},
+        }
+
+
+def resolve_task(choice: TaskChoice | str, settings: DataSettings | None = None) -> ResolvedTask:
+    """Finds the task or mixture that a user names.
+
+    Args:
+      choice: a name alone stands for `TaskChoice(name)`.
+      settings: the data settings; by default those in force.
+
+    Raises:
+      UserError: the module cannot be imported, a name is unknown, or METHOD and the sources
+        contradict the name.
+    """
+    if isinstance(choice, str):
+        choice = TaskChoice(choice)
+    registration.import_tasks(choice.module)
+    name = registration.choose_task(
+        choice.name, choice.method, choice.label_source, choice.rationale_source
+    )
+    return ResolvedTask(
+        name=name,
+        module=choice.module,
+        seqio_task=None if registration.is_mixture(name) else registration.find_task(name),
+        info=registration.task_info(name),
+        settings=settings or settings_lib.current(),
+    )

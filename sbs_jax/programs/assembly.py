@@ -1,0 +1,483 @@
+"""Where a training run is put together, once: student, step, data, evaluator and what it writes.
+
+`assemble` takes a `TrainConfig`, which gin builds from gin/runs/train.gin. The train program, its
+dry run, runs that are trained together in one program (`experiments.vectorized`) and the measuring
+of batches (`experiments.measuring`) all use what it returns, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sbs_jax import files
+from sbs_jax.checkpoints import folders, loading, record
+from sbs_jax.checkpoints.manager import CheckpointManager
+from sbs_jax.data import pipeline
+from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.batching import Batching, TrainBatches, array_shapes
+from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.vocabulary import require_fit
+from sbs_jax.errors import UserError
+from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
+from sbs_jax.models.config import T5Config
+from sbs_jax.partitioning.distributed import to_global
+from sbs_jax.partitioning.mesh import MeshSettings, check_batch_size
+from sbs_jax.partitioning.stopping import StopRequest
+from sbs_jax.progress import Progress
+from sbs_jax.student import Student
+from sbs_jax.training import placement
+from sbs_jax.training.loop import EvaluateFn, Finished, StepFn, fit
+from sbs_jax.training.optimizers import Optimizer
+from sbs_jax.training.start import Start, starting_state
+from sbs_jax.training.state import TrainState
+from sbs_jax.training.step import Loss, make_train_step
+from sbs_jax.training.wandb_log import WandbLog
+from sbs_jax.training.writers import MetricsWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """When a student is evaluated during training, and on what.
+
+    Attributes:
+      period: steps between evaluations; None evaluates after the last step alone.
+      steps: number of batches of each split, at most; None takes all.
+      splits: the splits that are evaluated; () evaluates none.
+      batch_size: rows that are decoded at a time; None takes `Batching.batch_size`.
+    """
+
+    period: int | None = 1000
+    steps: int | None = None
+    splits: Sequence[str] = ("validation",)
+    batch_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """What a run writes into MODEL_DIR, how often, and where its first parameters come from.
+
+    Attributes:
+      initial_checkpoint_path: where the first parameters come from, and the vocabulary if none is
+        named; see `checkpoints.loading.identify`. None initialises them from the seed. A resumed
+        run needs its MODEL_DIR alone.
+      checkpoint_period: steps between checkpoints; None saves after the last step alone (and the
+        best).
+      keep_checkpoints: how many of the latest checkpoints are kept; None keeps all.
+      best_metric: the checkpoint with the best value of this metric is kept, too; None keeps none.
+      best_mode: whether `best_metric` should be large (`max`) or small (`min`).
+      log_period: steps in a line of metrics.jsonl.
+      wandb_project: the project of Weights & Biases that is sent the metrics; None disables it.
+    """
+
+    initial_checkpoint_path: str | None = None
+    checkpoint_period: int | None = 1000
+    keep_checkpoints: int | None = 3
+    best_metric: str | None = "validation/accuracy"
+    best_mode: Literal["max", "min"] = "max"
+    log_period: int = 10
+    wandb_project: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The configuration of a training run; every attribute has a gin macro (gin/runs/train.gin).
+
+    Attributes:
+      model_config: the student's dimensions.
+      model_dir: where everything is written; may be relative.
+      task: what is trained.
+      batching: how records become batches.
+      optimizer: from `training.optimizers`.
+      train_steps: the step to end at, counted from the beginning of the run.
+      data: how data sets are read; None takes the settings in force.
+      loss: the weights and regularisers of the loss.
+      mesh: how devices are arranged.
+      evaluation: when the student is evaluated, and on what.
+      saving: what the run writes, and where its first parameters come from.
+      seed: of parameters, dropout and the order of the data.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+
+    model_config: T5Config
+    model_dir: str
+    task: TaskChoice
+    batching: Batching
+    optimizer: Optimizer
+    train_steps: int
+    data: DataSettings | None = None
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
+    saving: Saving = dataclasses.field(default_factory=Saving)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, number in (
+            ("TRAIN_STEPS", self.train_steps),
+            ("BATCH_SIZE", self.batching.batch_size),
+        ):
+            if number < 1:
+                raise UserError(f"{name} = {number} must be at least 1.")
+
+    @property
+    def folder(self) -> Path:
+        """MODEL_DIR, absolute."""
+        return Path(self.model_dir).expanduser().absolute()
+
+    @property
+    def best_metric(self) -> str | None:
+        """The metric that selects a checkpoint; None where nothing is evaluated."""
+        return self.saving.best_metric if self.evaluation.splits else None
+
+
+def assemble(
+    config: TrainConfig,
+    *,
+    mesh: Mesh | None = None,
+    student: Student | None = None,
+    writes: bool = True,
+) -> Assembly:
+    """Puts a run together; nothing is allocated, read or written before it is asked for.
+
+    Args:
+      config: of the run.
+      mesh: the mesh to use instead of one over all devices, for example of a named TPU that is
+        compiled for ahead of time.
+      student: the student to use instead of a new one, where several runs share one program.
+      writes: whether MODEL_DIR is written to. If not (a dry run), a vocabulary that has to be
+        trained goes to the user's cache folder.
+
+    Raises:
+      UserError: the task is unknown.
+    """
+    settings = config.data or settings_lib.current()
+    return Assembly(config, resolve_task(config.task, settings), mesh, student, writes)
+
+
+class Assembly:
+    """The parts of a run, each made when it is first asked for; see `assemble`.
+
+    Attributes:
+      config: of the run.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: ResolvedTask,
+        mesh: Mesh | None,
+        student: Student | None,
+        writes: bool,
+    ) -> None:
+        self.config = config
+        self._choice, self._mesh, self._student, self._writes = task, mesh, student, writes
+
+    @functools.cached_property
+    def student(self) -> Student:
+        """The network on its mesh.
+
+        Raises:
+          UserError: the mesh is impossible, or does not divide the batch.
+        """
+        if self._student is not None:
+            return self._student
+        batching, mesh = self.config.batching, self._mesh or self.config.mesh.make()
+        if batching.examples_per_batch is None:
+            check_batch_size(batching.batch_size, mesh, batching.num_microbatches)
+        return Student(self.config.model_config, mesh, fsdp=self.config.mesh.fsdp)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the training state; nothing is allocated."""
+        return placement.abstract_state(self.student, self.config.optimizer, self.config.seed)
+
+    @functools.cached_property
+    def step_fn(self) -> StepFn:
+        """The jitted training step; `step_fn.lower(abstract_state, abstract_batch())` compiles it.
+
+        Raises:
+          UserError: a hyperparameter is out of its range.
+        """
+        step = make_train_step(
+            self.student.apply,
+            self.config.optimizer,
+            self.config.loss,
+            num_microbatches=self.config.batching.num_microbatches,
+        )
+        return placement.jit_train_step(self.student, step, self.abstract_state)
+
+    def abstract_batch(self, rows: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch; no data is read.
+
+        Args:
+          rows: of the batch; by default BATCH_SIZE.
+
+        Raises:
+          UserError: `rows` is not given, and EXAMPLES_PER_BATCH leaves the number of rows to the
+            data.
+        """
+        batching = self.config.batching
+        if rows is None and batching.examples_per_batch is not None:
+            raise UserError(
+                f"EXAMPLES_PER_BATCH = {batching.examples_per_batch} leaves the number of rows of "
+                "a batch to the data; set BATCH_SIZE instead."
+            )
+        shapes = array_shapes(
+            batching.feature_lengths,
+            batching.batch_size if rows is None else rows,
+            shared_inputs=self._choice.settings.prefix_side == "decoder",
+        )
+        return {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+
+    @functools.cached_property
+    def initial_source(self) -> loading.Source | None:
+        """The weights that the run begins with; None if it draws them, or resumes.
+
+        Raises:
+          UserError: they cannot be read, or are of another network.
+        """
+        path = self.config.saving.initial_checkpoint_path
+        if path is None or folders.complete_checkpoints(self.config.folder):
+            return None
+        source = loading.identify(path)
+        loading.require_same_network(source, self.config.model_config)
+        return source
+
+    @functools.cached_property
+    def task(self) -> ResolvedTask:
+        """The task, with the data settings fitted to this run.
+
+        Raises:
+          UserError: the vocabulary of the initial weights is not known.
+        """
+        settings = self._choice.settings
+        folder = self.config.folder if self._writes else None
+        own = folder is not None and (folder / record.VOCABULARY).is_file()
+        source = self.initial_source
+        # Trained weights mean nothing with another vocabulary than their own.
+        if source is not None and settings.vocabulary_path is None and not own:
+            path = str(source.require_vocabulary())
+            settings = dataclasses.replace(settings, vocabulary_path=path)
+        settings = dataclasses.replace(
+            settings,
+            # A vocabulary that is trained for a student is never larger than its embedding.
+            vocabulary_size=min(settings.vocabulary_size, self.config.model_config.vocab_size),
+            model_dir=None if folder is None else str(folder),
+        )
+        return self._choice.with_settings(settings)
+
+    @functools.cached_property
+    def records(self) -> pipeline.Records:
+        """The training records; the vocabulary is read, or trained, before.
+
+        Raises:
+          UserError: the data cannot be read, or the vocabulary is larger than the embedding.
+        """
+        require_fit(self.task.vocabulary, self.config.model_config.vocab_size)
+        return pipeline.load_records(self.task, "train", self.config.batching.feature_lengths)
+
+    def batches(
+        self, records: pipeline.Records | None = None, row_multiple: int | None = None
+    ) -> TrainBatches:
+        """Returns the batches from the first one on.
+
+        Args:
+          records: the training records, if they have been read already.
+          row_multiple: the number of rows is rounded up to a multiple of it; by default that of
+            the mesh and the microbatches.
+
+        Raises:
+          UserError: there are no records, or an argument is out of its range.
+        """
+        batching = self.config.batching
+        if row_multiple is None:
+            row_multiple = self.student.mesh.shape["data"] * batching.num_microbatches
+        return TrainBatches(
+            self.records if records is None else records,
+            batching,
+            seed=self.config.seed,
+            row_multiple=row_multiple,
+        )
+
+    def evaluator(
+        self, splits: Sequence[str] | None = None, *, whole: bool = False, **options: Any
+    ) -> Evaluator:
+        """Reads what is evaluated.
+
+        Args:
+          splits: by default those of `config.evaluation`.
+          whole: take all examples of the splits, whatever `config.evaluation` says.
+          **options: of `Evaluator`.
+
+        Raises:
+          UserError: a split cannot be read, or a setting is out of its range.
+        """
+        own = self.config.evaluation
+        return Evaluator(
+            self.student,
+            self.task,
+            self.config.batching.feature_lengths,
+            splits=own.splits if splits is None else splits,
+            batch_size=own.batch_size or self.config.batching.batch_size,
+            eval_steps=None if whole else own.steps,
+            loss_normalization=self.config.loss.normalization,
+            **options,
+        )
+
+    @functools.cached_property
+    def evaluate(self) -> EvaluateFn | None:
+        """`evaluate(state, step) -> {split: metrics}`; None where nothing is to be evaluated."""
+        if not self.config.evaluation.splits:
+            return None
+        evaluator = self.evaluator()
+        return lambda state, step: self.evaluate_with(evaluator, state.params, step)
+
+    def to_device(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """Puts a numpy batch on the mesh."""
+        return to_global(batch, self.student.mesh)
+
+    def evaluate_with(
+        self, evaluator: Evaluator, params: Any, step: int
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Evaluates parameters, and writes the predictions into `MODEL_DIR/predictions`."""
+        results, predictions = evaluator(params)
+        write_predictions(self.config.folder / "predictions", predictions, step)
+        return results
+
+    def checkpoints(self, kind: type[CheckpointManager] = CheckpointManager) -> CheckpointManager:
+        """Opens the run's checkpoints.
+
+        Raises:
+          UserError: MODEL_DIR cannot be written to, or a setting is out of its range.
+        """
+        saving = self.config.saving
+        return kind(
+            self.config.folder,
+            keep=saving.keep_checkpoints,
+            best_metric=self.config.best_metric,
+            best_mode=saving.best_mode,
+        )
+
+    def fresh_state(self) -> TrainState:
+        """Creates the state of a run that begins, with parameters drawn from the seed."""
+        params = self.student.init_params(self.config.seed)
+        return placement.create_state(self.student, params, self.config.optimizer, self.config.seed)
+
+    def metadata(self, initial_checkpoint: str | None) -> dict[str, Any]:
+        """What is saved beside a run's weights, as JSON.
+
+        Args:
+          initial_checkpoint: where the run's first parameters came from; None for random ones.
+        """
+        config = self.config
+        return {
+            "model_config": dataclasses.asdict(config.model_config),
+            **self.task.record(),
+            "mixture_or_task_module": self.task.module,
+            "feature_lengths": dict(config.batching.feature_lengths),
+            "data_settings": dataclasses.asdict(self.task.settings),
+            "rationale_weight": config.loss.constant_weight,
+            "loss_normalization": config.loss.normalization,
+            "initial_checkpoint": initial_checkpoint,
+        }
+
+    def fit(
+        self,
+        *,
+        stop: StopRequest,
+        progress: Progress,
+        checkpoints: CheckpointManager,
+        config_text: str | None,
+        batches: TrainBatches,
+        evaluate: EvaluateFn | None,
+        step_fn: StepFn,
+        to_device: Callable[[Mapping[str, np.ndarray]], Any],
+        train_steps: int | None = None,
+        restoring: contextlib.AbstractContextManager[Any] | None = None,
+    ) -> Finished:
+        """Finds the state to start from, writes the run's records, and trains.
+
+        Args:
+          stop: the request to stop.
+          progress: what the terminal shows.
+          checkpoints: from `checkpoints`, opened.
+          config_text: the configuration, written to `MODEL_DIR/config.gin`; None writes none.
+          batches: from `batches`.
+          evaluate: see `training.loop.fit`.
+          step_fn: likewise.
+          to_device: likewise.
+          train_steps: the step to stop at for now; by default that of the configuration.
+          restoring: held while the state is restored or created.
+
+        Returns:
+          How training ended.
+
+        Raises:
+          UserError: see `training.start.starting_state` and `training.loop.fit`.
+        """
+        config, saving = self.config, self.config.saving
+        with checkpoints, MetricsWriter(config.folder, wandb=self._wandb()) as writer:
+            with restoring or contextlib.nullcontext():
+                start = starting_state(
+                    abstract_state=self.abstract_state,
+                    fresh=self.fresh_state,
+                    checkpoints=checkpoints,
+                    initial_checkpoint_path=saving.initial_checkpoint_path,
+                    load_params=loading.load_params_of,
+                )
+            metadata = self.metadata(start.initial_checkpoint)
+            self._write_records(start, metadata, config_text)
+            return fit(
+                start=start,
+                step_fn=step_fn,
+                batches=batches,
+                train_steps=train_steps or config.train_steps,
+                to_device=to_device,
+                evaluate=evaluate,
+                eval_period=config.evaluation.period,
+                checkpoints=checkpoints,
+                checkpoint_period=saving.checkpoint_period,
+                metadata=metadata,
+                writer=writer,
+                log_period=saving.log_period,
+                progress=progress,
+                stop=stop,
+            )
+
+    def _write_records(
+        self, start: Start, metadata: Mapping[str, Any], config_text: str | None
+    ) -> None:
+        if jax.process_index() != 0:
+            return
+        folder = self.config.folder
+        record.write(folder, self.config.model_config, metadata)
+        if self.task.settings.vocabulary_path is not None:
+            record.keep_vocabulary(folder, self.task.settings.vocabulary_path)
+        if config_text is not None:
+            files.atomic_write_text(folder / "config.gin", config_text)
+
+    def _wandb(self) -> WandbLog | None:
+        """The run's log at Weights & Biases; None without a project."""
+        project = self.config.saving.wandb_project
+        if project is None or jax.process_index() != 0:
+            return None
+        settings = {
+            **self.task.record(),
+            "rationale_weight": self.config.loss.constant_weight,
+            "train_steps": self.config.train_steps,
+            "seed": self.config.seed,
+            "data_settings": dataclasses.asdict(self.task.settings),
+        }
+        return WandbLog(project, settings)

@@ -8,23 +8,27 @@ from collections.abc import Sequence
 from sbs_jax.metrics import SCORERS
 from sbs_jax.scores.calculator import last_equation
 
+_NOT_NEGATED = r"(?<!\bnon-)(?<!\bnon )"
+
 
 def implied_label(rationale: str, scorer: str, labels: Sequence[str] = ()) -> str | None:
     """Returns the label that a rationale implies; None where it implies none.
 
-    Of labels from a closed set it is the one mentioned last, as whole words. Of values it is the
-    recomputed result of the last equation. Otherwise it is what stands behind the last ``answer
+    Of labels from a closed set it is the one mentioned last, as whole words in any case
+    (``non-entailment`` does not mention ``entailment``). Of values it is the recomputed result of
+    the last equation. Otherwise it is what stands behind the last ``answer
     is`` or ``Answer:``, up to the end of the sentence.
 
     >>> implied_label('It is 2 + 3 = 6.', 'value')
     '5'
-    >>> implied_label('A nap is sleep: it is entailment.', '', ['neutral', 'entailment'])
+    >>> implied_label('A nap is sleep: it is Entailment.', '', ['neutral', 'entailment'])
     'entailment'
     """
     if labels:
-        pattern = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
-        mentioned = re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", rationale)
-        return mentioned[-1] if mentioned else None
+        by_lower_case = {label.lower(): label for label in labels}
+        pattern = "|".join(re.escape(label) for label in sorted(by_lower_case, key=len)[::-1])
+        mentioned = re.findall(rf"{_NOT_NEGATED}(?<!\w)(?:{pattern})(?!\w)", rationale.lower())
+        return by_lower_case[mentioned[-1]] if mentioned else None
     if scorer == "value":
         equation = last_equation(rationale)
         return str(equation.value) if equation else None

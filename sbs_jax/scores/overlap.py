@@ -12,14 +12,17 @@ MOST_WORDS = 1000
 def rouge_l(text: str, reference: str) -> float:
     """Returns the F1 of the longest common subsequence of words, 0 to 1 (Lin 2004).
 
-    Words are runs of letters and digits in lower case, not stemmed.
+    The value is that of the package `rouge_score` (``rougeL``, without stemming) for texts of up to
+    `MOST_WORDS` words. Words are runs of ASCII letters and digits in lower case, as there: all
+    other characters separate words, so that `chrf` is the score for texts in other scripts. Where
+    neither text has a word, the score is 1 if the texts are equal and 0 if not.
 
     >>> rouge_l('the cat sat', 'the cat is here')
     0.5714285714285715
     """
-    a, b = (re.findall(r"\w+", t.lower())[:MOST_WORDS] for t in (text, reference))
+    a, b = (re.findall(r"[a-z0-9]+", t.lower())[:MOST_WORDS] for t in (text, reference))
     if not a or not b:
-        return float(a == b)
+        return float(text == reference)
     row = [0] * (len(b) + 1)
     for word in a:
         previous = 0

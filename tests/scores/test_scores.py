@@ -209,3 +209,41 @@ def test_files_that_cannot_be_compared(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         compare.compare_files(first, tmp_path / "b.jsonl")
     assert eval_main.compare(["--compare", "a"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "expected"),
+    [
+        ("the cat sat", "the cat is here", 0.5714285714285715),
+        ("snake_case is_one word", "snake case is one word", 1.0),
+        ("für über Öl", "fur uber ol", 0.0),
+        ("Naïve café, 3.5 km!", "naive cafe 3 5 km", 0.5454545454545454),
+        ("A B C D E F", "f e d c b a", 0.16666666666666666),
+        ("48/2=24 clips", "48 / 2 = 24 Clips.", 1.0),
+        ("İstanbul is BIG", "istanbul is big", 0.5714285714285715),
+        ("\N{KELVIN SIGN} is kelvin", "k is kelvin", 1.0),
+        ("日本 go", "go 日本", 1.0),
+    ],
+)
+def test_rouge_l_is_that_of_rouge_score(text, reference, expected):
+    # Recorded of rouge_score 0.1.2, RougeScorer(['rougeL'], use_stemmer=False).
+    assert overlap.rouge_l(text, reference) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rouge_l_of_texts_without_words():
+    assert overlap.rouge_l("日", "日") == 1
+    assert overlap.rouge_l("日", "本") == overlap.rouge_l("!", "") == 0
+
+
+def test_non_entailment_is_not_entailment_and_case_does_not_count():
+    labels = ("entailment", "neutral", "contradiction")
+
+    def implied(text):
+        return faithfulness.implied_label(text, "exact_match", labels)
+
+    assert implied("So the answer is ENTAILMENT.") == "entailment"
+    assert implied("It is a non-entailment.") is None
+    assert implied("Neutral, for it is Non-Entailment.") == "neutral"
+    assert implied("It is canon entailment.") == "entailment"
+    binary = ("entailment", "Non-Entailment")
+    assert faithfulness.implied_label("so non-entailment", "", binary) == "Non-Entailment"

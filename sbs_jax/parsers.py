@@ -85,8 +85,7 @@ def parse_esnli(completion: str) -> ParsedCompletion:
     pieces = completion.split("Answer: ")
     if len(pieces) < 2:
         return UNPARSED
-    rationale = completion.split("Answer:", 1)[0].strip()
-    return _exactly(rationale, pieces[1].split("Premise", 1)[0].rstrip())
+    return _exactly(_before_answer(completion), pieces[1].split("Premise", 1)[0].rstrip())
 
 
 def parse_anli(completion: str) -> ParsedCompletion:
@@ -98,10 +97,18 @@ def parse_anli(completion: str) -> ParsedCompletion:
     >>> parse_anli('It was closed. So the answer is contradiction.\n\nPremise: The film')
     ParsedCompletion(rationale='It was closed.', label='contradiction')
     """
-    pieces = completion.split("Premise:", 1)[0].rstrip().split("So the answer is")
+    pieces = _anli_pieces(completion)
     if len(pieces) != 2:
         return UNPARSED
     return _exactly(pieces[0].strip(), pieces[1].lstrip()[:-1])
+
+
+def _before_answer(completion: str) -> str:
+    return completion.split("Answer:", 1)[0].strip()
+
+
+def _anli_pieces(completion: str) -> list[str]:
+    return completion.split("Premise:", 1)[0].rstrip().split("So the answer is")
 
 
 def _exactly(rationale: str, label: str) -> ParsedCompletion:
@@ -178,6 +185,33 @@ def parse_text(completion: str) -> ParsedCompletion:
     rationale, answer = _split_at_answer(completion, "The answer is")
     label = answer.partition("\n")[0].strip().removesuffix(".").strip()
     return ParsedCompletion(rationale, label) if label else UNPARSED
+
+
+def kept_rationale(parser: Callable[[str], ParsedCompletion], completion: str) -> str:
+    """Returns the rationale that the published code trains, whether or not it finds a label.
+
+    A completion without a label explains nothing that can be checked, so that our parsers give no
+    rationale for it either. The published code keeps the text before the answer sentence: all of
+    the text where e-SNLI's completions have no answer, and ``''`` where those of the other data
+    sets have none. `DataSettings.keep_blank_rationales` asks for this.
+
+    Args:
+      parser: a function of this module; ``''`` is returned for one that the published code lacks.
+      completion: the teacher's text.
+
+    >>> kept_rationale(parse_svamp, 'She has 84 / 2 = 42. The answer is 42.')
+    'She has 84 / 2 = 42.'
+    """
+    if parser is parse_cqa:
+        return _split_at_answer(completion, "So the answer is")[0]
+    if parser is parse_svamp:
+        return _split_at_answer(completion, "The answer is")[0]
+    if parser is parse_esnli:
+        return _before_answer(completion)
+    if parser is parse_anli:
+        pieces = _anli_pieces(completion)
+        return pieces[0].strip() if len(pieces) == 2 else ""
+    return ""
 
 
 def _first(pattern: str) -> Callable[[str], ParsedCompletion]:

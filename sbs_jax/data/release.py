@@ -19,7 +19,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from sbs_jax.data.rows import FORMATS, Row, kind_of, read_rows
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.parsers import ParsedCompletion
+from sbs_jax.parsers import ParsedCompletion, kept_rationale
 
 __all__ = ["Example", "Row", "load_release", "load_rows", "rationale_texts", "read_completions"]
 
@@ -121,11 +121,20 @@ def load_release(
     folder = settings.folder(name)
     stem = next((stem for stem in names if any(folder.glob(f"{stem}_*"))), name)
     path = _examples_file(folder, stem, split)
-    return load_rows(path, folder / "llm", split, convert=convert, parser=parser)
+    keep = settings.keep_blank_rationales
+    return load_rows(
+        path, folder / "llm", split, convert=convert, parser=parser, keep_unlabeled=keep
+    )
 
 
 def load_rows(
-    path: Path, completions_folder: Path, split: str, *, convert: ConvertFn, parser: ParseFn
+    path: Path,
+    completions_folder: Path,
+    split: str,
+    *,
+    convert: ConvertFn,
+    parser: ParseFn,
+    keep_unlabeled: bool = False,
 ) -> list[Example]:
     """Reads one file of examples, and the completions that go with it; see `load_release`.
 
@@ -135,10 +144,13 @@ def load_rows(
       split: see `load_release`.
       convert: see `load_release`.
       parser: see `load_release`.
+      keep_unlabeled: see `make_examples`.
     """
     rows = read_rows(path)
     completions = completions_of(completions_folder, split, len(rows), path)
-    return make_examples(rows, completions, convert=convert, parser=parser)
+    return make_examples(
+        rows, completions, convert=convert, parser=parser, keep_unlabeled=keep_unlabeled
+    )
 
 
 def completions_of(folder: Path, split: str, count: int, path: Path) -> list[str] | None:
@@ -171,8 +183,13 @@ def make_examples(
     *,
     convert: ConvertFn,
     parser: ParseFn,
+    keep_unlabeled: bool = False,
 ) -> list[Example]:
-    """Makes examples of rows and the completions that go with them; see `load_release`."""
+    """Makes examples of rows and the completions that go with them; see `load_release`.
+
+    With `keep_unlabeled`, a completion whose label does not parse still gives the rationale that
+    the published code takes from it (`parsers.kept_rationale`).
+    """
     examples = []
     for row, completion in zip(rows, completions or [None] * len(rows), strict=True):
         fields = convert(row)
@@ -182,7 +199,10 @@ def make_examples(
         if completion is not None:
             parsed = parser(completion)
             example["llm_label"] = parsed.label
-            example["llm_rationale"] = parsed.rationale
+            unlabeled = keep_unlabeled and not parsed.label
+            example["llm_rationale"] = (
+                kept_rationale(parser, completion) if unlabeled else parsed.rationale
+            )
         examples.append(example)
     path = rows[0].path if rows else "the data set"
     if not examples:

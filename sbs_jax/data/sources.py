@@ -136,7 +136,13 @@ class _PublicDataset:
             folder = _huggingface_folder(settings, self.name, self.huggingface)
             rows = _huggingface_rows(folder, self.huggingface_splits.get(split, split))
             completions = completions_of(folder / "llm", split, len(rows), folder)
-            return make_examples(rows, completions, convert=self.convert, parser=parser)
+            return make_examples(
+                rows,
+                completions,
+                convert=self.convert,
+                parser=parser,
+                keep_unlabeled=settings.keep_blank_rationales,
+            )
         if self.release is not None:
             return self.release(split, settings)
         return load_release(

@@ -36,6 +36,27 @@ def test_teacher_accuracy(release_dir, dataset, split, right, count, unparsed):
 
 
 @pytest.mark.parametrize(
+    ("dataset", "split", "kept"),
+    [("svamp", "train", 2), ("svamp", "test", 0), ("cqa", "train", 3), ("cqa", "test", 0)],
+)
+def test_rationales_without_a_label_come_back_as_in_the_published_code(
+    release_dir, dataset, split, kept
+):
+    load = registration.find_dataset(dataset).load
+    settings = DataSettings(data_dir=str(release_dir), keep_blank_rationales=True)
+    plain = load(split, DataSettings(data_dir=str(release_dir)))
+    changed = [
+        (before, after)
+        for before, after in zip(plain, load(split, settings), strict=True)
+        if before != after
+    ]
+    assert len(changed) == kept
+    for before, after in changed:
+        assert before["llm_rationale"] == before["llm_label"] == after["llm_label"] == ""
+        assert len(after["llm_rationale"].split()) > 3
+
+
+@pytest.mark.parametrize(
     ("dataset", "sizes"), [("svamp", (720, 80, 200)), ("cqa", (8766, 975, 1221))]
 )
 def test_split_sizes(released, dataset, sizes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -149,15 +150,60 @@ def parse_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_unique_keys)
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields ``(line number from 1, object)`` for each non-blank line of a JSONL file.
+def text_encoding(encoding: str) -> str:
+    """Returns the name under which Python knows a text encoding.
+
+    UTF-8 is ``utf-8-sig``, which passes over the byte order mark that spreadsheets put in front.
 
     Raises:
-      UserError: the file cannot be read, is not UTF-8, or a line is not a JSON object; the message
-        names the file and the line.
+      UserError: Python knows no such encoding of texts.
     """
     try:
-        file = open(path, encoding="utf-8")  # noqa: SIM115 (closed by the `with` below)
+        "".encode(encoding)
+    except (LookupError, ValueError, TypeError) as error:
+        raise UserError(
+            f"ENCODING = {encoding!r} is no encoding of texts that Python knows; it is 'utf-8', "
+            "'utf-16', 'latin-1', 'cp1252', …"
+        ) from error
+    name = codecs.lookup(encoding).name
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def not_encoded(
+    path: str | os.PathLike[str], encoding: str, error: UnicodeError, advice: str
+) -> UserError:
+    """Returns the error of a text file that is not in `encoding`; it names the line."""
+    data = Path(path).read_bytes()
+    reason, before = getattr(error, "reason", str(error)), b""
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as whole:  # `error` counts from some block of the file
+        reason, before = whole.reason, data[: whole.start]
+    line = before.decode(encoding, "replace").count("\n") + 1
+    name = encoding.upper().removesuffix("-SIG")
+    return UserError(f"{path}, line {line}: not {name} text ({reason}); {advice}.")
+
+
+def read_jsonl(
+    path: str | os.PathLike[str],
+    *,
+    encoding: str = "utf-8",
+    advice: str = "convert the file to UTF-8",
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields ``(line number from 1, object)`` for each non-blank line of a JSONL file.
+
+    Args:
+      path: the file; a byte order mark at its beginning is passed over.
+      encoding: of its text.
+      advice: what to do about a file that is in another encoding, for the error.
+
+    Raises:
+      UserError: the file cannot be read, is not in that encoding, or a line is not a JSON object;
+        the message names the file and the line.
+    """
+    encoding = text_encoding(encoding)
+    try:
+        file = open(path, encoding=encoding)  # noqa: SIM115 (closed by the `with` below)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     with file:
@@ -183,8 +229,5 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
                         f"{type(row).__name__}."
                     )
                 yield number, row
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}, after line {number}: not UTF-8 text ({error.reason}); convert the "
-                "file to UTF-8."
-            ) from error
+        except UnicodeError as error:
+            raise not_encoded(path, encoding, error, advice) from error

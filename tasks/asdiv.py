@@ -13,6 +13,7 @@ from __future__ import annotations
 from sbs_jax import DataSettings, Example, Row, find_dataset, register_dataset, register_public
 from sbs_jax.data.datasets import split_examples
 from sbs_jax.data.release import changed
+from sbs_jax.errors import UserError
 from sbs_jax.tasks import svamp
 
 
@@ -43,7 +44,15 @@ def load_augmented(split: str, settings: DataSettings) -> list[Example]:
     examples = split_examples(find_dataset("svamp"), split, settings)
     if split != "train":
         return examples
-    return examples + [changed(example, label="") for example in load("train", settings)]
+    helpers = [changed(example, label="") for example in load("train", settings)]
+    if settings.rationales_file is None and not any("llm_label" in helper for helper in helpers):
+        raise UserError(
+            f"The data set 'svamp_asdiv' takes from ASDiv what the teacher said, but there are no "
+            f"completions for its {len(helpers)} problems: put them into "
+            f"{settings.folder('asdiv') / 'llm' / 'train_CoT_0.json'} and so on, or name what "
+            "sbs_jax.teach wrote as RATIONALES_FILE."
+        )
+    return examples + helpers
 
 
 register_dataset(

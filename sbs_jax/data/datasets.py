@@ -6,6 +6,7 @@ How they become SeqIO tasks, and are found again, is `sbs_jax.data.registration`
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,12 +15,15 @@ import numpy as np
 from sbs_jax import metrics
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.rationales import join_rationales
-from sbs_jax.data.release import Example, LoadFn, rationale_texts
+from sbs_jax.data.release import Example, LoadFn, rationale_texts, where
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
 from sbs_jax.errors import UserError
 
 JudgeFn = Callable[[], tuple[str, Sequence[str]]]
+AbsenceFn = Callable[[str], str]
+
+log = logging.getLogger(__name__)
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 GOLD, TEACHER, HUMAN = "gold", "teacher", "human"
@@ -38,6 +42,8 @@ class Dataset:
       own_validation: whether `load` knows the split ``validation``.
       vocabulary: of its texts.
       public: whether `load` heeds `DataSettings.data_source`.
+      no_rationales: says of a split in which no example has a rationale where they were looked for;
+        None if there is nothing to say.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Dataset:
     own_validation: bool
     vocabulary: DatasetVocabulary
     public: bool = False
+    no_rationales: AbsenceFn | None = None
 
     @property
     def scorer(self) -> str:
@@ -171,18 +178,34 @@ def hold_out(
 
 
 def _checked(dataset: Dataset, examples: list[Example]) -> list[Example]:
+    """Refuses what no data set may hold, and replaces what no target can hold.
+
+    Raises:
+      UserError: a label is outside the data set's labels, an id occurs twice, or a text holds a NUL
+        character; names the file and the line as far as they are known.
+    """
     labels = dataset.labels
-    for example in examples if labels else ():
-        if example["label"] and example["label"] not in labels:
+    seen: dict[str, str] = {}
+    for example in examples:
+        if labels and example["label"] and example["label"] not in labels:
             raise UserError(
-                f"The data set '{dataset.name}', example '{example['id']}': its label "
-                f"{example['label']!r} is none of {', '.join(labels)}."
+                f"{where(example)}: the data set '{dataset.name}', example '{example['id']}': its "
+                f"label {example['label']!r} is none of {', '.join(labels)}."
             )
+        if example["id"] in seen:
+            raise UserError(
+                f"{where(example)}: the id '{example['id']}' occurs twice in the data set "
+                f"'{dataset.name}' (first: {seen[example['id']]})."
+            )
+        seen[example["id"]] = where(example)
+        for field in ("id", "input", "label"):
+            if "\0" in example[field]:
+                raise UserError(f"{where(example)}: field '{field}' holds a NUL character.")
     return _clean(examples)
 
 
 def _clean(examples: list[Example]) -> list[Example]:
-    """Replaces what no target can hold: broken Unicode, and EOS in the middle of a text.
+    """Replaces broken Unicode everywhere, and in targets the EOS string and NUL by a space.
 
     An EOS string in an input stays: data sets join premise and hypothesis with it.
     """
@@ -194,7 +217,7 @@ def _clean(examples: list[Example]) -> list[Example]:
 
 
 def _clean_target(text: str) -> str:
-    return _clean_text(text).replace(EOS_STRING, " ")
+    return _clean_text(text).replace(EOS_STRING, " ").replace("\0", " ")
 
 
 def _clean_text(text: str) -> str:
@@ -268,17 +291,40 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
 
 
 def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) -> None:
-    """Raises a `UserError` if `examples` have none of the rationales that a task uses."""
-    if task.rationale_source == TEACHER:
-        if not any("llm_rationale" in example for example in examples):
-            people = any(rationale_texts(example["rationale"])[0] for example in examples)
-            raise _no_completions(task, split, people=people)
-    elif not any(rationale_texts(example["rationale"])[0] for example in examples):
+    """Raises a `UserError` if `examples` have none of the rationales that a task uses.
+
+    Logs a warning if more than half of the training examples have none.
+    """
+    lacking = sum(not rationale_texts(ex.get(task.rationale_key, ""))[0] for ex in examples)
+    name = task.dataset.name
+    if lacking < len(examples):
+        if split == TRAIN and 2 * lacking > len(examples):
+            log.warning(
+                "%d of the %d training examples of '%s' have no rationale and train none.",
+                lacking,
+                len(examples),
+                name,
+            )
+        return
+    people = any(rationale_texts(example["rationale"])[0] for example in examples)
+    found = task.dataset.no_rationales
+    hint = "" if found is None else f" {found(split)}"
+    if task.rationale_source == HUMAN:
         raise UserError(
-            f"The task '{task.name}' needs people's rationales, but the data set "
-            f"'{task.dataset.name}' has none ({split}); RATIONALE_SOURCE = 'teacher' takes the "
-            "teacher's."
+            f"The task '{task.name}' needs people's rationales, but the data set '{name}' has none "
+            f"({split}); RATIONALE_SOURCE = 'teacher' takes the teacher's.{hint}"
         )
+    if hint:
+        raise UserError(
+            f"The task '{task.name}' needs rationales, but none of the {len(examples)} "
+            f"{_SPLIT_WORDS[split]} examples has one.{hint}"
+        )
+    if not any("llm_rationale" in example for example in examples):
+        raise _no_completions(task, split, people=people)
+    raise UserError(
+        f"The task '{task.name}' needs the teacher's rationales, but none of the completions for "
+        f"the {len(examples)} {_SPLIT_WORDS[split]} examples of '{name}' could be parsed."
+    )
 
 
 def _no_completions(task: TaskInfo, split: str, *, people: bool = False) -> UserError:

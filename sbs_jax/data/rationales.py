@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data.release import Example
+from sbs_jax.data.release import Example, changed
 from sbs_jax.errors import UserError
 from sbs_jax.files import read_jsonl
 
@@ -31,7 +31,9 @@ def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Ex
     found = sum(example["id"] in rows for example in examples)
     joined = []
     for example in examples:
-        plain = {k: v for k, v in example.items() if k not in ("llm_label", "llm_rationale")}
+        plain = changed(example)
+        for key in ("llm_label", "llm_rationale"):
+            plain.pop(key, None)
         if found:
             row = rows.get(example["id"], {"llm_label": "", "llm_rationale": ""})
             if row.get("input", example["input"]) != example["input"]:

@@ -52,6 +52,7 @@ from sbs_jax.data.datasets import (
 from sbs_jax.data.datasets import (
     VALIDATION as VALIDATION,
 )
+from sbs_jax.data.datasets import AbsenceFn
 from sbs_jax.data.datasets import (
     Dataset as Dataset,
 )
@@ -89,6 +90,7 @@ def register_dataset(
     labels: Sequence[str] = (),
     judge: JudgeFn | None = None,
     public: bool = False,
+    no_rationales: AbsenceFn | None = None,
 ) -> Dataset:
     """Registers the SeqIO tasks of one data set; see the head of this module for their names.
 
@@ -109,6 +111,8 @@ def register_dataset(
       judge: returns `scorer` and `labels` when they are needed, where gin decides them.
       public: whether `load` heeds `DataSettings.data_source` (`sbs_jax.data.sources`); if not, any
         but the default is an error.
+      no_rationales: called with the split where a method needs rationales and no example has one.
+        Returns a sentence for the error that says where they were looked for.
 
     Returns:
       The data set.
@@ -125,7 +129,15 @@ def register_dataset(
         load = functools.partial(_load_files, name, convert, find_parser(parser))
     vocabulary = DatasetVocabulary(name, functools.partial(_vocabulary_texts, name))
     constant = (scorer, tuple(labels))
-    dataset = Dataset(name, load, judge or (lambda: constant), own_validation, vocabulary, public)
+    dataset = Dataset(
+        name,
+        load,
+        judge or (lambda: constant),
+        own_validation,
+        vocabulary,
+        public,
+        no_rationales,
+    )
     if judge is None:
         _ = dataset.scorer  # checks it
     tasks = [

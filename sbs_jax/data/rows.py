@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import DuplicateKeyError, parse_json, read_jsonl
+from sbs_jax.files import DuplicateKeyError, not_encoded, parse_json, read_jsonl, text_encoding
+
+_ADVICE = "convert the file, or name its ENCODING ('latin-1')"
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -95,14 +97,16 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> list[Row]:
 
     Args:
       path: the file.
-      encoding: of a text file.
+      encoding: of a text file. A byte order mark at its beginning is passed over.
 
     Returns:
       The rows, at least one. Those of a JSON list or a Parquet file are numbered instead of lines.
 
     Raises:
-      UserError: the file cannot be read, is malformed, or is empty; names the line.
+      UserError: the file cannot be read, is malformed, or is empty; names the line. Or there is no
+        such encoding.
     """
+    encoding = text_encoding(encoding)
     ending = path.suffix.lower()
     if ending not in FORMATS:
         raise UserError(f"{path}: files of examples end in {', '.join(FORMATS)}.")
@@ -113,7 +117,8 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> list[Row]:
     elif _is_one_json(path, encoding):
         rows = _read_json(path, encoding)
     else:
-        rows = [Row(values, path, line) for line, values in read_jsonl(path)]
+        lines = read_jsonl(path, encoding=encoding, advice=_ADVICE)
+        rows = [Row(values, path, line) for line, values in lines]
     if not rows:
         raise UserError(f"{path}: holds no examples.")
     return rows
@@ -136,8 +141,8 @@ def _is_one_json(path: Path, encoding: str) -> bool:
                 # `{` and no more on the first line: a document over many lines.
                 return first.strip() == "{"
             return False
-    except (OSError, UnicodeDecodeError):
-        return False  # which the reader of lines tells, with the line
+    except (OSError, UnicodeError):
+        return False  # the reader of lines raises it again, and names the line
 
 
 def _read_json(path: Path, encoding: str) -> list[Row]:
@@ -147,8 +152,8 @@ def _read_json(path: Path, encoding: str) -> list[Row]:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from error
     except RecursionError as error:
         raise UserError(f"{path}, line 1: not valid JSON (nested too deeply).") from error
-    except UnicodeDecodeError as error:
-        raise _not_encoded(path, encoding, error) from error
+    except UnicodeError as error:
+        raise not_encoded(path, encoding, error, _ADVICE) from error
     except DuplicateKeyError as error:
         raise UserError(f"{path}: the key {error.args[0]!r} occurs twice in one object.") from error
     if isinstance(values, dict):
@@ -165,9 +170,7 @@ def _read_csv(path: Path, delimiter: str, encoding: str) -> list[Row]:
     # A field may be long (the standard library's limit is 128 KiB).
     csv.field_size_limit(1 << 30)
     try:
-        # utf-8-sig: spreadsheets put a mark in front.
-        coding = "utf-8-sig" if encoding.lower().replace("_", "-") == "utf-8" else encoding
-        with path.open(encoding=coding, newline="") as file:
+        with path.open(encoding=encoding, newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = next(reader, [])
             _check_header(path, header)
@@ -182,8 +185,8 @@ def _read_csv(path: Path, delimiter: str, encoding: str) -> list[Row]:
                 rows.append(Row(dict(zip(header, values, strict=True)), path, reader.line_num))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise _not_encoded(path, encoding, error) from error
+    except UnicodeError as error:
+        raise not_encoded(path, encoding, error, _ADVICE) from error
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
     return rows
@@ -204,19 +207,6 @@ def _read_parquet(path: Path) -> list[Row]:
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}).") from error
     return [Row(value, path, number) for number, value in enumerate(values, start=1)]
-
-
-def _not_encoded(path: Path, encoding: str, error: UnicodeDecodeError) -> UserError:
-    data = path.read_bytes()
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as whole:  # `error` counts from some block of the file
-        error = whole
-    line = data.count(b"\n", 0, error.start) + 1
-    return UserError(
-        f"{path}, line {line}: not {encoding.upper()} text ({error.reason}); convert the file, or "
-        "name its ENCODING ('latin-1')."
-    )
 
 
 _KINDS = {dict: "an object", list: "a list", bool: "a truth value", type(None): "null"}

@@ -6,6 +6,7 @@ import pytest
 
 from sbs_jax.data.rows import read_rows
 from sbs_jax.errors import UserError
+from sbs_jax.files import read_jsonl
 
 ROWS = [{"input": 'a, "b"\nc', "label": "ä"}, {"input": "x" * 20, "label": ""}]
 
@@ -64,8 +65,31 @@ def test_other_encodings_are_named_with_the_line(tmp_path):
     text = "input,label\n" + "plain,x\n" * 5000 + "ä,x\n"
     with pytest.raises(UserError, match=r"line 5002: not UTF-8 text .*ENCODING \('latin-1'\)"):
         read_rows(write(tmp_path / "a.csv", text, "latin-1"))
-    with pytest.raises(UserError, match=r"a\.jsonl, after line .*: not UTF-8 text"):
-        read_rows(write(tmp_path / "a.jsonl", '{"a": "ä"}', "latin-1"))
+    lines = '{"a": "plain"}\n' * 5000 + '{"a": "ä"}\n{"a": "plain"}\n'
+    for name in ("a.jsonl", "a.json"):
+        path = write(tmp_path / name, lines, "latin-1")
+        with pytest.raises(UserError, match=r", line 5001: not UTF-8 text .*ENCODING"):
+            read_rows(path)
+        assert read_rows(path, encoding="Latin-1")[5000]["a"] == "ä"
+        assert [path for _, path in read_jsonl(path, encoding="latin_1")][5000] == {"a": "ä"}
+    with pytest.raises(UserError, match=r"a\.jsonl, line 5001: .*; convert the file to UTF-8\."):
+        list(read_jsonl(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_encodings_and_byte_order_marks(tmp_path, name, encoding):
+    text = {"a.jsonl": '{"a": "ä"}\n', "a.json": '[{"a": "ä"}]', "a.csv": "a\nä\n"}[name]
+    path = write(tmp_path / name, text, encoding)
+    given = "utf-8" if encoding == "utf-8-sig" else encoding
+    assert [dict(row) for row in read_rows(path, encoding=given)] == [{"a": "ä"}]
+    if not encoding.startswith("utf-8"):
+        with pytest.raises(UserError, match=rf"{name}, line [12]: not (UTF-8 text|valid JSON)"):
+            read_rows(path)
+    with pytest.raises(UserError, match="ENCODING = 'klingon' is no encoding of texts"):
+        read_rows(path, encoding="klingon")
+    with pytest.raises(UserError, match="ENCODING = 'base64' is no encoding of texts"):
+        read_rows(path, encoding="base64")
 
 
 def test_long_lines_and_nul_bytes_are_read(tmp_path):

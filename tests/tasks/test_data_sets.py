@@ -162,6 +162,17 @@ def test_asdiv_helps_svamp_without_labels(tmp_path):
     assert teacher[-1]["target_rationale"] == "7 + 2 = 9."
 
 
+def test_svamp_with_asdiv_needs_the_teachers_completions_for_asdiv(tmp_path):
+    rows = [{"input": f"Q{i}", "label": f"( {i} + 1 )"} for i in range(10)]
+    write(tmp_path, "svamp", rows, "train", [f"R. The answer is ({i} + 1)." for i in range(10)])
+    write(tmp_path, "asdiv", [{"Body": "B.", "Question": "Q?", "Answer": "9"}], "train")
+    with (
+        settings_lib.override(settings(tmp_path)),
+        pytest.raises(UserError, match=r"no completions for its 1 problems: .*asdiv/llm/train_CoT"),
+    ):
+        registration.load_examples("svamp_asdiv", "train")
+
+
 def test_gsm8k(tmp_path):
     (tmp_path / "gsm8k" / "llm").mkdir(parents=True)
     answer = "She sold 48/2 = <<48/2=24>>24 in May.\nIn all 1,072.\n#### 1,072"

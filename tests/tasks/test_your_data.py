@@ -127,3 +127,88 @@ def test_nul_bytes_and_blank_rationales_train(tmp_path):
         )
     assert records.counts.blank_rationales == 1
     assert records.counts.rationale_records == 12
+
+
+def counts_of(tmp_path, task):
+    settings = DataSettings(model_dir=str(tmp_path / "m"), vocabulary_size=400)
+    with settings_lib.override(settings):
+        return pipeline.load_records(task, "train", {"inputs": 32, "targets": 32}).counts
+
+
+def test_a_misspelt_rationale_field_is_an_error_that_names_the_fields_seen(tmp_path):
+    path = write(tmp_path / "my.jsonl", rows(20))
+    bind(train_file=path, rationale_field="reason")
+    seen = (
+        r"RATIONALE_FIELD = 'reason' is in no row and LLM_RATIONALE_FIELD = 'llm_rationale' is in "
+        r"no row; its fields are input, label, rationale\."
+    )
+    with pytest.raises(
+        UserError, match=rf"'your_data_sbs' needs rationales, but none of the 18 .*{seen}"
+    ):
+        counts_of(tmp_path, "your_data")
+    with pytest.raises(UserError, match=rf"needs people's rationales, but .*{seen}"):
+        counts_of(tmp_path, "your_data_joint_human")
+    assert counts_of(tmp_path, "your_data_standard").label_records == 18
+    bind(train_file=write(tmp_path / "blank.jsonl", [{**row, "reason": " "} for row in rows(20)]))
+    with pytest.raises(UserError, match=r"RATIONALE_FIELD = 'reason' is empty in every row and"):
+        counts_of(tmp_path, "your_data")
+
+
+def test_where_most_examples_lack_a_rationale_a_warning_counts_them(tmp_path, caplog):
+    data = rows(20)
+    for row in data[8:]:
+        row["rationale"] = ""
+    bind(train_file=write(tmp_path / "my.jsonl", data), eval_file=write(tmp_path / "e.jsonl", data))
+    assert counts_of(tmp_path, "your_data").blank_rationales == 12
+    assert "12 of the 20 training examples of 'your_data' have no rationale" in caplog.text
+    caplog.clear()
+    bind(llm_rationale_field="llm")
+    counts_of(tmp_path, "your_data_standard")
+    assert "no row has the field LLM_RATIONALE_FIELD = 'llm'; 'rationale' stands" in caplog.text
+    assert "have no rationale" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "a"}, r"my\.jsonl, line 4: the id 'a' occurs twice in .* \(first: .*, line 2\)"),
+        ({"label": float("nan")}, r"my\.jsonl, line 2: field 'label' must be .* number, not nan"),
+        ({"label": float("inf")}, r"my\.jsonl, line 2: field 'label' must be .* not inf"),
+        ({"label": "a\0b"}, r"my\.jsonl, line 2: field 'label' holds a NUL character"),
+        ({"input": "\0"}, r"my\.jsonl, line 2: field 'input' holds a NUL character"),
+        ({"label": "y99"}, r"my\.jsonl, line 2: .*: its label 'y99' is none of y0, y1"),
+    ],
+)
+def test_what_no_data_set_may_hold_is_named_with_file_and_line(tmp_path, change, message):
+    data = [{**row, "label": "y0"} for row in rows(12)]
+    data[1] |= change
+    data[3] |= {"id": "a"}
+    path = write(tmp_path / "my.jsonl", data)
+    bind(train_file=path, eval_file=path, labels=() if "NUL" in message else ("y0", "y1"))
+    with pytest.raises(UserError, match=message):
+        registration.load_examples("your_data", "train")
+
+
+def test_nul_in_a_rationale_becomes_a_space(tmp_path):
+    path = write(tmp_path / "my.jsonl", rows(12, rationale="a\0b"))
+    bind(train_file=path, eval_file=path)
+    assert registration.load_examples("your_data", "train")[0]["rationale"] == "a b"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scorer": "f1"}, "SCORER names the scorer 'f1', but there are exact_match, value"),
+        ({"encoding": "klingon"}, "ENCODING = 'klingon' is no encoding of texts"),
+    ],
+)
+def test_what_gin_gives_is_checked_even_where_it_is_not_used(tmp_path, values, message):
+    bind(train_file=write(tmp_path / "my.jsonl", rows(3)), **values)
+    with pytest.raises(UserError, match=message):
+        load("train")
+
+
+def test_the_encoding_of_jsonl(tmp_path):
+    (tmp_path / "my.jsonl").write_bytes('{"input": "ä", "label": "y"}\n'.encode("utf-16"))
+    bind(train_file=str(tmp_path / "my.jsonl"), eval_file="unused", encoding="utf-16")
+    assert load("train")[0]["input"] == "ä"

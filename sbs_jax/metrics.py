@@ -50,11 +50,27 @@ def value_match(prediction: str, target: str) -> bool:
     return abs(predicted - wanted) <= VALUE_TOLERANCE * max(1, abs(wanted))
 
 
+def value_or_text_match(prediction: str, target: str) -> bool:
+    """Tells whether a prediction has the target's value; a target without one is compared as text.
+
+    >>> value_or_text_match('(4 + 5)', '9'), value_or_text_match('3:30 p.m.', '3:30 p.m.')
+    (True, True)
+    """
+    if evaluate_expression(target) is None:
+        return exact_match(prediction, target)
+    return value_match(prediction, target)
+
+
 SCORERS: dict[str, Callable[[str, str], bool]] = {
     "exact_match": exact_match,
     "value": value_match,
+    "value_or_text": value_or_text_match,
 }
 """Scorers ``(prediction, target) -> right?`` by name; data sets name theirs when they register."""
+
+
+BY_VALUE = ("value", "value_or_text")
+"""The scorers that compare values; a rationale's sums say something about such answers."""
 
 
 def accuracy(scores: Sequence[bool]) -> float:

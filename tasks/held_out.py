@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sbs_jax import DataSettings, Example
-from sbs_jax.data.release import ConvertFn, LoadFn, load_rows
+from sbs_jax.data.release import ConvertFn, LoadFn, completions_of, make_examples
+from sbs_jax.data.rows import Row, read_rows
 from sbs_jax.parsers import find_parser
 
 SHARE = 0.2
@@ -19,14 +20,34 @@ FilesFn = Callable[[Path, str], tuple[Path, str, bool]]
 of the completions' files, and whether the split is but a part of that file."""
 
 
-def published_files(name: str, files: FilesFn, convert: ConvertFn, parser: str) -> LoadFn:
-    """Returns a loader of the files in ``DATA_DIR/NAME/``; see `FilesFn`."""
+def published_files(
+    name: str,
+    files: FilesFn,
+    convert: ConvertFn,
+    parser: str,
+    *,
+    read: Callable[[Path], list[Row]] = read_rows,
+) -> LoadFn:
+    """Returns a loader of the files in ``DATA_DIR/NAME/``; see `FilesFn`.
+
+    Args:
+      name: of the data set.
+      files: finds the file of a split.
+      convert: see `sbs_jax.data.release.ConvertFn`.
+      parser: key of `sbs_jax.parsers.PARSERS`.
+      read: reads the rows of a file.
+    """
 
     def load(split: str, settings: DataSettings) -> list[Example]:
         folder = settings.folder(name)
         path, word, is_part = files(folder, split)
-        examples = load_rows(
-            path, folder / "llm", word, convert=convert, parser=find_parser(parser)
+        rows = read(path)
+        examples = make_examples(
+            rows,
+            completions_of(folder / "llm", word, len(rows), path),
+            convert=convert,
+            parser=find_parser(parser),
+            keep_unlabeled=settings.keep_blank_rationales,
         )
         return part_of(split, examples) if is_part else examples
 

@@ -149,9 +149,10 @@ def split_examples(dataset: Dataset, split: str, settings: DataSettings) -> list
 
 
 def _load(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]:
-    if settings.data_source != settings_lib.RELEASE and not dataset.public:
+    source = settings.source_of(dataset.name)
+    if source != settings_lib.RELEASE and not dataset.public:
         raise UserError(
-            f"DATA_SOURCE = '{settings.data_source}', but the data set '{dataset.name}' is read in "
+            f"DATA_SOURCE = '{source}', but the data set '{dataset.name}' is read in "
             "one way alone; leave DATA_SOURCE out."
         )
     examples = _checked(dataset, dataset.load(split, settings))

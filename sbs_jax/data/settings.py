@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import gin
@@ -21,6 +21,13 @@ DEFAULT_RATIONALE_INPUT_SEPARATOR = " explanation: "
 RATIONALES_PER_EPOCH = ("all", "one")
 DATA_SOURCES = RELEASE, TFDS, HUGGING_FACE = ("release", "tfds", "huggingface")
 PREFIX_SIDES = ("encoder", "decoder")
+
+
+class _SourceByDataset(dict[str, str]):
+    """A dict that is never changed and so can be hashed, as the settings are."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,8 @@ class DataSettings:
       rationales_per_epoch: of an example with several rationales, train ``all`` in each epoch, or
         ``one``, drawn anew for each epoch.
       data_source: where public data sets are read: the authors' ``release``, ``tfds`` or
-        ``huggingface``, see `sbs_jax.data.sources`.
+        ``huggingface``, see `sbs_jax.data.sources`. Or a dict of these by the data set's name, for
+        mixtures; a data set that it does not name is read from the ``release``.
       rationales_file: a teacher's labels and rationales, which take the place of the data set's own
         in the examples of the same id, see `sbs_jax.data.rationales`.
       use_cached_tasks: read tasks tokenized from `cache_dir`, see `sbs_jax.data.caching`.
@@ -77,13 +85,15 @@ class DataSettings:
     joint_separator: str = DEFAULT_JOINT_SEPARATOR
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
     rationales_per_epoch: str = "all"
-    data_source: str = RELEASE
+    data_source: str | Mapping[str, str] = RELEASE
     rationales_file: str | None = None
     use_cached_tasks: bool = False
     cache_dir: str | None = None
     prefix_side: str = "encoder"
 
     def __post_init__(self) -> None:
+        if isinstance(self.data_source, Mapping):
+            object.__setattr__(self, "data_source", _SourceByDataset(self.data_source))
         fraction = self.train_fraction
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise UserError(
@@ -101,10 +111,13 @@ class DataSettings:
             raise UserError(
                 f"RATIONALES_PER_EPOCH must be 'all' or 'one', not {self.rationales_per_epoch!r}."
             )
-        if self.data_source not in DATA_SOURCES:
-            raise UserError(
-                f"DATA_SOURCE must be one of {', '.join(DATA_SOURCES)}, not {self.data_source!r}."
-            )
+        sources = self.data_source
+        for source in sources.values() if isinstance(sources, Mapping) else (sources,):
+            if source not in DATA_SOURCES:
+                raise UserError(
+                    f"DATA_SOURCE must be one of {', '.join(DATA_SOURCES)}, not {source!r}; or a "
+                    "dict of these by the data set's name, {'svamp': 'huggingface'}."
+                )
         if self.prefix_side not in PREFIX_SIDES:
             raise UserError(
                 f"PREFIX_SIDE must be 'encoder' or 'decoder', not {self.prefix_side!r}."
@@ -129,6 +142,12 @@ class DataSettings:
         for name in ("label_prefix", "rationale_prefix"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name.upper()} must be a text, not {getattr(self, name)!r}.")
+
+    def source_of(self, dataset: str) -> str:
+        """Returns one of `DATA_SOURCES`: where `dataset` is read."""
+        if isinstance(self.data_source, Mapping):
+            return self.data_source.get(dataset, RELEASE)
+        return self.data_source
 
     def folder(self, dataset: str) -> Path:
         """Returns the folder of `dataset` below `data_dir`.
@@ -164,7 +183,7 @@ def data_settings(
     joint_separator: str = DEFAULT_JOINT_SEPARATOR,
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR,
     rationales_per_epoch: str = "all",
-    data_source: str = RELEASE,
+    data_source: str | Mapping[str, str] = RELEASE,
     rationales_file: str | None = None,
     use_cached_tasks: bool = False,
     cache_dir: str | None = None,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sbs_jax.data.registration import Dataset, register_dataset
+from sbs_jax.data.registration import Dataset, find_dataset, register_dataset
 from sbs_jax.data.release import (
     ConvertFn,
     Example,
@@ -129,10 +129,14 @@ class _PublicDataset:
 
     def _read(self, split: str, settings: DataSettings) -> list[Example]:
         parser = find_parser(self.parser)
-        if settings.data_source == TFDS:
+        if isinstance(settings.data_source, Mapping):
+            for name in settings.data_source:
+                find_dataset(name)  # a misspelt name would be ignored
+        source = settings.source_of(self.name)
+        if source == TFDS:
             rows = _tfds_rows(settings, self.name, self.tfds, self.tfds_splits.get(split, split))
             return make_examples(rows, None, convert=self.convert, parser=parser)
-        if settings.data_source == HUGGING_FACE:
+        if source == HUGGING_FACE:
             folder = _huggingface_folder(settings, self.name, self.huggingface)
             rows = _huggingface_rows(folder, self.huggingface_splits.get(split, split))
             completions = completions_of(folder / "llm", split, len(rows), folder)

@@ -271,10 +271,10 @@ def _rationale_scores(
         "chrf": [overlap.chrf(*pair) for pair in explained],
         "faithfulness": agreements(rationales, predictions, examples.scorer, examples.label_set),
     }
-    if examples.scorer == "value":
+    if examples.scorer in metrics.BY_VALUE:
         recalculated = map(calculator.recalculated, rationales, predictions)
         scores["calculator_accuracy"] = [
-            int(metrics.value_match(answer, label))
+            int(metrics.SCORERS[examples.scorer](answer, label))
             for answer, label in zip(recalculated, examples.labels, strict=True)
         ]
     result: dict[str, Value] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sbs_jax.metrics import SCORERS
+from sbs_jax.metrics import BY_VALUE, SCORERS
 from sbs_jax.scores.calculator import last_equation
 
 _NOT_NEGATED = r"(?<!\bnon-)(?<!\bnon )"
@@ -29,7 +29,7 @@ def implied_label(rationale: str, scorer: str, labels: Sequence[str] = ()) -> st
         pattern = "|".join(re.escape(label) for label in sorted(by_lower_case, key=len)[::-1])
         mentioned = re.findall(rf"{_NOT_NEGATED}(?<!\w)(?:{pattern})(?!\w)", rationale.lower())
         return by_lower_case[mentioned[-1]] if mentioned else None
-    if scorer == "value":
+    if scorer in BY_VALUE:
         equation = last_equation(rationale)
         return str(equation.value) if equation else None
     stated = re.findall(r"[Aa]nswer(?: is|:)\s+([^\n]+?)\.?(?=\s*$|\.\s)", rationale)

@@ -1,8 +1,11 @@
 """The data sets besides SVAMP and CQA, on small files in their published layouts."""
 
+import dataclasses
 import json
 
 import gin
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from sbs_jax import read_rows, register_public
@@ -171,6 +174,95 @@ def test_svamp_with_asdiv_needs_the_teachers_completions_for_asdiv(tmp_path):
         pytest.raises(UserError, match=r"no completions for its 1 problems: .*asdiv/llm/train_CoT"),
     ):
         registration.load_examples("svamp_asdiv", "train")
+
+
+ASDIV = """<?xml version="1.0" encoding="UTF-8" ?>
+<Machine-Reading-Corpus-File>
+<ProblemSet>
+%s
+</ProblemSet>
+</Machine-Reading-Corpus-File>
+"""
+PROBLEM = """<Problem ID="nluds-%04d" Grade="1" Source="x">
+  <Body>Body %d &amp; more.</Body> <Question>Q?</Question>
+  <Solution-Type>Sum</Solution-Type> <Answer>%s</Answer> <Formula>7+2=9</Formula>
+</Problem>"""
+
+
+def write_asdiv(folder, answers, completions=()):
+    (folder / "asdiv" / "llm").mkdir(parents=True, exist_ok=True)
+    problems = [PROBLEM % (i + 1, i, answer) for i, answer in enumerate(answers)]
+    (folder / "asdiv" / "ASDiv.xml").write_text(ASDIV % "\n".join(problems))
+    if completions:
+        (folder / "asdiv" / "llm" / "train_CoT_0.json").write_text(json.dumps(completions))
+
+
+def test_asdiv_as_its_owners_publish_it(tmp_path, caplog):
+    answers = ["9 (apples)", "Mrs. Hilt", "3:30 p.m.", "1,200 (km)", "5:6"] * 4
+    write_asdiv(tmp_path, answers, [f"R{i}. The answer is ({i} + 1)." for i in range(20)])
+    train, test = (asdiv.load(split, settings(tmp_path)) for split in ("train", "test"))
+    assert (len(train), len(test)) == (16, 4)
+    found = {example["id"]: example for example in train + test}
+    assert [found[f"nluds-{i + 1:04d}"]["label"] for i in range(5)] == [
+        "9", "Mrs. Hilt", "3:30 p.m.", "1,200", "5:6",
+    ]  # fmt: skip
+    assert found["nluds-0002"]["input"] == "Body 1 & more.\nQ?"
+    assert found["nluds-0002"]["llm_rationale"] == "R1."
+    assert release.where(found["nluds-0002"]).endswith("ASDiv.xml, line 8")
+    texts = [
+        sum(ex["label"] in ("Mrs. Hilt", "3:30 p.m.", "5:6") for ex in s) for s in (train, test)
+    ]
+    assert sum(texts) == 12
+    assert f"asdiv (train): {texts[0]} of 16 answers are no number" in caplog.text
+    score = registration.find_dataset("asdiv").score
+    assert (
+        score("(4 + 5)", "9")
+        and score("3:30 p.m.", "3:30 p.m.")
+        and score("Mrs. Hilt", "Mrs. Hilt")
+    )
+    assert not score("3:30", "3:30 p.m.") and not score("nine", "9")
+
+    rows = [{"input": f"Q{i}", "label": f"( {i} + 1 )"} for i in range(10)]
+    write(tmp_path, "svamp", rows, "train", [f"R. The answer is ({i} + 1)." for i in range(10)])
+    with settings_lib.override(settings(tmp_path)):
+        helpers = registration.load_examples("svamp_asdiv", "train")[9:]
+    assert [helper["id"] for helper in helpers] == [f"nluds-{i + 1:04d}" for i in range(20)]
+    assert [helper["llm_label"] for helper in helpers] == [f"({i} + 1)" for i in range(20)]
+    assert {helper["label"] for helper in helpers} == {""}
+
+
+def test_what_is_wrong_with_asdivs_file(tmp_path):
+    (tmp_path / "asdiv").mkdir()
+    path = tmp_path / "asdiv" / "ASDiv.xml"
+    with pytest.raises(
+        UserError, match=rf"{path}: cannot be read .*curl --create-dirs -o '{path}'"
+    ):
+        asdiv.load("train", settings(tmp_path))
+    path.write_text("<a>\n<b>\n</a>")
+    with pytest.raises(UserError, match=r"ASDiv\.xml, line 3: not valid XML"):
+        asdiv.load("train", settings(tmp_path))
+    path.write_text("<a/>")
+    with pytest.raises(UserError, match="holds no element 'Problem'"):
+        asdiv.load("train", settings(tmp_path))
+    write_asdiv(tmp_path, ["9", "", "8"])
+    with pytest.raises(UserError, match=r"ASDiv\.xml, line 8: field 'Answer' must be a number or"):
+        asdiv.load("train", settings(tmp_path))
+
+
+def test_each_data_set_of_a_mixture_may_have_its_own_source(tmp_path):
+    write_asdiv(tmp_path, ["9"] * 5)
+    pages = tmp_path / "gsm8k" / "main"
+    pages.mkdir(parents=True)
+    row = {"question": "Q?", "answer": "#### 3"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), pages / "test.parquet")
+    both = DataSettings(data_dir=str(tmp_path), data_source={"gsm8k": "huggingface"})
+    assert len(gsm8k.load("test", both)) == len(asdiv.load("test", both)) == 1
+    assert hash(both) == hash(DataSettings(**json.loads(json.dumps(dataclasses.asdict(both)))))
+    with pytest.raises(UserError, match=r"DATA_SOURCE must be one of .*, not 'hub'; or a dict"):
+        DataSettings(data_source={"gsm8k": "hub"})
+    misspelt = DataSettings(data_dir=str(tmp_path), data_source={"gsm": "huggingface"})
+    with pytest.raises(UserError, match="There is no data set 'gsm'; did you mean 'gsm8k'"):
+        gsm8k.load("test", misspelt)
 
 
 def test_gsm8k(tmp_path):

@@ -95,10 +95,12 @@ def openai_package(url: str, number: int, concurrency: int) -> dict:
     import openai
 
     from sbs_jax.teacher.prompts import load_prompts
-    from sbs_jax.teacher.types import Example
+    from sbs_jax.teacher.types import AskedExample
 
     style = load_prompts("svamp").style("few_shot")
-    prompts = [style.prompt(Example(e["id"], e["input"]), chat=False) for e in examples(number)]
+    prompts = [
+        style.prompt(AskedExample(e["id"], e["input"]), chat=False) for e in examples(number)
+    ]
 
     async def run() -> None:
         client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
@@ -211,10 +213,10 @@ def memory(sizes: list[int]) -> None:
 def local_prompts(number: int) -> list[str]:
     """Few-shot prompts that differ in their last problem."""
     from sbs_jax.teacher.prompts import load_prompts
-    from sbs_jax.teacher.types import Example
+    from sbs_jax.teacher.types import AskedExample
 
     style = load_prompts("svamp").style("few_shot")
-    return [style.prompt(Example(e["id"], e["input"]), chat=False) for e in examples(number)]
+    return [style.prompt(AskedExample(e["id"], e["input"]), chat=False) for e in examples(number)]
 
 
 def ours_local(path: str, prompts: list[str], new: int, share: bool, engines: dict) -> float:

@@ -232,7 +232,7 @@ def _first(pattern: str) -> Callable[[str], ParsedCompletion]:
 def _without_so(rationale: str, *first: str) -> str:
     """Drops the first words of an answer sentence, when the marker began behind them.
 
-    These are one of `first`, as far as it is there, and then one of ``So`` and ``Therefore,``.
+    These are one of `first`, if it is there, and then one of ``So`` and ``Therefore,``.
     """
     for words in (first, ("So", "Therefore,")):
         for word in words:

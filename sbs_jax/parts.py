@@ -13,6 +13,9 @@ LABEL = 1
 RATIONALE = 2
 """Part code of a token of the rationale (explanation), its EOS included."""
 
+METHODS = ("sbs", "standard", "joint", "rationale_input", "rationale")
+"""Names of the methods: which parts a student learns, and in what form (docs/methods.md)."""
+
 PART_NAMES = {LABEL: "label", RATIONALE: "rationale"}
 
 DEFAULT_LABEL_PREFIX = "predict: "

@@ -1,7 +1,7 @@
 """Generated word problems with a scripted teacher: runs offline, learned in a minute on a CPU.
 
 See `sbs_jax.tasks.arithmetic_problems` for what they look like. The label is the final number. The
-scripted teacher is always right, so its labels are the gold ones; nobody else explains anything.
+scripted teacher is always right, so its labels are the gold ones. There are no human rationales.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.tasks.arithmetic_problems import make_problems
 
 MOST_STEPS = 8
-"""Of a problem; each lengthens its texts by some ten tokens."""
+"""The most steps of a problem; each lengthens its texts by some ten tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Difficulty:
     """How many problems there are, and how hard they are.
 
     Attributes:
-      train_examples: of the split ``train``.
-      validation_examples: of the split ``validation``.
-      test_examples: of the split ``test``.
-      min_steps: fewest changes of the number that is asked for.
-      max_steps: most changes, at most `MOST_STEPS`.
-      bystander_share: share of the problems that also tell somebody else's numbers, in [0, 1].
-      problem_seed: of all problems. It is not the run's seed: students that differ in that one
-        have the same problems.
+      train_examples: number of examples in the split ``train``.
+      validation_examples: number of examples in the split ``validation``.
+      test_examples: number of examples in the split ``test``.
+      min_steps: least number of changes of the number that is asked for.
+      max_steps: largest number of changes, at most `MOST_STEPS`.
+      bystander_share: share of the problems that also give another person's numbers, in [0, 1].
+      problem_seed: seed of all problems. It is independent of the run's seed, so that runs with
+        other seeds have the same problems.
 
     Raises:
       UserError: a value is out of its range.

@@ -17,7 +17,7 @@ import zlib
 
 SPLITS = ("train", "validation", "test")
 TRAIN_TENTHS = 8
-"""Of ten texts so many are the training split's; validation and test have one each."""
+"""Tenths of all texts that belong to the training split; validation and test have one each."""
 
 LARGEST = 9
 """Every number and every result lies in 0 .. 9, one token each."""
@@ -63,11 +63,11 @@ def make_problems(
 
     Args:
       split: ``train``, ``validation`` or ``test``.
-      count: how many; no two have the same text.
-      seed: of everything.
-      min_steps: fewest changes of the number that is asked for.
-      max_steps: most changes; every number from `min_steps` to it is equally frequent.
-      bystander_share: share of the problems in which somebody else's numbers stand in the way.
+      count: number of problems; no two have the same text.
+      seed: seed of all random choices.
+      min_steps: least number of changes of the number that is asked for.
+      max_steps: largest number of changes; all numbers of changes are equally frequent.
+      bystander_share: share of the problems that also give another person's numbers.
 
     Returns:
       The problems.
@@ -98,7 +98,7 @@ def split_of(text: str) -> str:
 
 
 def explain(name: str, start: int, changes: list[int]) -> str:
-    """Returns what the scripted teacher says: every step with its result."""
+    """Returns the scripted teacher's rationale: every step with its result."""
     sentences = [f"{name} has {start}."]
     total = start
     for change in changes:

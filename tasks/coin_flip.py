@@ -3,8 +3,8 @@
     A coin is heads up. Ida flips the coin. Jonas does not flip the coin. Is the coin still heads
     up?   ->   no
 
-`coin_flip` has `length` people in all its splits, `coin_flip_ood` `ood_length` people in its test
-split: evaluate a student of the one on the other. Needs no DATA_DIR.
+`coin_flip` has `length` people in all its splits. `coin_flip_ood` has `ood_length` people in its
+test split, on which a student of `coin_flip` is evaluated. No DATA_DIR is needed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _make(people: int, rng: random.Random) -> tuple[str, list[tuple[str, bool]]]
 
 
 def _example(identity: str, flips: list[tuple[str, bool]]) -> Example:
-    told = [f"{name} {'flips' if flip else 'does not flip'} the coin." for name, flip in flips]
+    sentences = [f"{name} {'flips' if flip else 'does not flip'} the coin." for name, flip in flips]
     flippers = [name for name, flip in flips if flip]
     even = len(flippers) % 2 == 0
     if flippers:
@@ -54,7 +54,7 @@ def _example(identity: str, flips: list[tuple[str, bool]]) -> Example:
     ending = "still heads up" if even else "tails up"
     return {
         "id": identity,
-        "input": " ".join(["A coin is heads up.", *told, "Is the coin still heads up?"]),
+        "input": " ".join(["A coin is heads up.", *sentences, "Is the coin still heads up?"]),
         "label": label,
         "rationale": "",
         "llm_label": label,

@@ -1,4 +1,4 @@
-"""Data sets that are published in one file, whose test examples are drawn once and for all."""
+"""Data sets that are published in one file; their test examples are always the same fifth of it."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     Take the last letters of the words in "Maria Kent" and concatenate them.   ->   at
 
-`last_letters` has names of `length` words in all its splits, `last_letters_ood` names of
-`ood_length` words in its test split: evaluate a student of the one on the other. Needs no DATA_DIR.
+`last_letters` has names of `length` words in all its splits. `last_letters_ood` has names of
+`ood_length` words in its test split, on which a student of `last_letters` is evaluated. No DATA_DIR
+is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the procedural data sets share: their sizes, and a second data set of longer puzzles."""
+"""Sizes of the procedural data sets, and their registration with a second set of longer puzzles."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sbs_jax.data.registration import register_dataset
-from sbs_jax.data.release import Example
-from sbs_jax.data.settings import DataSettings
+from sbs_jax import DataSettings, Example, register_dataset
 from sbs_jax.errors import UserError
 from sbs_jax.tasks.names import make_distinct
 
@@ -22,12 +20,13 @@ class Sizes:
     """How many puzzles there are, and how long they are.
 
     Attributes:
-      train: puzzles.
-      validation: puzzles.
-      test: puzzles.
-      length: of a puzzle.
-      ood_length: likewise in the test split of the data set ``_ood``.
-      puzzle_seed: of all puzzles; not the run's SEED, so that students have the same examples.
+      train: number of puzzles in the split ``train``.
+      validation: number of puzzles in the split ``validation``.
+      test: number of puzzles in the split ``test``.
+      length: number of names or words in a puzzle.
+      ood_length: the same in the test split of the data set ``_ood``.
+      puzzle_seed: seed of all puzzles. It is independent of the run's SEED, so that all students
+        have the same examples.
 
     Raises:
       UserError: a value is out of its range.
@@ -60,12 +59,12 @@ def register_puzzles(
     """Registers ``name``, and ``name_ood`` whose test puzzles are longer.
 
     Args:
-      name: of the data set.
-      sizes: in force when it is read.
-      make: draws a puzzle of a length: a text that tells it from others, and the puzzle.
+      name: name of the data set.
+      sizes: returns the sizes when the data set is read.
+      make: draws a puzzle of a given length. Returns a text that identifies it, and the puzzle.
       example: makes an example of an id and a puzzle.
       labels: see `register_dataset`.
-      longest: puzzle that can be made.
+      longest: largest length for which puzzles can be made; None if there is none.
 
     Returns:
       The function that generates the examples of a split.

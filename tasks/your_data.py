@@ -1,9 +1,8 @@
 """Data of your own without any Python: files whose fields gin names (gin/tasks/your_data.gin).
 
-Files are JSONL, JSON, CSV, TSV or Parquet. A row holds an input and a label and, as far as there
-are any, a rationale of a person's (or several, as a list), and a teacher's label and rationale.
-Where no row has a teacher's rationale, the person's stands for it, so that METHOD needs no
-RATIONALE_SOURCE.
+Files are JSONL, JSON, CSV, TSV or Parquet. A row holds an input and a label. It may also hold a
+person's rationale (or a list of several) and a teacher's label and rationale. Where no row has a
+teacher's rationale, the person's is used in its place, so that METHOD needs no RATIONALE_SOURCE.
 """
 
 from __future__ import annotations
@@ -158,11 +157,11 @@ def _no_rationales(split: str) -> str:
         "RATIONALE_FIELD": chosen.rationale_field,
         "LLM_RATIONALE_FIELD": chosen.llm_rationale_field,
     }
-    told = " and ".join(
+    state = " and ".join(
         f"{macro} = '{field}' {'is empty in every row' if field in seen else 'is in no row'}"
         for macro, field in fields.items()
     )
-    return f"{path}: {told}; its fields are {', '.join(seen)}."
+    return f"{path}: {state}; its fields are {', '.join(seen)}."
 
 
 def _text(row: Row, field: str, *, blank: bool = False) -> str:

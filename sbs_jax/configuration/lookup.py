@@ -8,7 +8,7 @@ from typing import Any
 
 import gin.config
 
-from sbs_jax.configuration.reader import Binding, Import, Macro, Reference, Source, nearest
+from sbs_jax.configuration.reader import Binding, Import, Location, Macro, Reference, nearest
 from sbs_jax.errors import UserError
 
 _REGISTRY = gin.config._REGISTRY
@@ -34,7 +34,7 @@ def run_import(context: gin.config.ParseContext, statement: Import) -> None:
 
 
 def find(
-    context: gin.config.ParseContext, selector: str, source: Source
+    context: gin.config.ParseContext, selector: str, source: Location
 ) -> gin.config.Configurable:
     """Looks a function or class up as gin does, but says what is wrong."""
     first = selector.split(".")[0]
@@ -75,7 +75,7 @@ def check_parameter(configurable: gin.config.Configurable, binding: Binding) -> 
     )
 
 
-def to_gin(context: gin.config.ParseContext, value: Any, source: Source) -> Any:
+def to_gin(context: gin.config.ParseContext, value: Any, source: Location) -> Any:
     """Replaces our notes of references by gin's own."""
     if isinstance(value, Macro):
         return gin.config.ParserDelegate().macro(value.name)

@@ -54,7 +54,7 @@ class Reference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Location:
     """Where something was written.
 
     Attributes:
@@ -95,7 +95,7 @@ class Binding:
     selector: str
     parameter: str
     value: Any
-    source: Source
+    source: Location
     comment: str = ""
     full_name: str = ""
     text: str | None = None
@@ -136,7 +136,7 @@ class Import:
     """An import statement of a gin file."""
 
     statement: config_parser.ImportStatement
-    source: Source
+    source: Location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Block:
     """`module.function:`, which heads an indented group of bindings."""
 
     selector: str
-    source: Source
+    source: Location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +297,7 @@ class _Names:
             return statement
         return self._import(module, statement.location)
 
-    def new_imports(self, source: Source) -> Iterator[Import]:
+    def new_imports(self, source: Location) -> Iterator[Import]:
         """Imports that the names given out since the last call need besides the file's own."""
         new, self._new = self._new, []
         return (Import(statement, source) for statement in new)
@@ -388,7 +388,7 @@ class _Reader:
         self._open: list[Path] = []
         self._known: set[str] = set()
 
-    def file(self, name: str, included_at: Source | None = None) -> GinFile:
+    def file(self, name: str, included_at: Location | None = None) -> GinFile:
         """Finds and parses one file."""
         path = self._find(name, included_at)
         shipped = path.resolve().is_relative_to(self._shipped)
@@ -423,7 +423,7 @@ class _Reader:
         )
         for statement in statements:
             line = statement.location.line_num
-            source = Source(name, None if is_flag else line, shipped)
+            source = Location(name, None if is_flag else line, shipped)
             if isinstance(statement, config_parser.ImportStatement):
                 yield Import(names.imported(statement), source)
             elif isinstance(statement, config_parser.IncludeStatement):
@@ -447,7 +447,7 @@ class _Reader:
 
     def flag(self, name: str, text: str) -> Iterator[Binding]:
         """Parses `--gin.NAME=TEXT`."""
-        source = Source(f"--gin.{name}")
+        source = Location(f"--gin.{name}")
         if not _BINDING_KEY.fullmatch(name):
             raise UserError(
                 f"--gin.{name}: {name!r} is not the name of a macro or of a parameter; write "
@@ -459,7 +459,7 @@ class _Reader:
         binding = Binding(scope, selector, parameter, value, source, text=text_or_none)
         return _Names((), self._known).translate(binding)
 
-    def _find(self, name: str, included_at: Source | None) -> Path:
+    def _find(self, name: str, included_at: Location | None) -> Path:
         expanded = Path(name).expanduser()
         candidates = [folder / expanded for folder in self._search_paths]
         if name in former_names.GIN_FILES:

@@ -36,12 +36,12 @@ class Dataset:
     """A registered data set.
 
     Attributes:
-      name: first word of its tasks' names.
+      name: the first word of the names of its tasks.
       load: reads the examples of a split.
       judge: returns the scorer's name and all labels that occur, () if there is no end to them.
       own_validation: whether `load` knows the split ``validation``.
-      vocabulary: of its texts.
-      public: whether `load` heeds `DataSettings.data_source`.
+      vocabulary: the vocabulary of its texts.
+      public: whether `load` reads from where `DataSettings.data_source` says.
       no_rationales: says of a split in which no example has a rationale where they were looked for;
         None if there is nothing to say.
     """
@@ -80,8 +80,8 @@ class TaskInfo:
     """What a task trains.
 
     Attributes:
-      name: of the task.
-      dataset: that it reads.
+      name: name of the task.
+      dataset: the data set that it reads.
       method: key of `preprocessors.METHODS`.
       label_source: whose labels are the training targets, ``gold`` or ``teacher``. Validation and
         test have gold labels always.
@@ -96,7 +96,7 @@ class TaskInfo:
 
     @property
     def uses_rationales(self) -> bool:
-        """Whether training needs rationales, of whomever."""
+        """Whether training needs rationales, a person's or the teacher's."""
         return self.method != "standard"
 
     @property
@@ -115,7 +115,7 @@ def load_examples(dataset: Dataset, split: str) -> list[Example]:
     """Reads the examples of a split with the settings in force.
 
     Args:
-      dataset: whose.
+      dataset: the data set.
       split: ``train``, ``validation`` or ``test``.
 
     Returns:
@@ -123,7 +123,7 @@ def load_examples(dataset: Dataset, split: str) -> list[Example]:
       `train_examples` say.
 
     Raises:
-      UserError: of the reader, or for an unknown split or an empty one.
+      UserError: the data cannot be read, or the split is unknown or empty.
     """
     if split not in SPLITS:
         raise UserError(f"There is no split '{split}'; there are {', '.join(SPLITS)}.")
@@ -183,7 +183,7 @@ def _checked(dataset: Dataset, examples: list[Example]) -> list[Example]:
 
     Raises:
       UserError: a label is outside the data set's labels, an id occurs twice, or a text holds a NUL
-        character; names the file and the line as far as they are known.
+        character; names the file and the line where they are known.
     """
     labels = dataset.labels
     seen: dict[str, str] = {}
@@ -252,12 +252,14 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
     """Reads a split as a task sees it.
 
     Returns:
-      Of each example its texts, with ``target_label`` and ``target_rationale`` besides, and the
-      numbers ``example`` and ``variant`` (of its rationale); the teacher's texts are ``''`` where
-      there are no completions. An example with several rationales comes as often, with each.
+      For each example its texts, the texts ``target_label`` and ``target_rationale`` that the task
+      trains, its number ``example`` and the number ``variant`` of its rationale. The teacher's texts
+      are ``''`` where there are no completions. An example with several rationales is repeated, once
+      with each of them.
 
     Raises:
-      UserError: of the reader; or the task needs completions or rationales that are not there.
+      UserError: the data cannot be read; or the task needs completions or rationales that are not
+        there.
     """
     examples = load_examples(task.dataset, split)
     if split == TRAIN:

@@ -15,14 +15,14 @@ def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Ex
     """Puts a teacher's labels and rationales in the place of the examples' own.
 
     Args:
-      examples: of one split.
+      examples: the examples of one split.
       path: a JSONL file with ``id``, ``llm_label`` and ``llm_rationale`` (or a list of them,
-        ``llm_rationales``) in each row, and as far as known ``input``. It may hold other ids, too.
-      dataset: for the sentences of errors.
+        ``llm_rationales``) in each row, and possibly ``input``. It may hold other ids as well.
+      dataset: the data set's name, for errors.
 
     Returns:
-      The examples. Those that the file does not name have no label and no rationale of the
-      teacher's; where it names none at all, the keys are missing.
+      The examples. The teacher's label and rationale are ``''`` in those that the file does not
+      name; if it names none of them, the keys are missing.
 
     Raises:
       UserError: the file is malformed, names an id twice, or an id with another input.
@@ -51,9 +51,9 @@ def _exists(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(path: str, changed: int) -> dict[str, dict[str, Any]]:
-    """Reads the rows by id; `changed` is when the file was, so that another one is read anew."""
-    del changed
+def _read(path: str, modified: int) -> dict[str, dict[str, Any]]:
+    """Reads the rows by id; `modified` is the file's time of change, so that a new one is read."""
+    del modified
     rows: dict[str, dict[str, Any]] = {}
     for line, row in read_jsonl(Path(path).expanduser()):
         where = f"RATIONALES_FILE = {path}, line {line}"

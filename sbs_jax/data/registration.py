@@ -11,11 +11,11 @@
 With ``_human`` behind it, a name with rationales means people's (`svamp_sbs_human`), with
 ``_teacher``, a name with labels means the teacher's: `svamp_standard_teacher` is task distillation,
 `svamp_sbs_human_teacher` has both. A data set's bare name stands for its task ``sbs``, unless
-METHOD and its like say otherwise (`choose_task`).
+METHOD, LABEL_SOURCE or RATIONALE_SOURCE choose another one (`choose_task`).
 
 Their features are ``inputs``, ``targets`` and ``part``: one integer that says which loss the
 target's tokens belong to (`sbs_jax.parts`). It is a sequence of length 1, which SeqIO's mixtures
-and trimming leave alone; whoever makes batches spreads it over the target.
+and trimming leave alone; the input pipeline spreads it over the target.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def register_dataset(
       labels: all labels that there are, where they are few. Another gold label is an error; another
         label of the teacher's is not trained.
       judge: returns `scorer` and `labels` when they are needed, where gin decides them.
-      public: whether `load` heeds `DataSettings.data_source` (`sbs_jax.data.sources`); if not, any
-        but the default is an error.
+      public: whether `load` reads from where `DataSettings.data_source` says (see
+        `sbs_jax.data.sources`). If not, any value but the default is an error.
       no_rationales: called with the split where a method needs rationales and no example has one.
         Returns a sentence for the error that says where they were looked for.
 
@@ -282,10 +282,10 @@ def find_dataset(name: str) -> Dataset:
 
 
 def find_task(name: str) -> seqio.Task:
-    """Returns the SeqIO task of that name, whoever registered it; ``sbs`` of a data set's name.
+    """Returns the SeqIO task of that name, also one of others; of a data set its task ``sbs``.
 
     Raises:
-      UserError: there is none (the nearest names are told), or it is a mixture.
+      UserError: there is none (the error gives the nearest names), or it is a mixture.
     """
     if is_mixture(name):
         raise UserError(f"'{name}' is a SeqIO mixture, where one task has to be named.")

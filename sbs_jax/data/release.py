@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Example(TypedDict):
-    """One example of a data set, whoever explained it.
+    """One example of a data set.
 
     Attributes:
       id: unique within the data set.

@@ -89,7 +89,7 @@ class Row(Mapping[str, Any]):
 
 
 def read_rows(path: Path, *, encoding: str = "utf-8") -> list[Row]:
-    """Reads all rows of a file, whose ending tells the format.
+    """Reads all rows of a file; its ending gives the format.
 
     ``.json`` and ``.jsonl`` hold either one object a line, or one JSON list of objects, or one
     object with such a list as its only list. The first line of ``.csv`` and ``.tsv`` names the

@@ -11,6 +11,7 @@ from sbs_jax.inference.predictor import CHOICES, TASK, Predictor, load_predictor
 from sbs_jax.inference.programs import Strategy
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.parts import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         known = {
-            "METHOD": (self.method, ("sbs", "standard", "joint", "rationale_input", "rationale")),
+            "METHOD": (self.method, METHODS),
             "PREFIX_SIDE": (self.prefix_side, ("encoder", "decoder")),
         }
         for macro, (value, values) in known.items():

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sbs_jax.errors import UserError
-from sbs_jax.reports.examples import CHOICES
+from sbs_jax.reports.examples import RUNS_SHOWN
 from sbs_jax.reports.make import Report, make_report
 
 _UNFINISHED_SHOWN = 10
@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--examples",
-        choices=CHOICES,
-        default=CHOICES[0],
+        choices=RUNS_SHOWN,
+        default=RUNS_SHOWN[0],
         help="whose answers the page holds: of one seed of each configuration (default), of all, "
         "or of none, so that it shows no text of the data set",
     )

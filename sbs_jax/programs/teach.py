@@ -72,7 +72,7 @@ def teach(
             "JSONL file as EXAMPLES_PATH with MIXTURE_OR_TASK_NAME = None."
         )
     if examples_path is not None:
-        source: session.Source = JsonlSource(examples_path)
+        source: session.ExamplesFn = JsonlSource(examples_path)
         if prompts is None:
             raise UserError("PROMPTS is missing: name a prompt file, or a shipped one (svamp).")
     else:

@@ -11,7 +11,7 @@ from sbs_jax.reports.aggregate import Configuration, Results
 from sbs_jax.reports.tables import matching_standard
 
 Choice = Literal["one_seed", "all_seeds", "none"]
-CHOICES: tuple[str, ...] = get_args(Choice)
+RUNS_SHOWN: tuple[str, ...] = get_args(Choice)
 
 # Within a script element, `<` could end it; U+2028 and U+2029 end lines of JavaScript.
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff\x7f-\x9f]")

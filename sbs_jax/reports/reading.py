@@ -14,13 +14,13 @@ from typing import Any
 from sbs_jax.configuration import former_names
 from sbs_jax.errors import UserError
 from sbs_jax.files import DuplicateKeyError, parse_json, read_jsonl
+from sbs_jax.parts import METHODS
 
 SPLITS = ("validation", "test")
 DONE, FAILED = "done", "failed"
 # What may differ between two runs of one configuration.
 _NOT_CONFIGURATION = {"SEED", "MODEL_DIR", "DATA_DIR"}
-_METHODS = ("sbs", "standard", "joint", "rationale_input", "rationale")
-_TASK = re.compile(rf"(.+?)_({'|'.join(_METHODS)})((?:_human)?(?:_teacher)?)")
+_TASK = re.compile(rf"(.+?)_({'|'.join(METHODS)})((?:_human)?(?:_teacher)?)")
 _LOG_LINES = 3
 
 

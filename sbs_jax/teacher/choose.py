@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sbs_jax.errors import UserError
 from sbs_jax.teacher.plan import Candidate, majority, vote_key
 
-CHOICES = ("first", "self_consistency", "all", "shortest", "longest", "best_logprob")
+RULES = ("first", "self_consistency", "all", "shortest", "longest", "best_logprob")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Choosing:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        if self.choose not in CHOICES:
-            raise UserError(f"CHOOSE = {self.choose!r} must be one of {', '.join(CHOICES)}.")
+        if self.choose not in RULES:
+            raise UserError(f"CHOOSE = {self.choose!r} must be one of {', '.join(RULES)}.")
         if self.keep < 1:
             raise UserError(f"KEEP = {self.keep} must be at least 1.")
 

@@ -19,7 +19,7 @@ from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round, majority
 from sbs_jax.teacher.text import clean
-from sbs_jax.teacher.types import Example
+from sbs_jax.teacher.types import AskedExample
 
 _EXAMPLES_PER_FAILURE = 3
 
@@ -69,7 +69,7 @@ class Summary:
         }
 
 
-def replay(plan: Plan, journal: Journal, example: Example) -> list[Candidate]:
+def replay(plan: Plan, journal: Journal, example: AskedExample) -> list[Candidate]:
     """Returns the candidates of `example` that the journal holds."""
     steps: Generator[Round, Answers, list[Candidate]] = plan.outcome(example)
     answers: Answers | None = None
@@ -84,7 +84,7 @@ def replay(plan: Plan, journal: Journal, example: Example) -> list[Candidate]:
 def derive(
     plan: Plan,
     journal: Journal,
-    examples: Iterable[Example],
+    examples: Iterable[AskedExample],
     choosing: Choosing,
     *,
     predictions: bool = False,
@@ -163,7 +163,7 @@ def _flags(
 
 
 def _row(
-    example: Example, chosen: list[Candidate], flags: dict[str, Any], choosing: Choosing
+    example: AskedExample, chosen: list[Candidate], flags: dict[str, Any], choosing: Choosing
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": clean(example.id),
@@ -180,7 +180,7 @@ def _row(
 
 
 def _prediction(
-    example: Example, voted: Candidate | None, candidates: list[Candidate]
+    example: AskedExample, voted: Candidate | None, candidates: list[Candidate]
 ) -> dict[str, Any]:
     first = voted or (candidates[0] if candidates else None)
     return {
@@ -195,7 +195,7 @@ def _prediction(
 
 def _count(
     summary: Summary,
-    example: Example,
+    example: AskedExample,
     candidates: list[Candidate],
     voted: Candidate | None,
     flags: dict[str, Any],
@@ -237,7 +237,7 @@ def _write(file: Any, row: dict[str, Any]) -> None:
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def stream_examples(source: Callable[[], Iterable[Any]], limit: int = 0) -> Iterator[Example]:
+def stream_examples(source: Callable[[], Iterable[Any]], limit: int = 0) -> Iterator[AskedExample]:
     """Yields examples from rows with `input` and, as far as known, `id` and `label`.
 
     An example without an id is called after its place, from 0.
@@ -248,4 +248,4 @@ def stream_examples(source: Callable[[], Iterable[Any]], limit: int = 0) -> Iter
         text = row.get("input")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"Example {number} has no text in its field `input`.")
-        yield Example(str(row.get("id") or number), text, str(row.get("label") or ""))
+        yield AskedExample(str(row.get("id") or number), text, str(row.get("label") or ""))

@@ -27,7 +27,7 @@ from sbs_jax.teacher.prompts import (
 )
 from sbs_jax.teacher.sampling import Sampling, make_request
 from sbs_jax.teacher.text import clean
-from sbs_jax.teacher.types import Completion, Example, Request
+from sbs_jax.teacher.types import AskedExample, Completion, Request
 
 Round = list[Request]
 Answers = list[Completion | None]
@@ -141,7 +141,7 @@ class Plan:
         self.by_value = prompts.metric == "value"
         self._agrees = metrics.SCORERS[prompts.metric]
 
-    def prompt(self, example: Example) -> Prompt:
+    def prompt(self, example: AskedExample) -> Prompt:
         """Returns the prompt of the first call."""
         return self.style.prompt(example, chat=self.asking.chat)
 
@@ -151,7 +151,7 @@ class Plan:
             return self.sampling.stop
         return self.prompts.stop if style_stop is None else style_stop
 
-    def outcome(self, example: Example) -> Generator[Round, Answers, list[Candidate]]:
+    def outcome(self, example: AskedExample) -> Generator[Round, Answers, list[Candidate]]:
         """Yields rounds of requests about `example`; returns its candidates, by sample."""
         found: dict[int, Candidate] = {}
         wanted = list(range(self.sampling.samples))
@@ -172,7 +172,7 @@ class Plan:
         return candidates
 
     def _ask(
-        self, example: Example, style: Style, kind: str, samples: list[int], attempt: int
+        self, example: AskedExample, style: Style, kind: str, samples: list[int], attempt: int
     ) -> Generator[Round, Answers, list[Candidate]]:
         prompt = style.prompt(example, chat=self.asking.chat)
         stop = self.stop(style.stop)
@@ -234,7 +234,7 @@ class Plan:
 
     def _candidate(
         self,
-        example: Example,
+        example: AskedExample,
         kind: str,
         sample: int,
         attempt: int,

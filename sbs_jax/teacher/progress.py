@@ -12,7 +12,7 @@ from rich.text import Text
 from sbs_jax.teacher.flow import Flow
 from sbs_jax.teacher.plan import Candidate, majority
 from sbs_jax.teacher.text import printable
-from sbs_jax.teacher.types import Completion, Example
+from sbs_jax.teacher.types import AskedExample, Completion
 
 _REFRESH_SECONDS = 0.25
 _PLAIN_SECONDS = 30.0
@@ -70,7 +70,7 @@ class Watch:
         if self._bar is not None:
             self._bar.stop()
 
-    def example(self, example: Example, candidates: list[Candidate]) -> None:
+    def example(self, example: AskedExample, candidates: list[Candidate]) -> None:
         """Counts an example."""
         self.done += 1
         self.candidates += len(candidates)

@@ -35,7 +35,7 @@ import yaml
 
 from sbs_jax.errors import UserError
 from sbs_jax.metrics import SCORERS
-from sbs_jax.teacher.types import Example
+from sbs_jax.teacher.types import AskedExample
 
 FEW_SHOT = "few_shot"
 ZERO_SHOT = "zero_shot"
@@ -144,14 +144,14 @@ class Style:
         text = readable_input(text)
         return {"input": text, "label": label} if self._shows_label else {"input": text}
 
-    def prompt(self, example: Example, *, chat: bool) -> Prompt:
+    def prompt(self, example: AskedExample, *, chat: bool) -> Prompt:
         """Renders the question about `example`: a text, or the messages of a chat."""
         query = self._query(**self._visible(example.input, example.label))
         if chat:
             return [*self._turns, {"role": "user", "content": query}]
         return self._header + query
 
-    def answer_prompt(self, example: Example, first: Prompt, said: str) -> Prompt:
+    def answer_prompt(self, example: AskedExample, first: Prompt, said: str) -> Prompt:
         """Renders the second call of zero-shot: the first, what was said, and the question."""
         assert self._answer_query is not None
         ask = self._answer_query(input=readable_input(example.input))

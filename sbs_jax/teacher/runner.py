@@ -22,10 +22,10 @@ from sbs_jax.teacher.gate import Gate, Stopped
 from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round
 from sbs_jax.teacher.types import (
+    AskedExample,
     Backend,
     Completion,
     Deferred,
-    Example,
     Refused,
     Request,
     SplitGroup,
@@ -39,7 +39,7 @@ _YIELD_EVERY = 64
 class Observer(Protocol):
     """Watches a run (the progress bar)."""
 
-    def example(self, example: Example, candidates: list[Candidate]) -> None:
+    def example(self, example: AskedExample, candidates: list[Candidate]) -> None:
         """An example has all that it will get in this run."""
 
     def completion(self, completion: Completion) -> None:
@@ -130,7 +130,7 @@ class Runner:
         self._flying: dict[str, asyncio.Future[Completion | None]] = {}
         self._fatal: UserError | None = None
 
-    async def run(self, examples: Iterable[Example]) -> Report:
+    async def run(self, examples: Iterable[AskedExample]) -> Report:
         """Asks for everything that the journal lacks.
 
         Returns:
@@ -175,7 +175,7 @@ class Runner:
             self._stop.set()
             self._gate.release()
 
-    async def _feed(self, examples: Iterable[Example]) -> None:
+    async def _feed(self, examples: Iterable[AskedExample]) -> None:
         for number, example in enumerate(examples, start=1):
             if self._stop.is_set():
                 return
@@ -214,7 +214,7 @@ class Runner:
 
     def _replay(
         self,
-        example: Example,
+        example: AskedExample,
         steps: Generator[Round, Answers, list[Candidate]],
         answers: Answers | None,
     ) -> _Open | None:
@@ -247,7 +247,7 @@ class Runner:
 
     async def _pursue(
         self,
-        example: Example,
+        example: AskedExample,
         steps: Generator[Round, Answers, list[Candidate]],
         open_round: _Open | None,
     ) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.teacher.types import Example, Request
+from sbs_jax.teacher.types import AskedExample, Request
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _ATTEMPT_SEED_STRIDE = 1_000_003
@@ -59,7 +59,7 @@ class Sampling:
 
 
 def make_request(
-    example: Example,
+    example: AskedExample,
     prompt: str | list[dict[str, str]],
     *,
     model: str,

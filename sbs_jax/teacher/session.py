@@ -39,14 +39,14 @@ T = TypeVar("T")
 COMPLETE = "complete"
 """The status of a run that lacks nothing."""
 
-Source = Callable[[], Iterable[Mapping[str, Any]]]
+ExamplesFn = Callable[[], Iterable[Mapping[str, Any]]]
 """Gives the examples anew at each call: rows with `id`, `input`, `label`."""
 
 
 def teach(
     *,
     output_dir: str,
-    source: Source,
+    source: ExamplesFn,
     backend: Backend,
     prompts: str,
     sampling: Sampling | None = None,
@@ -153,7 +153,7 @@ def _run(
     backend: Backend,
     journal: Journal,
     flow: Flow,
-    source: Source,
+    source: ExamplesFn,
     limit: int,
     console: Console,
 ) -> tuple[Report, UserError | None]:
@@ -199,7 +199,7 @@ def _rare_garbage_collection() -> Generator[None, None, None]:
         gc.unfreeze()
 
 
-def _total(source: Source, limit: int) -> int | None:
+def _total(source: ExamplesFn, limit: int) -> int | None:
     try:
         number = len(source)  # type: ignore[arg-type]
     except TypeError:
@@ -242,7 +242,9 @@ def _keep_prompt_file(folder: Path, file: PromptFile) -> None:
             target.write(file.path.read_bytes())
 
 
-def _preview(plan: Plan, backend: Backend, source: Source, number: int, console: Console) -> None:
+def _preview(
+    plan: Plan, backend: Backend, source: ExamplesFn, number: int, console: Console
+) -> None:
     stop = plan.stop(plan.style.stop)
     for place, example in enumerate(derive_lib.stream_examples(source, number), start=1):
         prompt = plan.prompt(example)

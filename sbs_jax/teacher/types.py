@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class AskedExample:
     """One example of the data set: `input` x, gold `label` y ('' when there is none)."""
 
     id: str
@@ -33,7 +33,7 @@ class Request:
     """
 
     key: str
-    example: Example
+    example: AskedExample
     kind: str
     sample: int
     attempt: int

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sbs_jax import parts
 from sbs_jax.data import preprocessors
 from sbs_jax.data.settings import DataSettings, override
 from sbs_jax.data.tensorflow_setup import tf
@@ -65,3 +66,7 @@ def test_single_parts_and_prefixes(method, expected):
 def test_more_examples_than_a_chunk_keep_their_order(monkeypatch):
     monkeypatch.setattr(preprocessors, "_CHUNK", 2)
     assert [record[3] for record in records("sbs")] == ["a", "a", "b", "c"]
+
+
+def test_every_method_has_records():
+    assert set(preprocessors.METHODS) == set(parts.METHODS)

@@ -8,12 +8,12 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.teacher.journal import Journal
-from sbs_jax.teacher.types import Completion, Example, Request
+from sbs_jax.teacher.types import AskedExample, Completion, Request
 
 
 def request(number):
     key = f"{number:032x}"
-    return Request(key, Example(str(number), "x"), "rationale", 0, 0, "p", b"{}", 10, 0)
+    return Request(key, AskedExample(str(number), "x"), "rationale", 0, 0, "p", b"{}", 10, 0)
 
 
 def test_what_is_appended_is_there_after_reopening(tmp_path):

@@ -6,9 +6,9 @@ from sbs_jax.errors import UserError
 from sbs_jax.teacher.plan import Asking, Plan, majority
 from sbs_jax.teacher.prompts import load_prompts
 from sbs_jax.teacher.sampling import Sampling, make_request
-from sbs_jax.teacher.types import Completion, Example
+from sbs_jax.teacher.types import AskedExample, Completion
 
-EXAMPLE = Example("7", "Bo has 5 pens and buys 3.\nHow many has he?", "( 5.0 + 3.0 )")
+EXAMPLE = AskedExample("7", "Bo has 5 pens and buys 3.\nHow many has he?", "( 5.0 + 3.0 )")
 
 
 def drive(plan, *rounds):

@@ -9,7 +9,7 @@ from sbs_jax.metrics import SCORERS
 from sbs_jax.parsers import find_parser
 from sbs_jax.teacher.equations import wrong_equations
 from sbs_jax.teacher.prompts import load_prompts
-from sbs_jax.teacher.types import Example
+from sbs_jax.teacher.types import AskedExample
 
 SHIPPED = sorted(
     path.stem
@@ -27,9 +27,9 @@ def test_shipped_exemplars_parse_as_they_are_shown(name):
     file = load_prompts(name)
     assert len(file.exemplars) >= 9
     style = file.style("few_shot")
-    turns = style.prompt(Example("1", "the input"), chat=True)
+    turns = style.prompt(AskedExample("1", "the input"), chat=True)
     shown = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    header = style.prompt(Example("1", "the input"), chat=False)
+    header = style.prompt(AskedExample("1", "the input"), chat=False)
     parse = find_parser(file.parser)
     for exemplar, text in zip(file.exemplars, shown, strict=True):
         parsed = parse(text)
@@ -45,7 +45,7 @@ def test_shipped_exemplars_parse_as_they_are_shown(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_only_the_conditioned_style_sees_the_label(name):
     file = load_prompts(name)
-    example = Example("1", "the input", "SECRET-LABEL")
+    example = AskedExample("1", "the input", "SECRET-LABEL")
     for style in file.styles.values():
         for chat in (False, True):
             text = str(style.prompt(example, chat=chat))
@@ -56,7 +56,7 @@ def test_only_the_conditioned_style_sees_the_label(name):
 def test_an_example_is_data_and_never_a_template():
     style = load_prompts("svamp").style("few_shot")
     nasty = "{{ 7*7 }} {% for x in y %} {{ ''.__class__ }}"
-    assert nasty in style.prompt(Example("1", nasty), chat=False)
+    assert nasty in style.prompt(AskedExample("1", nasty), chat=False)
 
 
 @pytest.mark.parametrize(

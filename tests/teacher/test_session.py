@@ -14,7 +14,7 @@ from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.plan import Asking
 from sbs_jax.teacher.sampling import Sampling
 from sbs_jax.teacher.stats import show_stats
-from sbs_jax.teacher.types import Example
+from sbs_jax.teacher.types import AskedExample
 from tests.teacher.support import ask, examples, read_jsonl
 
 
@@ -32,9 +32,9 @@ def test_the_scripted_teacher_explains_expressions(tmp_path):
     assert run["result"]["accuracy"] == 1.0
     assert rows[3]["llm_rationale"] == "3 + 10 = 13."
     assert rows[3]["llm_label"] == "(3 + 10)"
-    nested = explain_expression(Example("", "", "( ( 17.0 + 15.0 ) * 2.0 )"), 0)
+    nested = explain_expression(AskedExample("", "", "( ( 17.0 + 15.0 ) * 2.0 )"), 0)
     assert nested == "17 + 15 = 32. 32 * 2 = 64. The answer is ((17 + 15) * 2)."
-    assert explain_expression(Example("", "", "blue"), 0) == "I do not know."
+    assert explain_expression(AskedExample("", "", "blue"), 0) == "I do not know."
 
 
 def test_filters_run_on_the_journal_again_and_again(tmp_path):

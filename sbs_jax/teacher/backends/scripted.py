@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbs_jax import metrics
-from sbs_jax.teacher.types import Completion, Example, Request
+from sbs_jax.teacher.types import AskedExample, Completion, Request
 
-Script = Callable[[Example, int], str]
+Script = Callable[[AskedExample, int], str]
 """(example, sample) → completion."""
 
 
-def explain_expression(example: Example, sample: int) -> str:
+def explain_expression(example: AskedExample, sample: int) -> str:
     """Works a gold expression out: it says `84 / 2 = 42. The answer is (84 / 2).`.
 
     An example whose label is no expression gets a sentence that does not parse.

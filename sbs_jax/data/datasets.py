@@ -252,10 +252,10 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
     """Reads a split as a task sees it.
 
     Returns:
-      For each example its texts, the texts ``target_label`` and ``target_rationale`` that the task
-      trains, its number ``example`` and the number ``variant`` of its rationale. The teacher's texts
-      are ``''`` where there are no completions. An example with several rationales is repeated, once
-      with each of them.
+      For each example its texts, the texts ``target_label`` and ``target_rationale`` that the
+      task trains, its number ``example`` and the number ``variant`` of its rationale. The teacher's
+      texts are ``''`` where there are no completions. An example with several rationales is
+      repeated, once with each of them.
 
     Raises:
       UserError: the data cannot be read; or the task needs completions or rationales that are not

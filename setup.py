@@ -44,6 +44,7 @@ CORE = [
     "jaxtyping>=0.3,<0.4",
     "gin-config>=0.5,<0.6",
     "rich>=13,<16",
+    "packaging>=24",
     "matplotlib>=3.9,<4",
     "tensorboardX>=2.6.2,<3",
     "safetensors>=0.5,<1",
@@ -76,6 +77,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    entry_points={"console_scripts": ["sbs = sbs_jax.__main__:main"]},
     python_requires=">=3.11,<3.14",
     packages=[
         *find_packages(include=["sbs_jax", "sbs_jax.*"]),

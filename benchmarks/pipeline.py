@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40)
     flags = parser.parse_args()
-    gin.bind_parameter("difficulty.train_examples", flags.examples)
+    gin.bind_parameter("Difficulty.train_examples", flags.examples)
     with tempfile.TemporaryDirectory() as folder:
         settings = DataSettings(model_dir=folder, vocabulary_size=2048, cache_dir=folder)
         with settings_lib.override(settings):

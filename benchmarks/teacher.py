@@ -160,7 +160,7 @@ def session_memory(number: int) -> tuple[float, float, float]:
 
     from sbs_jax.programs.teach import JsonlSource
     from sbs_jax.teacher.backends.scripted import ScriptedBackend
-    from sbs_jax.teacher.session import teach
+    from sbs_jax.teacher.session import Session, teach
 
     backend = ScriptedBackend(lambda example, sample: "7. The answer is (3 + 4).")
     process = psutil.Process()
@@ -181,13 +181,7 @@ def session_memory(number: int) -> tuple[float, float, float]:
 
         before = process.memory_info().rss
         started = time.perf_counter()
-        run = teach(
-            output_dir=f"{folder}/out",
-            source=watched,
-            backend=backend,
-            prompts="svamp",
-            console=quiet(),
-        )
+        run = teach(Session(f"{folder}/out", backend, prompts="svamp"), watched, quiet())
         seconds = time.perf_counter() - started
         assert run["result"]["counts"]["examples"] == number
         assert run["status"] == "complete"

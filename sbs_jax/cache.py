@@ -8,12 +8,12 @@ For instance:
 import sys
 from collections.abc import Sequence
 
-from sbs_jax import gin_utils
+from sbs_jax.configuration.main import run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    return gin_utils.run_main("sbs_jax.programs.cache:write_cache", argv, description=__doc__)
+    return run_main("sbs_jax.programs.cache:write_cache", argv, description=__doc__)
 
 
 if __name__ == "__main__":

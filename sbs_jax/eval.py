@@ -11,7 +11,7 @@ Or compares two prediction files of the same examples by a paired bootstrap:
 import sys
 from collections.abc import Sequence
 
-from sbs_jax import gin_utils
+from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UserError
 from sbs_jax.scores.compare import compare_files
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--compare" in argv:
         return compare(argv)
-    return gin_utils.run_main("sbs_jax.programs.eval:evaluate", argv, description=__doc__)
+    return run_main("sbs_jax.programs.eval:evaluate", argv, description=__doc__)
 
 
 def compare(argv: list[str]) -> int:

@@ -11,7 +11,8 @@ Or at the terminal, input by input, with what mattered to each label:
 import sys
 from collections.abc import Sequence
 
-from sbs_jax import gin_utils
+from sbs_jax.configuration.flags import with_gin_file
+from sbs_jax.configuration.main import run_main
 
 _INTERACTIVE = "--interactive"
 
@@ -22,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = "sbs_jax.programs.infer:infer"
     if _INTERACTIVE in argv:
         argv = [argument for argument in argv if argument != _INTERACTIVE]
-        argv = gin_utils.with_gin_file(argv, "runs/infer.gin")
+        argv = with_gin_file(argv, "runs/infer.gin")
         target = "sbs_jax.programs.infer:interact"
-    return gin_utils.run_main(target, argv, description=__doc__)
+    return run_main(target, argv, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ PORT and API_KEY_ENV of gin/runs/serve.gin, which is always read. All other macr
 import sys
 from collections.abc import Sequence
 
-from sbs_jax import gin_utils
+from sbs_jax.configuration.flags import with_gin_file
+from sbs_jax.configuration.main import run_main
 
 _MACROS = {
     "--checkpoint": "CHECKPOINT_PATH",
@@ -26,8 +27,8 @@ _MACROS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    argv = gin_utils.with_gin_file(as_gin(argv), "runs/serve.gin")
-    return gin_utils.run_main("sbs_jax.programs.serve:serve", argv, description=__doc__)
+    argv = with_gin_file(as_gin(argv), "runs/serve.gin")
+    return run_main("sbs_jax.programs.serve:serve", argv, description=__doc__)
 
 
 def as_gin(argv: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sbs_jax import gin_utils
+from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UserError
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return gin_utils.run_main(
+    return run_main(
         "sbs_jax.programs.teach:teach",
         arguments,
         description=__doc__,

@@ -18,6 +18,7 @@ MOST_STEPS = 8
 """The most steps of a problem; each lengthens its texts by some ten tokens."""
 
 
+@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
     """How many problems there are, and how hard they are.
@@ -57,27 +58,13 @@ class Difficulty:
 
     def _require(self, name: str, condition: bool, what: str) -> None:
         if not condition:
-            raise UserError(f"arithmetic.difficulty: {name} = {getattr(self, name)!r} {what}.")
-
-
-@gin.configurable
-def difficulty(
-    train_examples: int = 4000,
-    validation_examples: int = 200,
-    test_examples: int = 500,
-    min_steps: int = 2,
-    max_steps: int = 2,
-    bystander_share: float = 0.3,
-    problem_seed: int = 0,
-) -> Difficulty:
-    """Returns the difficulty as gin has bound it (gin/tasks/arithmetic.gin); see `Difficulty`."""
-    return Difficulty(**locals())
+            raise UserError(f"arithmetic.Difficulty: {name} = {getattr(self, name)!r} {what}.")
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Generates the problems of a split; needs no DATA_DIR."""
     del settings
-    chosen = difficulty()
+    chosen = Difficulty()
     problems = make_problems(
         split,
         getattr(chosen, f"{split}_examples"),

@@ -14,23 +14,15 @@ import random
 import gin
 
 from sbs_jax.data.release import Example
+from sbs_jax.tasks import puzzles
 from sbs_jax.tasks.names import FIRST
-from sbs_jax.tasks.puzzles import Sizes, register_puzzles
 
 LABELS = ("yes", "no")
 
 
 @gin.configurable
-def sizes(
-    train: int = 1000,
-    validation: int = 200,
-    test: int = 500,
-    length: int = 2,
-    ood_length: int = 4,
-    puzzle_seed: int = 0,
-) -> Sizes:
-    """Returns the sizes as gin has bound them (gin/tasks/coin_flip.gin); see `Sizes`."""
-    return Sizes(**locals())
+class Sizes(puzzles.Sizes):
+    """As gin has bound them (gin/tasks/coin_flip.gin)."""
 
 
 def _make(people: int, rng: random.Random) -> tuple[str, list[tuple[str, bool]]]:
@@ -62,6 +54,6 @@ def _example(identity: str, flips: list[tuple[str, bool]]) -> Example:
     }
 
 
-load = register_puzzles(
-    "coin_flip", sizes=sizes, make=_make, example=_example, labels=LABELS, longest=len(FIRST)
+load = puzzles.register_puzzles(
+    "coin_flip", sizes=Sizes, make=_make, example=_example, labels=LABELS, longest=len(FIRST)
 )

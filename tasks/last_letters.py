@@ -14,21 +14,13 @@ import random
 import gin
 
 from sbs_jax.data.release import Example
+from sbs_jax.tasks import puzzles
 from sbs_jax.tasks.names import FIRST, LAST
-from sbs_jax.tasks.puzzles import Sizes, register_puzzles
 
 
 @gin.configurable
-def sizes(
-    train: int = 1000,
-    validation: int = 200,
-    test: int = 500,
-    length: int = 2,
-    ood_length: int = 4,
-    puzzle_seed: int = 0,
-) -> Sizes:
-    """Returns the sizes as gin has bound them (gin/tasks/last_letters.gin); see `Sizes`."""
-    return Sizes(**locals())
+class Sizes(puzzles.Sizes):
+    """As gin has bound them (gin/tasks/last_letters.gin)."""
 
 
 def _make(words: int, rng: random.Random) -> tuple[str, list[str]]:
@@ -50,4 +42,4 @@ def _example(identity: str, name: list[str]) -> Example:
     }
 
 
-load = register_puzzles("last_letters", sizes=sizes, make=_make, example=_example)
+load = puzzles.register_puzzles("last_letters", sizes=Sizes, make=_make, example=_example)

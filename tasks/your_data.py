@@ -28,6 +28,7 @@ NAME = "your_data"
 log = logging.getLogger(__name__)
 
 
+@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Files:
     """Which files, and what their fields are called.
@@ -92,28 +93,9 @@ class Files:
         return Path(path).expanduser()
 
 
-@gin.configurable
-def files(
-    train_file: str | None = None,
-    eval_file: str | None = None,
-    test_file: str | None = None,
-    input_field: str = "input",
-    label_field: str = "label",
-    rationale_field: str = "rationale",
-    llm_label_field: str = "llm_label",
-    llm_rationale_field: str = "llm_rationale",
-    id_field: str = "id",
-    encoding: str = "utf-8",
-    scorer: str = "exact_match",
-    labels: Sequence[str] = (),
-) -> Files:
-    """Returns the files as gin has bound them; see `Files`."""
-    return Files(**locals())
-
-
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads the examples of a split."""
-    chosen = files()
+    chosen = Files()
     rows = read_rows(chosen.of(split), encoding=chosen.encoding)
     teachers = chosen.llm_rationale_field
     if teachers != Files.llm_rationale_field and not any(teachers in row for row in rows):
@@ -150,7 +132,7 @@ def _example(row: Row, chosen: Files, split: str) -> Example:
 
 
 def _no_rationales(split: str) -> str:
-    chosen = files()
+    chosen = Files()
     path = chosen.of("train" if split == "validation" and not chosen.eval_file else split)
     seen = {name: None for row in read_rows(path, encoding=chosen.encoding) for name in row}
     fields = {
@@ -182,7 +164,7 @@ def _rationales(row: Row, field: str) -> str | list[str]:
 
 
 def _judge() -> tuple[str, Sequence[str]]:
-    chosen = files()
+    chosen = Files()
     return chosen.scorer, chosen.labels
 
 

@@ -1,1 +1,1 @@
-"""Gin files and flags: parsing, checking, binding (`sbs_jax.gin_utils` is the way in)."""
+"""Gin files and flags: parsing, checking, binding (`main.run_main` runs a program)."""

@@ -17,7 +17,7 @@ from typing import Any
 import gin
 import gin.config
 
-from sbs_jax.configuration import former_names, lookup, reader, value_types
+from sbs_jax.configuration import data_settings, former_names, lookup, reader, value_types
 from sbs_jax.configuration.dump import format_value
 from sbs_jax.configuration.reader import (
     REQUIRED,
@@ -80,12 +80,12 @@ class GinConfig:
             self._ever_referred.update(_macros(binding.value))
             earlier = self.bindings.get(binding.key)
             if earlier is not None and _is_default_beside(binding, earlier):
-                self.bindings[binding.key] = _commented(earlier, binding.comment)
+                self.bindings[binding.key] = _commented(earlier, binding)
                 continue
             if earlier is not None:
                 if _takes_back(binding, earlier):
                     self._resets.append((binding, earlier))
-                binding = _commented(binding, earlier.comment)
+                binding = _commented(binding, earlier)
             self.bindings[binding.key] = binding
         self.used_macros, self.called = self._follow(programs)
 
@@ -160,6 +160,7 @@ class GinConfig:
             to but not bound, or a value has the wrong type; with the file and the line.
         """
         gin.clear_config()
+        data_settings.install()
         bound: list[tuple[Binding, gin.config.Configurable]] = []
         for file in self.files:
             self._apply_file(file, bound)
@@ -358,9 +359,14 @@ def _last(dotted: str, count: int = 1) -> str:
     return ".".join(dotted.split(".")[-count:])
 
 
-def _commented(binding: Binding, comment: str) -> Binding:
-    """`binding` with a comment, if it has none of its own."""
-    return binding if binding.comment else dataclasses.replace(binding, comment=comment)
+def _commented(binding: Binding, other: Binding) -> Binding:
+    """`binding` with what `other` says of the same name, where it says nothing itself."""
+    both = [b for b in (binding, other) if b.heading]
+    return dataclasses.replace(
+        binding,
+        comment=binding.comment or other.comment,
+        heading=next((b.heading for b in both if b.heading != b.source.name), binding.heading),
+    )
 
 
 def _is_default_beside(binding: Binding, earlier: Binding) -> bool:

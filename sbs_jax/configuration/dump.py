@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Sequence
+
 import gin.config
 
+import sbs_jax
 from sbs_jax.configuration.reader import Binding
-from sbs_jax.redaction import is_secret, redact
+from sbs_jax.files import atomic_write_text
+from sbs_jax.redaction import holds_secret, is_secret, redact
 
 
 def config_text() -> str:
@@ -23,8 +29,11 @@ def config_text() -> str:
         for reference in gin.config.iterate_references({"value": value})
     }
     redacted = {}
+    used = {reference.config_key[0] for reference in gin.config.iterate_references(config)}
     for (scope, selector), bindings in config.items():
         is_macro = selector == "gin.macro"
+        if is_macro and scope not in used:
+            continue  # A macro that nothing refers to would be taken for a misspelt one.
         redacted[scope, selector] = {
             name: redact(
                 value,
@@ -33,6 +42,27 @@ def config_text() -> str:
             for name, value in bindings.items()
         }
     return gin.config._config_str(redacted, max_line_length=100)
+
+
+def header(program: str, argv: Sequence[str]) -> str:
+    """The version and the command, as a comment for a file's beginning; secrets blotted out."""
+    shown = []
+    for argument in argv:
+        name, equals, text = argument.partition("=")
+        secret = bool(equals) and holds_secret(name, text)
+        shown.append(f"{name}=<redacted>" if secret else argument)
+    command = " ".join([program, *map(shlex.quote, shown)]).replace("\n", " ")
+    return f"# sbs_jax {sbs_jax.__version__}: {command}\n\n"
+
+
+def write_config(path: str | os.PathLike[str], text: str | None = None) -> None:
+    """Writes the final configuration, readable by gin again, atomically.
+
+    Args:
+      path: the file, usually `MODEL_DIR/config.gin`.
+      text: from `config_text`; what is bound now by default.
+    """
+    atomic_write_text(path, config_text() if text is None else text)
 
 
 def format_value(binding: Binding) -> str:

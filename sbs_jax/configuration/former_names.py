@@ -34,6 +34,30 @@ MOVED = {
     "sbs_jax.inference.batch": "sbs_jax.programs.infer",
     "sbs_jax.inference.interactive.interact": "sbs_jax.programs.infer.interact",
     "sbs_jax.inference.serving.run": "sbs_jax.programs.serve",
+    # Functions that returned a dataclass; gin builds it itself.
+    "sbs_jax.data.settings.data_settings": "sbs_jax.data.settings.DataSettings",
+    "sbs_jax.tasks.arithmetic.difficulty": "sbs_jax.tasks.arithmetic.Difficulty",
+    "sbs_jax.tasks.coin_flip.sizes": "sbs_jax.tasks.coin_flip.Sizes",
+    "sbs_jax.tasks.last_letters.sizes": "sbs_jax.tasks.last_letters.Sizes",
+    "sbs_jax.tasks.your_data.files": "sbs_jax.tasks.your_data.Files",
+}
+_TEACH = "sbs_jax.programs.teach.teach"
+MOVED |= {
+    # The parameters of teaching that are one session with the teacher.
+    f"{_TEACH}.{name}": f"{_TEACH}.session.{name}"
+    for name in (
+        "output_dir",
+        "backend",
+        "prompts",
+        "sampling",
+        "asking",
+        "choosing",
+        "flow",
+        "limit",
+        "predictions",
+        "preview",
+        "offline",
+    )
 }
 _TRAIN = "sbs_jax.programs.train.train"
 MOVED |= {
@@ -77,6 +101,7 @@ MOVED |= {
 }
 _CONFIG = "sbs_jax.programs.assembly.TrainConfig"
 BUILT_BY: dict[str, str] = {
+    f"{_TEACH}.session": "sbs_jax.teacher.session.Session",
     f"{_TRAIN}.config": _CONFIG,
     f"{_CONFIG}.task": "sbs_jax.data.resolving.TaskChoice",
     f"{_CONFIG}.batching": "sbs_jax.data.batching.Batching",

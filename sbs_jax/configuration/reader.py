@@ -87,6 +87,7 @@ class Binding:
       value: a Python literal that may hold `Macro` and `Reference`.
       source: where it was written.
       comment: the comment at the end of its line, without the `#`.
+      heading: the comment line that heads it and its neighbours in a file, else the file's name.
       full_name: the configurable's dotted name, as far as the file's imports tell.
       text: what was typed, where it was typed plainly after `--gin.NAME=`.
     """
@@ -97,6 +98,7 @@ class Binding:
     value: Any
     source: Location
     comment: str = ""
+    heading: str = ""
     full_name: str = ""
     text: str | None = None
 
@@ -440,6 +442,7 @@ class _Reader:
                     statement.value,
                     source,
                     comment=_comment(lines[line - 1]),
+                    heading="" if is_flag else _heading(lines, line - 1) or name,
                 )
                 translated = list(names.translate(binding))
                 yield from names.new_imports(source)
@@ -503,6 +506,17 @@ def _comment(line: str) -> str:
                 return token.string.lstrip("# ").rstrip()
     except (SyntaxError, tokenize.TokenError):
         pass  # The line opens a bracket that a later line closes.
+    return ""
+
+
+def _heading(lines: Sequence[str], index: int) -> str:
+    """The comment that heads a group of lines: one line, after a blank one; empty if none does."""
+    for start in range(index - 1, 0, -1):
+        line = lines[start]
+        if line.startswith("#") and not lines[start - 1].strip():
+            return line.lstrip("# ").rstrip(" .")
+        if line.startswith("#") or re.match(r"[\w.]+:", line):
+            return ""  # a block of comments, or of parameters
     return ""
 
 

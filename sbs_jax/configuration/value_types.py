@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# In `Annotated[str, "or None"]`: None may be bound too, and stands for the default.
+_OR_NONE = "or None"
 _LITERALS = (str, bool, int, float, type(None), dict, list, tuple)
 
 
@@ -19,7 +21,7 @@ def annotations(function: Any) -> dict[str, Any]:
     if inspect.isclass(function) and "__dataclass_fields__" not in vars(function):
         function = function.__init__
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:  # Any name in an annotation may be missing at run time.
         return {}
 
@@ -39,7 +41,9 @@ def fits(value: Any, annotation: Any) -> bool:
         return any(fits(value, arg) for arg in args)
     if origin is typing.Literal:
         return value in args
-    if origin in (typing.Annotated, typing.Final):
+    if origin is typing.Annotated:
+        return (value is None and _OR_NONE in args) or fits(value, args[0])
+    if origin is typing.Final:
         return fits(value, args[0])
     if annotation is bool:
         return isinstance(value, bool)
@@ -73,6 +77,8 @@ def describe(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
+    if origin is typing.Annotated:
+        return describe(args[0]) + (" or None" if _OR_NONE in args else "")
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(arg) for arg in args)
     names = {

@@ -1,6 +1,7 @@
 """The settings of the data, read when a data set is loaded and never at import.
 
-Gin binds `data_settings` to macros (``gin/runs/data.gin``); Python code may use `override` instead.
+In a program they are those that gin binds to macros (``gin/runs/data.gin``); Python code may use
+`override` instead.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-import gin
+from typing import Annotated
 
 from sbs_jax.errors import UserError
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
@@ -21,6 +21,8 @@ DEFAULT_RATIONALE_INPUT_SEPARATOR = " explanation: "
 RATIONALES_PER_EPOCH = ("all", "one")
 DATA_SOURCES = RELEASE, TFDS, HUGGING_FACE = ("release", "tfds", "huggingface")
 PREFIX_SIDES = ("encoder", "decoder")
+OR_NONE = "or None"
+"""Annotates a field that gin may also bind to None, which stands for the default."""
 
 
 class _SourceByDataset(dict[str, str]):
@@ -34,11 +36,14 @@ class _SourceByDataset(dict[str, str]):
 class DataSettings:
     """How data sets are read. Every attribute has a gin macro (``gin/runs/data.gin``).
 
+    None stands for the default of any of them: runs that evaluate bind None to what is to be as the
+    checkpoint was trained.
+
     Attributes:
       data_dir: the folder of the data sets' own folders (``svamp/``, ``cqa/``).
       model_dir: the run's folder; a vocabulary that is trained goes to its ``vocabulary/``.
       label_prefix: what stands in front of an input when the label is asked for.
-      rationale_prefix: likewise for the rationale.
+      rationale_prefix: what stands in front of an input when the rationale is asked for.
       prefix_side: whether the prefixes stand in front of the ``encoder``'s input, or are what the
         ``decoder`` is given to begin with. The latter encodes an input once for both parts.
       keep_blank_rationales: keep records whose rationale is empty (an unparsed completion), as the
@@ -46,7 +51,7 @@ class DataSettings:
       strict_lengths: a sequence longer than its feature length is an error instead of being cut.
       train_fraction: the share of the training examples that is used, in (0, 1]. For one `seed`
         a smaller share is a part of every larger one. Validation and test never change.
-      train_examples: likewise, how many of them; instead of `train_fraction`.
+      train_examples: how many training examples are used; instead of `train_fraction`.
       seed: of the choice of `train_fraction` and `train_examples`.
       validation_seed: of the choice of the validation examples where a data set brings none. 0
         gives the published code's split, example by example.
@@ -72,13 +77,13 @@ class DataSettings:
 
     data_dir: str | None = None
     model_dir: str | None = None
-    label_prefix: str = DEFAULT_LABEL_PREFIX
-    rationale_prefix: str = DEFAULT_RATIONALE_PREFIX
+    label_prefix: Annotated[str, OR_NONE] = DEFAULT_LABEL_PREFIX
+    rationale_prefix: Annotated[str, OR_NONE] = DEFAULT_RATIONALE_PREFIX
     keep_blank_rationales: bool = False
     strict_lengths: bool = False
     train_fraction: float = 1.0
     seed: int = 0
-    validation_seed: int = 0
+    validation_seed: Annotated[int, OR_NONE] = 0
     vocabulary_path: str | None = None
     vocabulary_size: int = 8192
     train_examples: int | None = None
@@ -89,9 +94,12 @@ class DataSettings:
     rationales_file: str | None = None
     use_cached_tasks: bool = False
     cache_dir: str | None = None
-    prefix_side: str = "encoder"
+    prefix_side: Annotated[str, OR_NONE] = "encoder"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is None:
+                object.__setattr__(self, field.name, field.default)
         if isinstance(self.data_source, Mapping):
             object.__setattr__(self, "data_source", _SourceByDataset(self.data_source))
         fraction = self.train_fraction
@@ -166,44 +174,23 @@ class DataSettings:
         return root / dataset
 
 
-@gin.configurable
-def data_settings(
-    data_dir: str | None = None,
-    model_dir: str | None = None,
-    label_prefix: str | None = None,
-    rationale_prefix: str | None = None,
-    keep_blank_rationales: bool = False,
-    strict_lengths: bool = False,
-    train_fraction: float = 1.0,
-    seed: int = 0,
-    validation_seed: int | None = None,
-    vocabulary_path: str | None = None,
-    vocabulary_size: int = 8192,
-    train_examples: int | None = None,
-    joint_separator: str = DEFAULT_JOINT_SEPARATOR,
-    rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR,
-    rationales_per_epoch: str = "all",
-    data_source: str | Mapping[str, str] = RELEASE,
-    rationales_file: str | None = None,
-    use_cached_tasks: bool = False,
-    cache_dir: str | None = None,
-    prefix_side: str | None = None,
-) -> DataSettings:
-    """Returns the settings as gin has bound them; see `DataSettings` for what each one means.
-
-    None is the default. (Evaluation binds None to what is to be as the checkpoint was trained.)
-    """
-    return DataSettings(**{name: value for name, value in locals().items() if value is not None})
-
-
 _override: contextvars.ContextVar[DataSettings | None] = contextvars.ContextVar(
     "data_settings_override", default=None
 )
 
 
+_configured: Callable[[], DataSettings] = DataSettings
+
+
 def current() -> DataSettings:
-    """Returns the settings in force: those of `override`, or else gin's."""
-    return _override.get() or data_settings()
+    """Returns the settings in force: those of `override`, or else the program's."""
+    return _override.get() or _configured()
+
+
+def configure(make: Callable[[], DataSettings]) -> None:
+    """Lets `current` call `make` where no `override` is in force; it makes defaults otherwise."""
+    global _configured
+    _configured = make
 
 
 def put_in_force(settings: DataSettings) -> None:
@@ -213,7 +200,7 @@ def put_in_force(settings: DataSettings) -> None:
 
 @contextlib.contextmanager
 def override(settings: DataSettings) -> Iterator[None]:
-    """Puts `settings` in force inside the ``with`` block (of this thread), in place of gin's."""
+    """Puts `settings` in force inside the ``with`` block, in this thread."""
     token = _override.set(settings)
     try:
         yield

@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
+from sbs_jax.configuration import flags as flags_lib
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import cost, grid
 from sbs_jax.experiments import runs as runs_lib
@@ -59,14 +59,14 @@ class Plan:
         return runs_lib.macro(self.configs[name], "TRAIN_STEPS")
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, gin_utils.Flags]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, flags_lib.Flags]:
     """Parses the command line: the flags of a sweep, and those that all mains share.
 
     Raises:
       UserError: a flag is unknown or malformed.
     """
     own, others = parser().parse_known_args(list(argv))
-    return own, gin_utils.parse_flags(others)
+    return own, flags_lib.parse_flags(others)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,7 +108,7 @@ def sweep_folder(own: argparse.Namespace) -> SweepFolder:
 
 
 def read_plan(
-    own: argparse.Namespace, flags: gin_utils.Flags, argv: Sequence[str], sweep: SweepFolder
+    own: argparse.Namespace, flags: flags_lib.Flags, argv: Sequence[str], sweep: SweepFolder
 ) -> Plan:
     """Reads the gin files, and checks the configuration of every run; imports nothing slow.
 

@@ -18,11 +18,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from sbs_jax import gin_utils
 from sbs_jax.configuration import lookup
+from sbs_jax.configuration.process import enable_compilation_cache
 from sbs_jax.errors import UNFINISHED, UserError
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.runs import SweepFolder
+from sbs_jax.host_memory import keep_freed_memory
 
 _PATIENCE = 60.0  # seconds for an orphan of a killed sweep to save and go
 
@@ -66,8 +67,8 @@ def work(sweep: SweepFolder, names: Sequence[str], *, until: float = 1.0) -> Non
     """
     base, all_runs, _ = sweep.read()
     os.chdir(base.working_dir)
-    gin_utils.keep_freed_memory()
-    gin_utils.enable_compilation_cache()
+    keep_freed_memory()
+    enable_compilation_cache()
     for name in names:
         config = base.config(all_runs[name], sweep.folder(name))
         sweep.write_record(

@@ -1,4 +1,4 @@
-"""Out to Hugging Face: `python -m sbs_jax.export` (gin/runs/export.gin binds the arguments)."""
+"""Writes weights for Hugging Face's transformers: `python -m sbs_jax.export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers all inputs of a file or a task: `python -m sbs_jax.infer` (gin/runs/infer.gin)."""
+"""Answers a file, a task, or a person at the terminal: `python -m sbs_jax.infer`."""
 
 from __future__ import annotations
 

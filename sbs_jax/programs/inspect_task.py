@@ -1,4 +1,4 @@
-"""What there is to know about a task before training on it: `python -m sbs_jax.inspect_task`."""
+"""Shows a task as a student sees it: `python -m sbs_jax.inspect_task`."""
 
 from __future__ import annotations
 

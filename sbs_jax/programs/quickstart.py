@@ -25,8 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 import sbs_jax
-from sbs_jax import gin_utils, metrics
+from sbs_jax import metrics
 from sbs_jax.configuration import config as config_lib
+from sbs_jax.configuration.flags import parse_flags
+from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text, read_jsonl
 
@@ -95,7 +97,7 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _config(self) -> config_lib.GinConfig:
-        flags = gin_utils.parse_flags(self.train_arguments)
+        flags = parse_flags(self.train_arguments)
         config = config_lib.read(
             flags.gin_file, flags=flags.gin, target="sbs_jax.programs.train.train"
         )
@@ -332,7 +334,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 
 def _run_main(target: str, arguments: Sequence[str]) -> None:
-    code = gin_utils.run_main(target, arguments, description="")
+    code = run_main(target, arguments, description="")
     if code:
         raise SystemExit(code)
 

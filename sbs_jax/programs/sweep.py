@@ -9,8 +9,8 @@ For instance:
 import sys
 from collections.abc import Sequence
 
-from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
+from sbs_jax.configuration import help as help_lib
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import planning, runs, sweeping
 
@@ -34,6 +34,6 @@ def help_text(argv: list[str], program: str, description: str) -> str:
     config = config_lib.read(
         flags.gin_file, flags.gin_bindings, flags.gin, flags.gin_search_paths, target=runs.TRAIN
     )
-    shared = gin_utils.help_text(program, description, flags, config)
+    shared = help_lib.help_text(program, description, flags, config)
     own = planning.parser().format_help().partition("options:")[2]
     return f"{shared}\n\nflags of a sweep:{own}"

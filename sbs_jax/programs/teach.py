@@ -1,4 +1,4 @@
-"""Puts a data set and a teacher together; what `python -m sbs_jax.teach` runs.
+"""Asks an LLM for rationales and labels of a data set: `python -m sbs_jax.teach`.
 
 The teacher (`sbs_jax/teacher`) has never heard of tasks, and tasks not of the teacher: this module
 hands the one the examples of the other.
@@ -6,6 +6,7 @@ hands the one the examples of the other.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,51 +14,28 @@ from typing import Any
 
 from sbs_jax.errors import UserError
 from sbs_jax.files import read_jsonl
-from sbs_jax.teacher import session
-from sbs_jax.teacher.choose import Choosing
-from sbs_jax.teacher.flow import Flow
-from sbs_jax.teacher.plan import Asking
+from sbs_jax.teacher import session as session_lib
 from sbs_jax.teacher.prompts import find_prompt_file
-from sbs_jax.teacher.sampling import Sampling
-from sbs_jax.teacher.types import Backend
+from sbs_jax.teacher.session import Session
 
 
 def teach(
     *,
-    output_dir: str,
-    backend: Backend,
+    session: Session,
     mixture_or_task_name: str | None = None,
     examples_path: str | None = None,
     split: str = "train",
-    prompts: str | None = None,
-    sampling: Sampling | None = None,
-    asking: Asking | None = None,
-    choosing: Choosing | None = None,
-    flow: Flow | None = None,
-    limit: int = 0,
-    predictions: bool = False,
-    preview: int = 0,
-    offline: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Turns a data set into rationales; see `sbs_jax.teacher.session.teach`.
 
     Args:
-      output_dir: The folder of this teacher and data set.
-      backend: Who answers.
+      session: Who is asked, how, and what is kept; without prompts, those of the task's data set
+        are taken.
       mixture_or_task_name: A task of the data set whose examples are asked.
       examples_path: A JSONL file with `input` and, as far as known, `id` and `label`, instead of a
         task; it is streamed.
       split: Which examples: 'train' (all of them, those held out for validation too) or 'test'.
-      prompts: A prompt file or the name of a shipped one; by default that of the data set.
-      sampling: How the teacher samples.
-      asking: How examples are asked.
-      choosing: Filters and choice.
-      flow: Limits.
-      limit: Only so many examples; 0 takes all.
-      predictions: Also writes the teacher's answers as `sbs_jax.eval` writes a student's.
-      preview: Prints so many prompts, sends nothing.
-      offline: Only derives from the journal.
       dry_run: The same as a preview of one.
 
     Returns:
@@ -71,28 +49,14 @@ def teach(
             "The teacher needs a data set: --gin_file=tasks/svamp.gin (any of gin/tasks), or a "
             "JSONL file as EXAMPLES_PATH with MIXTURE_OR_TASK_NAME = None."
         )
+    if dry_run and not session.preview:
+        session = dataclasses.replace(session, preview=1)
     if examples_path is not None:
-        source: session.ExamplesFn = JsonlSource(examples_path)
-        if prompts is None:
-            raise UserError("PROMPTS is missing: name a prompt file, or a shipped one (svamp).")
-    else:
-        source = TaskSource(mixture_or_task_name, split)
-        if prompts is None:
-            prompts = _prompts_of(source.dataset)
-    return session.teach(
-        output_dir=output_dir,
-        source=source,
-        backend=backend,
-        prompts=prompts,
-        sampling=sampling,
-        asking=asking,
-        choosing=choosing,
-        flow=flow,
-        limit=limit,
-        predictions=predictions,
-        preview=preview or int(dry_run),
-        offline=offline,
-    )
+        return session_lib.teach(session, JsonlSource(examples_path))
+    source = TaskSource(mixture_or_task_name, split)
+    if session.prompts is None:
+        session = dataclasses.replace(session, prompts=_prompts_of(source.dataset))
+    return session_lib.teach(session, source)
 
 
 class JsonlSource:

@@ -1,4 +1,4 @@
-"""Trains a student: `python -m sbs_jax.train`; gin/runs/train.gin binds the configuration."""
+"""Trains a student on a task: `python -m sbs_jax.train` (gin/runs/train.gin)."""
 
 from __future__ import annotations
 

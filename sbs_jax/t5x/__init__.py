@@ -3,6 +3,8 @@
 Nothing else in `sbs_jax` needs this package. Inside it, ``t5x`` means T5X (imports are absolute).
 """
 
+from sbs_jax.configuration import data_settings
+
 try:
     import t5x.trainer  # noqa: F401  (with what it needs in turn)
 except ImportError as error:
@@ -11,3 +13,5 @@ except ImportError as error:
         "install it from its repository, https://github.com/google-research/t5x, as docs/t5x.md "
         "says."
     ) from error
+
+data_settings.install()

@@ -1,12 +1,13 @@
 """One session with the teacher: everything of this room put together.
 
-`teach` is what gin configures (`gin/runs/teach.gin`); its signature is the whole configuration.
+`Session` is the whole configuration, which gin builds (`gin/runs/teach.gin`); `teach` runs it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import itertools
 import logging
@@ -43,39 +44,46 @@ ExamplesFn = Callable[[], Iterable[Mapping[str, Any]]]
 """Gives the examples anew at each call: rows with `id`, `input`, `label`."""
 
 
-def teach(
-    *,
-    output_dir: str,
-    source: ExamplesFn,
-    backend: Backend,
-    prompts: str,
-    sampling: Sampling | None = None,
-    asking: Asking | None = None,
-    choosing: Choosing | None = None,
-    flow: Flow | None = None,
-    limit: int = 0,
-    predictions: bool = False,
-    preview: int = 0,
-    offline: bool = False,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Turns examples into rationales and labels.
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What a teacher is asked for; gin builds it (``gin/runs/teach.gin``).
 
-    Asks for what the journal in `output_dir` lacks, then derives `rationales.jsonl` and `run.json`.
-
-    Args:
+    Attributes:
       output_dir: The folder of this teacher and data set.
-      source: Gives the examples; called twice, and streamed.
       backend: Who answers.
-      prompts: A prompt file, or the name of a shipped one.
-      sampling: See `Sampling`.
-      asking: See `Asking`.
+      prompts: A prompt file, or the name of a shipped one; None where the data set decides.
+      sampling: How the teacher samples.
+      asking: How examples are asked.
       choosing: Filters and choice, applied to the journal.
       flow: Limits.
       limit: Only so many examples; 0 takes all.
       predictions: Also writes the teacher's answers as `sbs_jax.eval` writes a student's.
       preview: Prints so many prompts with their token counts, sends nothing, writes nothing.
       offline: Only derives from the journal; what is missing stays missing.
+    """
+
+    output_dir: str
+    backend: Backend
+    prompts: str | None = None
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    asking: Asking = dataclasses.field(default_factory=Asking)
+    choosing: Choosing = dataclasses.field(default_factory=Choosing)
+    flow: Flow = dataclasses.field(default_factory=Flow)
+    limit: int = 0
+    predictions: bool = False
+    preview: int = 0
+    offline: bool = False
+
+
+def teach(session: Session, source: ExamplesFn, console: Console | None = None) -> dict[str, Any]:
+    """Turns examples into rationales and labels.
+
+    Asks for what the journal in the session's folder lacks, then derives `rationales.jsonl` and
+    `run.json`.
+
+    Args:
+      session: Who is asked, how, and what is kept.
+      source: Gives the examples; called twice, and streamed.
       console: Where to write; stderr by default.
 
     Returns:
@@ -85,17 +93,17 @@ def teach(
       UserError: a mistake in the settings, or a server that refuses everything; what was answered
         before that is saved.
     """
-    sampling, asking = sampling or Sampling(), asking or Asking()
-    choosing, flow = choosing or Choosing(), flow or Flow()
     console = console or Console(stderr=True, markup=False)
-    if choosing.choose == "best_logprob" and not sampling.logprobs:
+    if session.choosing.choose == "best_logprob" and not session.sampling.logprobs:
         raise UserError("CHOOSE = 'best_logprob' needs LOGPROBS = True.")
-    file = load_prompts(prompts)
-    plan = Plan(file, sampling, asking, model=backend.model)
-    if preview:
-        _preview(plan, backend, source, preview, console)
+    if session.prompts is None:
+        raise UserError("PROMPTS is missing: name a prompt file, or a shipped one (svamp).")
+    file = load_prompts(session.prompts)
+    plan = Plan(file, session.sampling, session.asking, model=session.backend.model)
+    if session.preview:
+        _preview(plan, session.backend, source, session.preview, console)
         return {}
-    with Journal(Path(output_dir)) as journal:
+    with Journal(Path(session.output_dir)) as journal:
         if journal.dropped_bytes:
             _say(console, f"Dropped a torn last line of {journal.path} (the last run was killed).")
         if journal.totals.damaged_lines:
@@ -105,11 +113,11 @@ def teach(
                 "their completions are asked for again.",
             )
         begun_empty = journal.is_empty
-        _keep_prompt_file(Path(output_dir), file)
+        _keep_prompt_file(Path(session.output_dir), file)
         report, failure = Report(), None
-        if not offline:
-            report, failure = _run(plan, backend, journal, flow, source, limit, console)
-        examples = derive_lib.stream_examples(source, limit)
+        if not session.offline:
+            report, failure = _run(plan, session, journal, source, console)
+        examples = derive_lib.stream_examples(source, session.limit)
         # A run that ended early never looked at the rest: what no run has answered is left out
         # rather than called missing.
         reached = report.examples if report.stopped or failure else None
@@ -117,22 +125,27 @@ def teach(
             examples = itertools.islice(examples, reached)
         try:
             summary = derive_lib.derive(
-                plan, journal, examples, choosing, predictions=predictions, reached=reached
+                plan,
+                journal,
+                examples,
+                session.choosing,
+                predictions=session.predictions,
+                reached=reached,
             )
         except UserError as error:
             # What went wrong first says more (the disk was full already, say).
             raise failure or error from error
         status = _status(report, summary, failure)
-        history = provenance.history(Path(output_dir))
+        history = provenance.history(Path(session.output_dir))
         placed = output.place(
-            Path(output_dir), answered=summary.answered, complete=status == COMPLETE
+            Path(session.output_dir), answered=summary.answered, complete=status == COMPLETE
         )
         run = provenance.write(
             placed.run,
             plan=plan,
-            backend=backend,
-            choosing=choosing,
-            flow=flow,
+            backend=session.backend,
+            choosing=session.choosing,
+            flow=session.flow,
             journal=journal,
             report=report,
             summary=summary,
@@ -149,21 +162,15 @@ def teach(
 
 
 def _run(
-    plan: Plan,
-    backend: Backend,
-    journal: Journal,
-    flow: Flow,
-    source: ExamplesFn,
-    limit: int,
-    console: Console,
+    plan: Plan, session: Session, journal: Journal, source: ExamplesFn, console: Console
 ) -> tuple[Report, UserError | None]:
-    total = _total(source, limit)
-    with Watch(total, flow, by_value=plan.by_value, console=console) as watch:
+    total = _total(source, session.limit)
+    with Watch(total, session.flow, by_value=plan.by_value, console=console) as watch:
         # The backend blots out its own key; this is what the user put into the body.
         blotter = Blotter(secrets_in(plan.sampling.extra_body))
-        runner = Runner(plan, backend, journal, flow, watch, blotter)
+        runner = Runner(plan, session.backend, journal, session.flow, watch, blotter)
         try:
-            run_async(runner.run(derive_lib.stream_examples(source, limit)))
+            run_async(runner.run(derive_lib.stream_examples(source, session.limit)))
         except UserError as error:
             return runner.report, error
     return runner.report, None

@@ -78,3 +78,7 @@ def helper() -> None:
 
 def crash() -> None:
     raise ZeroDivisionError("a bug")
+
+
+def interrupt(*, model_dir: str) -> None:
+    raise KeyboardInterrupt

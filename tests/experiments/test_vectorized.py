@@ -27,8 +27,8 @@ def base(tmp_path_factory):
         "LEARNING_RATE": 0.01,
         "EVAL_PERIOD": 3,
         "EVAL_BATCH_SIZE": 16,
-        "arithmetic.difficulty.validation_examples": 16,
-        "arithmetic.difficulty.test_examples": 16,
+        "arithmetic.Difficulty.validation_examples": 16,
+        "arithmetic.Difficulty.test_examples": 16,
         "LOG_PERIOD": 1,
         "TASK_FEATURE_LENGTHS": "{'inputs': 96, 'targets': 48}",
     }

@@ -13,11 +13,11 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from sbs_jax import gin_utils
 from sbs_jax.checkpoints import record
 from sbs_jax.checkpoints.huggingface import config_to_huggingface, load_huggingface
 from sbs_jax.checkpoints.loading import identify, load_params
 from sbs_jax.checkpoints.manager import CheckpointManager
+from sbs_jax.configuration import process
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
 from sbs_jax.export import main
@@ -275,7 +275,7 @@ def test_decoder_prefixes_and_unscaled_umt5_are_told(tmp_path, vocabulary, caplo
 
 def test_the_program(run, tmp_path, capsys, monkeypatch):
     # It would write to the standard error that belongs to this test alone.
-    monkeypatch.setattr(gin_utils, "_configure_logging", lambda verbosity: None)
+    monkeypatch.setattr(process, "configure_logging", lambda verbosity: None)
     arguments = ["--gin_file=runs/export.gin", f"--gin.CHECKPOINT_PATH={run[0]}/best"]
     assert main([*arguments, f"--gin.OUTPUT_DIR={tmp_path / 'out'}", "--gin.DTYPE=bfloat16"]) == 0
     assert identify(tmp_path / "out").kind == "huggingface"

@@ -338,11 +338,11 @@ def test_procedural(module, name):
     for example in splits["train"]:
         assert example["label"] == example["llm_label"]
         assert example["llm_rationale"]
-    gin.bind_parameter(f"{name}.sizes.train", 10)
+    gin.bind_parameter(f"{name}.Sizes.train", 10)
     assert module.load("train", DataSettings()) == splits["train"][:10]
-    gin.bind_parameter(f"{name}.sizes.puzzle_seed", 1)
+    gin.bind_parameter(f"{name}.Sizes.puzzle_seed", 1)
     assert module.load("train", DataSettings())[0] != splits["train"][0]
-    gin.bind_parameter(f"{name}.sizes.ood_length", 7)
+    gin.bind_parameter(f"{name}.Sizes.ood_length", 7)
     longer = registration.find_dataset(f"{name}_ood").load("test", DataSettings())
     assert min(len(ex["input"]) for ex in longer) > max(len(text) for text in texts) / 2
     if name == "last_letters":
@@ -350,7 +350,7 @@ def test_procedural(module, name):
         assert {len(example["label"]) for example in splits["test"]} == {2}
     else:
         assert {ex["input"].count(" flip") for ex in longer} == {7}
-    gin.bind_parameter(f"{name}.sizes.length", 0)
+    gin.bind_parameter(f"{name}.Sizes.length", 0)
     with pytest.raises(UserError, match="sizes: length = 0 is below 1"):
         module.load("train", DataSettings())
 
@@ -363,9 +363,9 @@ def test_procedural_answers_are_right():
         flips = example["input"].count(" flips ")
         assert example["label"] == ("no" if flips % 2 else "yes")
     with pytest.raises(UserError, match="There are not 500 different puzzles"):
-        gin.bind_parameter("coin_flip.sizes.length", 1)
+        gin.bind_parameter("coin_flip.Sizes.length", 1)
         coin_flip.load("test", DataSettings())
-    gin.bind_parameter("coin_flip.sizes.length", 999)
+    gin.bind_parameter("coin_flip.Sizes.length", 999)
     with pytest.raises(UserError, match=r"coin_flip\.sizes: a length of 999 is above"):
         coin_flip.load("test", DataSettings())
 

@@ -20,7 +20,7 @@ def _clear_gin():
 
 def bind(**values):
     for name, value in values.items():
-        gin.bind_parameter(f"your_data.files.{name}", value)
+        gin.bind_parameter(f"your_data.Files.{name}", value)
 
 
 def write(path, rows):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sbs_jax.teacher.backends.openai_compat import OpenAICompatBackend
 from sbs_jax.teacher.flow import Flow
-from sbs_jax.teacher.session import teach
+from sbs_jax.teacher.session import Session, teach
 
 SERVER = Path(__file__).parents[2] / "benchmarks" / "mock_llm_server.py"
 
@@ -67,15 +67,8 @@ def ask(folder, rows, *, url=None, backend=None, flow=None, timeout=5.0, **setti
     console = Console(file=io.StringIO(), width=200)
     if backend is None:
         backend = OpenAICompatBackend("mock", url, timeout=timeout)
-    run = teach(
-        output_dir=str(folder),
-        source=Source(rows),
-        backend=backend,
-        flow=flow or quick(),
-        console=console,
-        prompts=settings.pop("prompts", "svamp"),
-        **settings,
-    )
+    settings = {"flow": flow or quick(), "prompts": "svamp", **settings}
+    run = teach(Session(str(folder), backend, **settings), Source(rows), console)
     return run, read_jsonl(Path(folder) / "rationales.jsonl"), console.file.getvalue()
 
 

@@ -1,14 +1,18 @@
+"""A program as `run_main` runs it: flags, mistakes, help, the final configuration."""
+
 import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gin
-import jax
 import pytest
 
-from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
+from sbs_jax.configuration import dump, process
+from sbs_jax.configuration.flags import parse_flags
+from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UNFINISHED, UserError
 from tests import disks
 from tests.configuration import toy
@@ -25,6 +29,7 @@ toy.train:
   steps = %STEPS
 toy.Model.width = 4
 toy.fail.message = %MESSAGE
+toy.interrupt.model_dir = %MODEL_DIR
 toy.stop.message = %MESSAGE
 toy.write.message = %MESSAGE
 MESSAGE = 'bad data.'
@@ -36,7 +41,7 @@ FILE = "--gin_file=run.gin"
 def _process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.gin").write_text(RUN)
-    monkeypatch.setattr(gin_utils, "enable_compilation_cache", lambda folder: None)
+    monkeypatch.setattr(process, "enable_compilation_cache", lambda folder: None)
     handlers, level = logging.root.handlers[:], logging.root.level
     toy.calls.clear()
     yield
@@ -47,9 +52,7 @@ def _process(tmp_path, monkeypatch):
 
 
 def run(*argv, function="train"):
-    return gin_utils.run_main(
-        f"tests.configuration.toy:{function}", list(argv), description="Trains a toy."
-    )
+    return run_main(f"tests.configuration.toy:{function}", list(argv), description="Trains a toy.")
 
 
 @pytest.mark.parametrize(
@@ -174,12 +177,8 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys):
     assert "cannot be written (File too large)" in capsys.readouterr().err
 
 
-def test_interrupt(monkeypatch, capsys):
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(gin_utils, "_call", interrupt)
-    assert run(FILE, "--gin.MODEL_DIR=x") == 130
+def test_interrupt(capsys):
+    assert run(FILE, "--gin.MODEL_DIR=x", function="interrupt") == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
@@ -209,6 +208,27 @@ def test_help_lists_flags_and_macros_and_imports_nothing(tmp_path, capsys):
     assert not toy.calls
 
 
+def test_help_groups_macros_by_the_headings_of_the_gin_files(tmp_path, capsys):
+    (tmp_path / "more.gin").write_text(
+        "# More.\n\nSTEPS = 5\nA = 1\n\n# Sizes.\nB = 2  # wide\nC = 3\n\n"
+        "x.f:\n  a = %A\n  b = %B\n  c = %C\n\n# Others.\nSTEPS = 8\n"
+    )
+    assert run(FILE, "--gin_file=more.gin", "--help", "--gin.C=9") == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out[out.index("\nOthers:") :].splitlines() if line]
+    assert lines == [
+        ["Others:"],
+        ["STEPS", "8", "more.gin,", "line", "16"],
+        ["run.gin:"],
+        ["MESSAGE", "'bad", "data.'", "run.gin,", "line", "16"],
+        ["more.gin:"],
+        ["A", "1", "more.gin,", "line", "4"],
+        ["Sizes:"],
+        ["B", "2", "wide"],
+        ["C", "9", "--gin.C"],
+    ]
+
+
 def test_help_without_a_file_lists_the_shipped_ones(capsys):
     assert run("--help") == 0
     assert "  runs/train.gin\n" in capsys.readouterr().out
@@ -220,7 +240,7 @@ def test_the_final_configuration_is_handed_on_and_can_be_used_again(tmp_path):
     assert text.startswith("# sbs_jax ")
     assert "STEPS = 7" in text
     assert "abc" not in text
-    gin_utils.write_config(tmp_path / "x/config.gin", text)
+    dump.write_config(tmp_path / "x/config.gin", text)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.gin"]
     first = {**toy.calls[-1], "config_text": "", "api_key": ""}
     assert run("--gin_file=x/config.gin") == 0
@@ -229,70 +249,24 @@ def test_the_final_configuration_is_handed_on_and_can_be_used_again(tmp_path):
 
 def test_write_config_takes_what_is_bound(tmp_path):
     config_lib.read(["run.gin"], flags=[("MODEL_DIR", "x")]).apply()
-    gin_utils.write_config(tmp_path / "config.gin")
+    dump.write_config(tmp_path / "config.gin")
     assert "MODEL_DIR = 'x'" in (tmp_path / "config.gin").read_text()
-
-
-@pytest.fixture
-def _jax_cache():
-    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture
-def cache(_process, _jax_cache, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    return gin_utils.enable_compilation_cache
-
-
-def test_the_cache_lies_in_the_users_cache_folder(cache, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    cache()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xdg/sbs_jax/compiled")
-    assert (tmp_path / "xdg/sbs_jax/compiled").is_dir()
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    cache()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home/.cache/sbs_jax/compiled")
-
-
-def test_the_cache_may_be_elsewhere_or_off(cache, tmp_path, monkeypatch):
-    cache(str(tmp_path / "c"))
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "c")
-    cache("off")
-    assert not jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_compilation_cache_dir", "untouched")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
-    cache()
-    assert jax.config.jax_compilation_cache_dir == "untouched"
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(cache, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    jax.config.update("jax_compilation_cache_dir", None)
-    cache(str(tmp_path / "file/c"))
-    assert jax.config.jax_compilation_cache_dir is None
-    assert "is not writable" in caplog.text
 
 
 def test_parse_flags_rejects_what_it_does_not_know():
     with pytest.raises(UserError, match="unknown flag"):
-        gin_utils.parse_flags(["--logtostderr"])
+        parse_flags(["--logtostderr"])
 
 
 def test_errors_come_before_slow_imports(tmp_path):
     code = (
         "import sys\n"
-        "from sbs_jax import gin_utils\n"
-        "code = gin_utils.run_main('tests.configuration.toy:train', sys.argv[1:], description='')\n"
+        "from sbs_jax.configuration.main import run_main\n"
+        "code = run_main('tests.configuration.toy:train', sys.argv[1:], description='')\n"
         "assert code == 1\n"
         "assert not {'jax', 'tensorflow'} & set(sys.modules), 'imported before the check'\n"
     )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code, FILE],
         env={**os.environ, "PYTHONPATH": root},

@@ -144,6 +144,8 @@ def applied(files, target, flags=()):
 def _value(config, value):
     if isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
         return _value(config, config.macros[value.scoped_selector.split("/")[0]].value)
+    if isinstance(value, gin.config.ConfigurableReference):
+        return f"@{value.configurable.wrapped.__module__}.{value.configurable.wrapped.__name__}"
     return value
 
 

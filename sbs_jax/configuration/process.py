@@ -23,6 +23,8 @@ def set_up(flags: Flags) -> None:
       UserError: the processes cannot be joined.
     """
     configure_logging(flags.verbosity)
+    # Before anything slow: the others wait, and want to know if this process dies.
+    peers.meet(flags.coordinator_address, flags.process_count, flags.process_index)
     keep_freed_memory()
     enable_compilation_cache(flags.compilation_cache_dir)
     join_processes(flags)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from sbs_jax.errors import UserError
+from sbs_jax.partitioning import peers
 from sbs_jax.partitioning.rules import batch_sharding
 
 
@@ -35,38 +37,47 @@ def initialize(
         by jax's default); see also `peers`.
 
     Raises:
-      UserError: some but not all of the arguments are given, or they contradict each other.
+      UserError: some but not all of the arguments are given, they contradict each other, or the
+        others are not found.
     """
     given = (coordinator_address, process_count, process_index)
     if all(value is None for value in given):
         return
     # Processes without an accelerator talk through Gloo; this is ignored where there is one.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if given == ("auto", None, None):
-        jax.distributed.initialize(
-            initialization_timeout=initialization_timeout,
-            heartbeat_timeout_seconds=heartbeat_timeout,
-        )
-        return
-    if any(value is None for value in given):
+    options: dict[str, Any] = {}
+    if given != ("auto", None, None):
+        if any(value is None for value in given):
+            raise UserError(
+                "--coordinator_address, --process_count and --process_index must be given together "
+                "(or --coordinator_address=auto alone, on a cluster that JAX knows)."
+            )
+        if not 0 <= process_index < process_count:
+            raise UserError(
+                f"--process_index={process_index} must lie between 0 and --process_count - 1 = "
+                f"{process_count - 1}."
+            )
+        options = {
+            "coordinator_address": coordinator_address,
+            "num_processes": process_count,
+            "process_id": process_index,
+            # Else SLURM's variables would have each process take one device, whatever there is.
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        with peers.saying_what_takes_long("the other processes of the run"):
+            jax.distributed.initialize(
+                **options,
+                initialization_timeout=initialization_timeout,
+                heartbeat_timeout_seconds=heartbeat_timeout,
+            )
+    except (RuntimeError, ValueError) as error:
+        peers.await_news()
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UserError(
-            "--coordinator_address, --process_count and --process_index must be given together (or "
-            "--coordinator_address=auto alone, on a cluster that JAX knows)."
-        )
-    if not 0 <= process_index < process_count:
-        raise UserError(
-            f"--process_index={process_index} must lie between 0 and --process_count - 1 = "
-            f"{process_count - 1}."
-        )
-    jax.distributed.initialize(
-        coordinator_address,
-        num_processes=process_count,
-        process_id=process_index,
-        initialization_timeout=initialization_timeout,
-        heartbeat_timeout_seconds=heartbeat_timeout,
-        # Else SLURM's variables would have each process take one device, whatever there is.
-        cluster_detection_method="deactivate",
-    )
+            f"The processes of the run do not find each other at {coordinator_address} "
+            f"({reason[0][:300]}); start all of them, with the same --coordinator_address."
+        ) from error
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

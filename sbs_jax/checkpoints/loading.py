@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +86,35 @@ class Source:
         run of an older version lacks some.
         """
         return {**self._record.settings, **self._metadata}
+
+    def task_module(self, *, trust: bool) -> str | None:
+        """Returns the module that registers the task that the student was trained on.
+
+        Importing it runs its code, and a folder from elsewhere may bring a module along or name
+        any other: that needs the user's consent, as `trust_remote_code` of transformers does.
+
+        Args:
+          trust: whether the user has consented.
+
+        Returns:
+          Its name; None where nothing needs to be imported (any more).
+
+        Raises:
+          UserError: the folder names a module that was not imported yet, without consent.
+        """
+        module = self.settings.get("mixture_or_task_module")
+        if module is None or module in sys.modules:
+            return None
+        if not isinstance(module, str):
+            raise UserError(f"{self.folder}: mixture_or_task_module = {module!r} is no name.")
+        if trust or module == "sbs_jax.tasks" or module.startswith("sbs_jax.tasks."):
+            return module
+        raise UserError(
+            f"{self.folder}: was trained on a task of the module {module!r}, whose code would run "
+            "here; add --trust_modules if you trust this folder and that module, or name the "
+            "module yourself: --gin.MIXTURE_OR_TASK_MODULE=NAME (eval), or a gin file that imports "
+            "it."
+        )
 
     @functools.cached_property
     def vocabulary_path(self) -> Path | None:

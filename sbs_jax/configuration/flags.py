@@ -70,6 +70,8 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         hint = f"did you mean {close[0]}?" if close else "see --help."
         kind = "flag" if unknown[0].startswith("-") else "argument"
         raise UserError(f"{unknown[0]}: unknown {kind}; {hint}")
+    if known.trust_modules:
+        gin_flags.append(("TRUST_MODULES", "True"))
     paths = [path for group in known.gin_search_paths for path in group.split(",") if path]
     return Flags(
         gin_file=tuple(known.gin_file),
@@ -166,6 +168,12 @@ def parser(program: str = "", description: str = "") -> argparse.ArgumentParser:
         "--compilation_cache_dir",
         metavar="FOLDER",
         help="where compiled programs are kept (default: the user's cache folder), or off.",
+    )
+    add(
+        "--trust_modules",
+        action="store_true",
+        help="import the module that a checkpoint names for its task, which runs that module's "
+        "code (eval, infer, serve); the same as --gin.TRUST_MODULES=True.",
     )
     add(
         "--exit_zero_when_stopped",

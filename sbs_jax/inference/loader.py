@@ -38,6 +38,8 @@ class Loader:
       data_parallel: devices along the mesh's `data` axis; -1 takes what is left.
       model_parallel: devices along the mesh's `model` axis.
       fsdp: also cut parameters along `data`.
+      trust_modules: whether the module that the checkpoint names may be imported, which runs its
+        code; only candidates = `task` needs it.
     """
 
     checkpoint_path: str
@@ -56,6 +58,7 @@ class Loader:
     data_parallel: int = -1
     model_parallel: int = 1
     fsdp: bool = False
+    trust_modules: bool = False
 
     def __post_init__(self) -> None:
         known = {
@@ -96,5 +99,6 @@ class Loader:
             },
             strategy=self.strategy,
             fsdp=self.fsdp,
+            trust_modules=self.trust_modules,
             **options,
         )

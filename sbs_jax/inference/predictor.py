@@ -285,6 +285,7 @@ def load_predictor(
     candidates: Sequence[str] | str | None = None,
     prompting: Mapping[str, Any] | None = None,
     fsdp: bool = False,
+    trust_modules: bool = False,
     **options: Any,
 ) -> Predictor:
     """Loads a student from anywhere, and asks it as it was trained.
@@ -301,6 +302,8 @@ def load_predictor(
       candidates: a closed label set; `CHOICES`; `TASK`; or None: labels are open.
       prompting: attributes of `Prompting` that win over what the checkpoint says.
       fsdp: also cut parameters along `data`.
+      trust_modules: whether the module that the checkpoint names may be imported, which runs its
+        code; only candidates = `TASK` needs it.
       **options: of `Predictor`.
 
     Raises:
@@ -336,7 +339,7 @@ def load_predictor(
         tokenizer,
         name=f"{source.folder}{step}",
         prompting=prompting_from(trained, **(prompting or {})),
-        candidates=_task_labels(source) if candidates == TASK else candidates,
+        candidates=_task_labels(source, trust_modules) if candidates == TASK else candidates,
         input_length=lengths["inputs"],
         max_decode_len=max_decode_len or lengths["targets"],
         batch_size=batch_size,
@@ -348,12 +351,12 @@ def load_predictor(
     return predictor
 
 
-def _task_labels(source: loading.Source) -> tuple[str, ...]:
+def _task_labels(source: loading.Source, trust_modules: bool) -> tuple[str, ...]:
     # The only thing here that needs TensorFlow.
     from sbs_jax.data import registration
 
     task = source.settings.get("mixture_or_task_name")
-    registration.import_tasks(source.settings.get("mixture_or_task_module"))
+    registration.import_tasks(source.task_module(trust=trust_modules))
     info = registration.task_info(task) if task else None
     if info is None or not info.dataset.labels:
         raise UserError(

@@ -41,6 +41,7 @@ def evaluate(
     output_dir: str | None,
     mixture_or_task_name: str | None = None,
     mixture_or_task_module: str | None = None,
+    trust_modules: bool = False,
     feature_lengths: Mapping[str, int] | None = None,
     model_config: T5Config | None = None,
     splits: Sequence[str] = ("test",),
@@ -74,6 +75,8 @@ def evaluate(
       mixture_or_task_name: a registered task; or a data set, whose task is that of the method
         that the checkpoint was trained with.
       mixture_or_task_module: a module that registers the task; it is imported first.
+      trust_modules: whether the module that the checkpoint names may be imported, which runs its
+        code; see `loading.Source.task_module`.
       feature_lengths: row lengths in tokens, of `inputs` and `targets`.
       model_config: the student's dimensions.
       splits: names of splits, such as `validation` and `test`.
@@ -111,7 +114,7 @@ def evaluate(
         model_config = source.config
     if model_config is None:
         raise _missing(checkpoint, "model_config")
-    module = mixture_or_task_module or trained.get("mixture_or_task_module")
+    module = mixture_or_task_module or source.task_module(trust=trust_modules)
     choice = _choose_task(checkpoint, trained, mixture_or_task_name, module)
     lengths = feature_lengths or _trained(checkpoint, trained, "feature_lengths")
 

@@ -39,6 +39,7 @@ _ACTIVATIONS = {
     "relu": ("relu",),
     "gated-relu": ("relu", "linear"),
     # Hugging Face's `gated-gelu` is the tanh approximation; its plain `gelu` is not.
+    "gelu": ("gelu_erf",),
     "gated-gelu": ("gelu", "linear"),
     "gelu_new": ("gelu",),
     "gated-gelu_new": ("gelu", "linear"),

@@ -6,7 +6,7 @@ import dataclasses
 
 from sbs_jax.errors import UserError
 
-ACTIVATIONS = ("relu", "gelu", "silu", "linear")
+ACTIVATIONS = ("relu", "gelu", "gelu_erf", "silu", "linear")
 DTYPES = ("float32", "bfloat16")
 EMBEDDING_LOOKUPS = ("gather", "one_hot")
 REMATS = ("none", "minimal", "full")
@@ -28,7 +28,7 @@ class T5Config:
       head_dim: width of one head, K. T5 lets H · K differ from D.
       mlp_dim: hidden width of the MLP, F.
       mlp_activations: one name, or two for a gated MLP whose branches are multiplied; out of
-        `ACTIVATIONS`. `gelu` is the tanh approximation, as in T5.
+        `ACTIVATIONS`. `gelu` is the tanh approximation, as in T5; `gelu_erf` is exact.
       dropout_rate: in [0, 1); on embeddings, attention weights, MLP hidden units, block outputs
         and the outputs of both stacks.
       dropout_broadcast_length: draw one mask for all positions of a sequence, as T5X does; by
@@ -142,8 +142,8 @@ class T5Config:
         # positions have one each, far ones share logarithmic ones.
         self._require(
             "relative_attention_num_buckets",
-            _is_integer(buckets) and buckets >= 4 and buckets % 4 == 0,
-            "must be a positive multiple of 4",
+            _is_integer(buckets) and buckets >= 4,
+            "must be an integer of at least 4",
         )
         distance = self.relative_attention_max_distance
         self._require(

@@ -20,6 +20,7 @@ Initializer = Callable[..., jax.Array]
 _ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "gelu": functools.partial(nn.gelu, approximate=True),
+    "gelu_erf": functools.partial(nn.gelu, approximate=False),
     "silu": nn.silu,
     "linear": lambda x: x,
 }

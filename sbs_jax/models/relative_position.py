@@ -127,8 +127,10 @@ def relative_position_buckets(
         distance = np.abs(distance)
     distance = np.maximum(distance, 0)
     exact = num_buckets // 2
-    # In float32, as T5X and Hugging Face compute it: at the borders of buckets, rounding decides.
+    # In float32 and in the order of Hugging Face's `_relative_position_bucket`: at the borders of
+    # buckets, rounding decides.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
-    ratio *= np.float32((num_buckets - exact) / np.log(max_distance / exact))
+    ratio /= np.float32(np.log(max_distance / exact))
+    ratio *= np.float32(num_buckets - exact)
     far = exact + ratio.astype(np.int64)
     return offset + np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))

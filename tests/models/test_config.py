@@ -46,7 +46,7 @@ PARAMETERS = {
         ({"dropout_rate": None}, "T5Config.dropout_rate = None must lie in [0, 1)."),
         ({"dropout_broadcast_length": 1}, "must be True or False."),
         ({"layer_norm_epsilon": 0}, "T5Config.layer_norm_epsilon = 0 must be positive."),
-        ({"relative_attention_num_buckets": 6}, "must be a positive multiple of 4."),
+        ({"relative_attention_num_buckets": 3}, "must be an integer of at least 4."),
         ({"relative_attention_max_distance": 16}, "num_buckets / 2 = 16."),
         ({"head_init_stddev": -1.0}, "T5Config.head_init_stddev = -1.0 must be positive."),
         ({"head_init_stddev": 1.0, "logits_via_embedding": True}, "has no effect"),

@@ -7,8 +7,12 @@ import optax
 import pytest
 from flax import traverse_util
 
-from sbs_jax.checkpoints.huggingface import params_from_huggingface
-from tests.hf_models import hf_model, torch
+from sbs_jax.checkpoints.huggingface import (
+    config_from_huggingface,
+    config_to_huggingface,
+    params_from_huggingface,
+)
+from tests.hf_models import hf_model, torch, transformers
 from tests.t5_weights import CASES, apply, our_model, padded_batch, shift_right
 
 TOLERANCE = 1e-4
@@ -60,3 +64,27 @@ def test_loss_and_gradients(version, shape):
         size = np.linalg.norm(gradient)
         assert size > 0, path
         assert np.linalg.norm(found[path] - gradient) <= TOLERANCE * size, path
+
+
+@pytest.mark.parity
+def test_exact_gelu_and_22_buckets():
+    torch.manual_seed(0)
+    hf_config = transformers.T5Config(
+        vocab_size=64, d_model=32, num_heads=4, d_kv=8, d_ff=48, num_layers=2,
+        feed_forward_proj="gelu", relative_attention_num_buckets=22, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(hf_config).eval()
+    for name, parameter in model.named_parameters():
+        if "relative_attention_bias" in name:
+            parameter.data = torch.randn_like(parameter)
+    tensors = {name: value.numpy() for name, value in model.state_dict().items()}
+    config = config_from_huggingface(hf_config.to_dict(), tensors)
+    assert (config.mlp_activations, config.relative_attention_num_buckets) == (("gelu_erf",), 22)
+    assert config_to_huggingface(config)["feed_forward_proj"] == "gelu"
+    inputs = np.random.default_rng(0).integers(2, 64, (2, 90))
+    with torch.no_grad():
+        expected = model(
+            input_ids=torch.tensor(inputs), decoder_input_ids=torch.tensor(inputs[:, :70])
+        ).logits.numpy()
+    logits = apply(config, params_from_huggingface(tensors, config), inputs, inputs[:, :70])
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)

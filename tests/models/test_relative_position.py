@@ -16,7 +16,9 @@ from tests.hf_models import torch
 
 @pytest.mark.parity
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (64, 512), (12, 50)])
+@pytest.mark.parametrize(
+    ("num_buckets", "max_distance"), [(32, 128), (8, 20), (64, 512), (12, 50), (22, 128), (33, 200)]
+)
 def test_buckets_are_hugging_faces(bidirectional, num_buckets, max_distance):
     distances = np.arange(-2000, 2001)
     found = relative_position_buckets(

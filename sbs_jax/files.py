@@ -23,13 +23,14 @@ DISK_ERRORS = frozenset(
         errno.EROFS,
         errno.EACCES,
         errno.EPERM,
+        errno.ENOENT,
         errno.ENOTDIR,
         errno.EEXIST,
         errno.EISDIR,
         errno.ENAMETOOLONG,
     }
 )
-"""Numbers of the errors by which a system refuses to write."""
+"""Numbers of the errors by which a system refuses to make, read or write a file."""
 
 
 @contextlib.contextmanager
@@ -63,6 +64,22 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> str:
     }.get(error.errno or 0, "see to that disk, or choose another folder")
     reason = error.strerror or str(error) or type(error).__name__
     return f"{path}: cannot be written ({reason}); {advice}, then start the same command again."
+
+
+def require_named(path: str | os.PathLike[str], descriptor: int) -> None:
+    """Checks that `path` still names the open file that is written.
+
+    Raises:
+      UserError: it was removed or replaced; what is written would be gone when it is closed.
+    """
+    try:
+        same = os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        same = False
+    if not same:
+        raise UserError(
+            f"{path}: was removed or replaced while this program was writing it; start it again."
+        )
 
 
 def refused(error: OSError) -> str:

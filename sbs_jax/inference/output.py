@@ -12,7 +12,7 @@ from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_text, cannot_write, read_jsonl, writing
+from sbs_jax.files import atomic_write_text, cannot_write, read_jsonl, require_named, writing
 
 _BEGIN_ANEW = "name another OUTPUT_FILE, or remove this one to begin anew"
 
@@ -81,7 +81,7 @@ class ResumableOutput(Closing):
 
         Raises:
           UserError: the disk is full, or does not take them for another reason; a line that was
-            torn by that is dropped, now or when the call is repeated.
+            torn by that is dropped, now or when the call is repeated. Or the file is gone.
         """
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         left = memoryview(text.encode("utf-8", "replace"))
@@ -93,6 +93,7 @@ class ResumableOutput(Closing):
             with contextlib.suppress(OSError):
                 self._drop_torn_line()
             raise UserError(cannot_write(self.path, error)) from error
+        require_named(self.path, self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""

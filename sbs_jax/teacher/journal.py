@@ -19,7 +19,7 @@ from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.files import cannot_write, writing
+from sbs_jax.files import cannot_write, require_named, writing
 from sbs_jax.teacher.types import Completion, Request
 
 FILE_NAME = "generations.jsonl"
@@ -227,16 +227,17 @@ class Journal(Closing):
         """Forces what was written to the disk (kill -9 does not need it, a power cut does).
 
         Raises:
-          UserError: the disk is full, or does not take it for another reason.
+          UserError: the disk is full or does not take it for another reason, or the file is gone.
         """
         with writing(self.path):
             os.fsync(self._fd)
+        require_named(self.path, self._fd)
 
     def close(self) -> None:
         """Syncs, closes and lets go of the folder.
 
         Raises:
-          UserError: the disk is full, or does not take it for another reason.
+          UserError: see `sync`.
         """
         try:
             self.sync()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def place(folder: Path, *, answered: int, complete: bool) -> Placed:
         if before > answered:
             for path in (current, folder / PREDICTIONS, folder / RUN):
                 if path.exists():
-                    os.replace(path, beside(path, PREVIOUS))
+                    _keep(path, beside(path, PREVIOUS))
             note = (
                 f"The earlier {current.name} had more answered examples ({before:,}, now "
                 f"{answered:,}); it is kept as {beside(current, PREVIOUS)}."
@@ -111,3 +112,14 @@ def place(folder: Path, *, answered: int, complete: bool) -> Placed:
                 os.replace(beside(path, INCOMPLETE), path)
         beside(folder / RUN, INCOMPLETE).unlink(missing_ok=True)
     return Placed(current, folder / RUN, note)
+
+
+def _keep(path: Path, other: Path) -> None:
+    """Gives a file a second name, so that it is never without its first, whenever a kill comes."""
+    temporary = other.with_name(f".{other.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, other)

@@ -155,17 +155,13 @@ def test_work_that_was_stopped_ends_with_75_or_0_if_asked(how):
     assert run(FILE, "--gin.MODEL_DIR=x", function="stop") == 0
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/file"])
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys, place):
     (tmp_path / "file").write_text("x")
     flags = [FILE, "--gin.MODEL_DIR=x", f"--gin.MESSAGE={place}"]
-    if place.startswith("/proc"):  # no such folder: that is not the disk's doing
-        with pytest.raises(FileNotFoundError):
-            run(*flags, function="write")
-        return
     assert run(*flags, function="write") == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: file")
+    assert error.startswith(("error: file", "error: /proc/file"))
     assert ": cannot be read or written (" in error
     assert error.count("\n") == 1
 

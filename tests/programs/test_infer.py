@@ -194,6 +194,22 @@ def test_a_disk_that_fills_is_a_sentence_and_nothing_is_lost(
     assert path.read_bytes() == finished.read_bytes()
 
 
+@pytest.mark.usefixtures("small_windows")
+def test_an_output_file_that_is_removed_while_it_is_written(
+    model_dir, questions, tmp_path, monkeypatch
+):
+    path = tmp_path / "out.jsonl"
+    append = ResumableOutput.append
+
+    def remove_and_append(output, rows):
+        path.unlink()
+        append(output, rows)
+
+    monkeypatch.setattr(ResumableOutput, "append", remove_and_append)
+    with pytest.raises(UserError, match=r"out\.jsonl: was removed or replaced while"):
+        infer(model_dir, path, questions)
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_an_output_file_that_cannot_be_made(model_dir, questions, tmp_path, place):
     (tmp_path / "file").write_text("x")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from sbs_jax.errors import UserError
 from sbs_jax.teacher.backends.batch_file import BatchFileBackend
 from sbs_jax.teacher.backends.openai_compat import OpenAICompatBackend
-from sbs_jax.teacher.backends.scripted import ScriptedBackend
+from sbs_jax.teacher.backends.scripted import ScriptedBackend, explain_expression
 from sbs_jax.teacher.sampling import Sampling
 from sbs_jax.teacher.stats import show_stats
 from tests import disks
@@ -172,6 +173,16 @@ def test_a_disk_that_is_full_when_answers_come(tmp_path):
         ask(tmp_path, examples(50), backend=ScriptedBackend())
     assert (tmp_path / "generations.jsonl").stat().st_size > size
     assert ask(tmp_path, examples(50), backend=ScriptedBackend())[0]["status"] == "complete"
+
+
+def test_a_journal_that_is_removed_while_it_is_written(tmp_path):
+    def remove(example, sample):
+        if example.id == "e7":
+            shutil.rmtree(tmp_path / "out")
+        return explain_expression(example, sample)
+
+    with pytest.raises(UserError, match=r"generations\.jsonl: was removed or replaced while"):
+        ask(tmp_path / "out", examples(20), backend=ScriptedBackend(remove))
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "lock"])

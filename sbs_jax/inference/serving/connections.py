@@ -60,6 +60,7 @@ class Connections:
         self._on_close = on_close
         self._closed: collections.Counter[str] = collections.Counter()
         self._told = -_SECONDS_BETWEEN_LINES
+        self._telling: asyncio.TimerHandle | None = None
 
     def add(self, connection: Connection) -> bool:
         """Takes a new connection; False where there is no room for it."""
@@ -93,12 +94,16 @@ class Connections:
         """Counts a connection that is closed before its time; the log tells of them in sums."""
         self._on_close(reason)
         self._closed[reason] += 1
-        now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
-            told = ", ".join(f"{count} × {why}" for why, count in self._closed.items())
-            log.warning("Connections closed by the service: %s.", told)
-            self._closed.clear()
+        if self._telling is None:
+            left = self._told + _SECONDS_BETWEEN_LINES - time.monotonic()
+            self._telling = asyncio.get_running_loop().call_later(max(0.0, left), self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        self._told = time.monotonic()
+        told = ", ".join(f"{count} × {why}" for why, count in self._closed.items())
+        log.warning("Connections closed by the service: %s.", told)
+        self._closed.clear()
 
     def abort(self) -> None:
         """Closes all connections at once; whoever waits for one of them goes on."""

@@ -47,7 +47,7 @@ class ConnectionLimits:
     header_seconds: float = 10.0
     idle_seconds: float = 30.0
     write_seconds: float = 20.0
-    shutdown_seconds: float = 30.0
+    shutdown_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

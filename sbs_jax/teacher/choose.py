@@ -1,6 +1,6 @@
-"""Which of an example's candidates the students see: filters first, then a choice.
+"""Selects the candidates of an example that students are trained on: filters, then a choice.
 
-Filters work on what the journal holds; changing them asks the teacher nothing.
+Both work on the journal, so changing them sends no requests to the teacher.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ class Choosing:
     Attributes:
       choose: 'first' candidate; 'self_consistency': the majority label, with the first of its
         rationales (or all of them, see `keep`); 'all': several rationales per example; the
-        'shortest' or 'longest' rationale; 'best_logprob': highest mean log-probability of a token.
-      keep_right: Rejection against gold: only candidates whose label agrees with it.
-      keep_consistent: Only candidates in whose rationale every equation holds.
-      keep: At most so many rationales of 'all' and 'self_consistency' go into `llm_rationales`.
+        'shortest' or 'longest' rationale; 'best_logprob': the highest mean log-probability of a
+        token.
+      keep_right: Whether candidates whose label disagrees with gold are rejected.
+      keep_consistent: Whether candidates with an equation that does not hold are rejected.
+      keep: Maximum number of rationales of 'all' and 'self_consistency' in `llm_rationales`.
     """
 
     choose: str = "first"
@@ -40,8 +41,8 @@ class Choosing:
     def choice(self, candidates: list[Candidate], *, by_value: bool) -> list[Candidate]:
         """Returns the chosen candidates, best first; empty when none passes.
 
-        The rationalized candidate of STaR is looked at only when no other one passes: it is there
-        for the examples that the teacher got wrong.
+        The rationalized candidate of STaR is considered only when no other candidate passes,
+        because it is asked for where the teacher's own answer is wrong.
 
         Raises:
           UserError: 'best_logprob' without log-probabilities.

@@ -29,12 +29,13 @@ class Summary:
     """Counts over the derived rows.
 
     Attributes:
-      counts: examples, with_rationale, missing, failed, unparsed, wrong, inconsistent, truncated,
-        rejected (parsed, but no candidate passed), rationalized; candidates, candidates_parsed, …
-      scored: Examples with a gold label.
-      right: Those of them whose voted label agrees with it (unparsed ones are wrong).
-      answered: Rows that hold what the teacher said, see `output.is_answered`.
-      failures: For each kind of failure a few ids with the text that was said.
+      counts: Counts by name: examples, with_rationale, missing, rejected (parsed, but no candidate
+        passed the filters), rationalized, truncated; candidates, and candidates_NAME for parsed,
+        unparsed, failed, missing, wrong, inconsistent and truncated.
+      scored: Number of examples with a gold label.
+      right: Number of those whose voted label agrees with it (unparsed answers are wrong).
+      answered: Number of rows that hold an answer of the teacher; see `output.is_answered`.
+      failures: For each kind of failure a few examples: id and completion.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -97,7 +98,7 @@ def derive(
 
     Args:
       plan: The prompts and parameters in force.
-      journal: What the teacher said.
+      journal: The completions of the teacher.
       examples: All examples, in order; streamed.
       choosing: Filters and choice.
       predictions: Also writes the teacher's own answers in the format of `sbs_jax.eval`, as
@@ -130,7 +131,7 @@ def derive(
 
 
 def _voted(candidates: list[Candidate], *, by_value: bool) -> Candidate | None:
-    """The teacher's answer: by vote over what it said without being told the gold label."""
+    """Returns the teacher's answer: the majority vote over the samples that did not see gold."""
     own = [c for c in candidates if c.kind == "rationale"]
     return majority(own or candidates, by_value=by_value)
 
@@ -240,7 +241,10 @@ def _write(file: Any, row: dict[str, Any]) -> None:
 def stream_examples(source: Callable[[], Iterable[Any]], limit: int = 0) -> Iterator[AskedExample]:
     """Yields examples from rows with `input` and, as far as known, `id` and `label`.
 
-    An example without an id is called after its place, from 0.
+    The id of an example without one is its index, counted from 0.
+
+    Raises:
+      UserError: a row has no text in its field `input`.
     """
     for number, row in enumerate(source()):
         if limit and number >= limit:

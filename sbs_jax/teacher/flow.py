@@ -1,4 +1,4 @@
-"""Flow control: how many at once, how many a minute, how often again, when to stop."""
+"""Flow control: concurrency, rate limits, retries, the circuit breaker, budgets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Flow:
       breaker_cooldown: Seconds before the first probe; doubled each time up to `max_backoff`.
       give_up_after: Seconds of nothing but faults after which the run stops.
       token_budget: Tokens that the folder may cost in all its runs; 0 means no limit.
-      money_budget: Likewise in the currency of the prices; 0 means no limit.
+      money_budget: Money that the folder may cost in all its runs, in the currency of the prices;
+        0 means no limit.
       price_in: Price of a million prompt tokens.
       price_out: Price of a million completion tokens.
     """
@@ -100,11 +101,11 @@ class Bucket:
 
 
 class GaveUp(Exception):
-    """Nothing has worked for so long that the run stops."""
+    """Raised when no request has succeeded for so long that the run stops."""
 
 
 class Breaker:
-    """Stops hammering a server that answers nothing: one probe at a time until one succeeds."""
+    """A circuit breaker: after many faults in a row, one probe at a time until one succeeds."""
 
     def __init__(self, flow: Flow) -> None:
         self.threshold = flow.breaker_failures or max(20, 4 * flow.concurrency)
@@ -141,14 +142,14 @@ class Breaker:
         return 0.0
 
     def success(self) -> None:
-        """The server gave an answer."""
+        """Records that the server answered."""
         self.failures = 0
         self._probing = False
         self._wait = self._cooldown
         self._last_success = time.monotonic()
 
     def failure(self, error: str) -> None:
-        """A try failed in a way that any request could have."""
+        """Records that a try failed for a reason that is not its own."""
         self.last_error = error
         was_open = self.open
         self.failures += 1

@@ -1,4 +1,4 @@
-"""The gate that every request passes: breaker, rate limits, budget."""
+"""The gate that every request passes: circuit breaker, rate limits, budget."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sbs_jax.teacher.flow import Breaker, Bucket, Flow, GaveUp, sleep_or
 from sbs_jax.teacher.journal import Totals
 from sbs_jax.teacher.types import Completion, Request
 
-_CHARS_PER_TOKEN = 4.0  # until the server's usage tells better
+_CHARS_PER_TOKEN = 4.0  # until the server has reported usage
 
 
 class Stopped(Exception):
-    """The run is stopping: this request is not sent."""
+    """Raised when the run is stopping and a request is not sent."""
 
 
 class Gate:
@@ -84,7 +84,7 @@ class Gate:
     def sending(self, group: Sequence[Request]) -> Generator[list[Completion], None, None]:
         """Reserves what `group` may cost while it is under way.
 
-        The completions put into the list that is yielded tell what it did cost.
+        Put the completions into the list that is yielded: their usage replaces the reservation.
         """
         new = _most_new(group)
         estimate = self._estimate(group)
@@ -105,11 +105,11 @@ class Gate:
             self._freed.set()
 
     def release(self) -> None:
-        """Wakes whoever waits for the budget, because the run stops."""
+        """Wakes the requests that wait for budget, because the run stops."""
         self._freed.set()
 
     def prompt_tokens(self, request: Request) -> int:
-        """Estimates a prompt's tokens, by the usage that the server has told so far."""
+        """Estimates the tokens of a prompt from the usage that the server has reported so far."""
         rate = self._chars / self._char_tokens if self._char_tokens else _CHARS_PER_TOKEN
         return int(len(request.body) / rate) + 1
 

@@ -1,7 +1,7 @@
 """The journal: every completion is on disk before it counts as done.
 
-`OUTPUT_DIR/generations.jsonl` is only ever appended to. Everything else in the folder can be
-derived from it, as often as one likes, without asking the teacher.
+`OUTPUT_DIR/generations.jsonl` is only ever appended to. Everything else in the folder is derived
+from it, and can be derived again without asking the teacher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class FolderLock:
-    """Holds `OUTPUT_DIR` for one run; the kernel lets go of it when the process dies."""
+    """Locks `OUTPUT_DIR` for one run; the kernel releases the lock when the process dies."""
 
     def __init__(self, folder: Path) -> None:
         """Locks `folder`, which is made if need be.
@@ -53,7 +53,7 @@ class FolderLock:
             os.write(self._fd, f"{os.getpid()}\n".encode("ascii"))
 
     def release(self) -> None:
-        """Lets another run have the folder."""
+        """Releases the lock."""
         os.close(self._fd)
 
 
@@ -80,7 +80,7 @@ class Totals:
 
 
 class LineIndex:
-    """Key → place of a line in a file.
+    """Maps a key to the position of a line in a file.
 
     A temporary SQLite database with a bounded page cache: memory does not grow with its size.
     """
@@ -96,7 +96,7 @@ class LineIndex:
         self._database.execute("BEGIN")
 
     def put(self, key: str, start: int, length: int, file: int = 0) -> None:
-        """Remembers where the line of `key` (hex digits) is; the last one counts.
+        """Records the position of the line of `key` (hex digits); the last one counts.
 
         Raises:
           UserError: the index does not fit into memory, nor the rest of it onto the disk.
@@ -172,11 +172,11 @@ class Journal(Closing):
         return completion_of(json.loads(os.pread(self._fd, place[1], place[0])))
 
     def append(self, request: Request, completion: Completion, *, final: bool = True) -> None:
-        """Writes one completion down.
+        """Appends one completion.
 
         Args:
-          request: What was asked.
-          completion: What was said.
+          request: The request.
+          completion: Its answer.
           final: Whether it counts as done; False notes a fault that a restart tries again.
 
         Raises:
@@ -234,7 +234,7 @@ class Journal(Closing):
         require_named(self.path, self._fd)
 
     def close(self) -> None:
-        """Syncs, closes and lets go of the folder.
+        """Syncs and closes the journal, and releases the folder.
 
         Raises:
           UserError: see `sync`.

@@ -1,4 +1,4 @@
-"""What is asked for one example, and what is made of the answers.
+"""Turns an example into requests, and their completions into candidates.
 
 A plan is a generator per example: it yields rounds of requests and is sent their completions. The
 runner drives it by asking the teacher, `derive` drives the same generator from the journal alone;
@@ -46,11 +46,11 @@ class Candidate:
       text: The completion as received (of the first call).
       rationale: Parsed rationale, '' when unparsed.
       label: Parsed label, '' when unparsed.
-      truncated: Whether the completion ended for want of tokens.
+      truncated: Whether the completion ended because it had reached its maximum of tokens.
       logprob: Mean log-probability of a token, or None.
       error: Why there is no completion, or None.
       missing: Whether the journal does not have it (yet).
-      judge: Tells whether a label agrees with gold; None without gold.
+      judge: Whether a label agrees with gold; None without gold.
     """
 
     sample: int
@@ -75,14 +75,14 @@ class Candidate:
 
     @property
     def right(self) -> bool | None:
-        """Whether the label agrees with gold; None without gold or label (worked out once)."""
+        """Whether the label agrees with gold; None without gold or label (computed once)."""
         if self._right is None and self.judge is not None and self.label:
             self._right = self.judge(self.label)
         return self._right
 
     @property
     def wrong_equations(self) -> tuple[str, ...]:
-        """Equations of the rationale that do not hold (worked out when first asked for)."""
+        """Equations of the rationale that do not hold (computed on first use)."""
         if self._wrong_equations is None:
             self._wrong_equations = tuple(wrong_equations(self.rationale))
         return self._wrong_equations

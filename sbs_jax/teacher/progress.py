@@ -1,4 +1,4 @@
-"""What a person sees while the teacher works: one bar, a few lines."""
+"""The progress of the teacher on the terminal: a bar and a few lines."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Watch:
         self.candidates += len(candidates)
         parsed = sum(c.parsed for c in candidates)
         self.parsed += parsed
-        # Judging takes a tenth of a request's time; beyond two hundred, every 16th tells enough
-        # for a bar. The table at the end counts all.
+        # Scoring takes a tenth of the time of a request; beyond two hundred examples, every 16th is
+        # enough for a bar. The table at the end counts all of them.
         judged = self.done <= 200 or self.done % 16 == 0
         if judged and example.label and not any(c.missing for c in candidates):
             own = [c for c in candidates if c.kind == "rationale"]

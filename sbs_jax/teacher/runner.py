@@ -1,6 +1,6 @@
-"""The engine: drives plans, asks a backend, writes the journal, survives what servers do.
+"""Drives plans: asks a backend, retries, and writes completions into the journal.
 
-A request counts as done when its completion is in the journal, and at no other moment.
+A request counts as done once its completion is in the journal, and not before.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ _YIELD_EVERY = 64
 
 
 class Observer(Protocol):
-    """Watches a run (the progress bar)."""
+    """Receives the events of a run; the progress bar is one."""
 
     def example(self, example: AskedExample, candidates: list[Candidate]) -> None:
-        """An example has all that it will get in this run."""
+        """Is called when an example has everything that it will get in this run."""
 
     def completion(self, completion: Completion) -> None:
-        """A completion was journaled."""
+        """Is called when a completion was written into the journal."""
 
     def note(self, text: str) -> None:
-        """Something a person should know."""
+        """Is called with a sentence for the user."""
 
 
 @dataclass
 class Report:
-    """What happened in one run.
+    """Counts of one run.
 
     Attributes:
-      examples: Examples that were gone through.
+      examples: Examples that the run came to.
       asked: Completions received in this run.
-      sent: HTTP requests or their like, retries included.
+      sent: Calls of the backend (HTTP requests, for a server), retries included.
       reused: Completions that the journal already had.
-      row_faults: Rows that the server refuses for good.
-      failed: Rows given up for now; the next start asks for them again.
-      deferred: Requests written down for later.
-      retries: By reason.
+      row_faults: Rows that the server refuses permanently.
+      failed: Rows given up in this run; the next start asks for them again.
+      deferred: Requests written into files, to be answered later (`batch_file`).
+      retries: Tries after the first one.
       stopped: Why it stopped before the end, or None.
       seconds: Wall time.
     """
@@ -79,13 +79,13 @@ class Report:
 
 
 class _Open(NamedTuple):
-    """A round of requests of which some are not answered yet.
+    """A round of requests, some of which are not answered yet.
 
     Attributes:
       wanted: The requests.
       answers: Their completions, None where it is missing.
-      mine: Places of those that this example asks for.
-      others: Place → the completion that another example is asking for.
+      mine: Indices of the requests that this example sends.
+      others: Index → the completion that another example is waiting for.
     """
 
     wanted: Round
@@ -113,7 +113,7 @@ class Runner:
           backend: Who answers.
           journal: Where completions are written.
           flow: Limits.
-          observer: Is told of every completion and example.
+          observer: Receives every completion and example.
           blotter: Takes secrets out of what the backend says before it is written or shown.
         """
         self.plan = plan
@@ -169,7 +169,7 @@ class Runner:
         return self.report
 
     def stop(self, reason: str) -> None:
-        """Sends nothing more; what is in flight is awaited."""
+        """Sends no further requests; those in flight are awaited."""
         if not self._stop.is_set():
             self.report.stopped = reason
             self._stop.set()
@@ -218,7 +218,7 @@ class Runner:
         steps: Generator[Round, Answers, list[Candidate]],
         answers: Answers | None,
     ) -> _Open | None:
-        """Goes on with `steps` as far as the journal goes.
+        """Advances `steps` as far as the journal has completions.
 
         Returns:
           The round at which something is missing; None at the end. What is missing is claimed, so
@@ -270,7 +270,7 @@ class Runner:
                     flying = self._flying.pop(wanted[place].key)
                     if not flying.done():
                         flying.set_exception(Stopped())
-                        flying.exception()  # perhaps nobody waits for it
+                        flying.exception()  # retrieved, in case no example waits for it
             open_round = self._replay(example, steps, answers)
 
     async def _fill(self, open_round: _Open, places: list[int]) -> None:
@@ -294,8 +294,8 @@ class Runner:
         while True:
             async with self._slots:
                 if self.backend.one_first and not self._successes:
-                    # The first request goes alone: a wrong key is told of once, not a hundred
-                    # times, and a server's prefix cache is warm when the others come.
+                    # The first request is sent alone: a wrong key is reported once, not a hundred
+                    # times, and the server's prefix cache is warm for the others.
                     async with self._trial:
                         outcome = None if self._successes else await self._try(group, tries + 1)
                 else:
@@ -305,7 +305,7 @@ class Runner:
             if not isinstance(outcome, Transient):
                 return outcome
             tries += 1
-            # Neither a server that is down nor a rate limit is this row's fault.
+            # A server that is down, or a rate limit, is no fault of this row.
             if not self._gate.breaker.open:
                 counted += 1 if outcome.retry_after is None else 0.1
             if counted > self.flow.max_retries:
@@ -358,7 +358,7 @@ class Runner:
         completions = [Completion("", error=str(error), tries=tries) for _ in group]
         pairs = list(zip(group, completions, strict=True))
         if not error.row and not self._proven:
-            # One row's fault or everybody's? The next request tells.
+            # The next request shows whether this concerns one row or all of them.
             if self._unclear:
                 self._fail(UserError(str(error)))
                 raise Stopped

@@ -1,4 +1,4 @@
-"""Text from an LLM is hostile until shown otherwise: what may go into a file or onto a screen."""
+"""Sanitizes text of LLMs and servers before it goes into a file or onto a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What travels between the parts of the teacher: examples, requests, completions, faults."""
+"""Types shared by the parts of the teacher: examples, requests, completions, errors."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ class Request:
 
 @dataclass(slots=True)
 class Completion:
-    """What a backend said to a request.
+    """A backend's answer to a request.
 
     Attributes:
       text: The completion, exactly as received; '' when there is an `error`.
       finish_reason: 'stop', 'length', … as the server says, '' when it says nothing.
-      prompt_tokens: Of the usage that the server reports; estimated when it reports none.
-      completion_tokens: Likewise.
+      prompt_tokens: Tokens of the prompt, from the server's usage; estimated without one.
+      completion_tokens: Tokens of the completion, from the server's usage; estimated without one.
       usage_estimated: Whether the two counts are our estimate.
       logprob: Sum of the log-probabilities of the completion's tokens, or None.
-      server: What else the server said: its model name, fingerprint, id, cached tokens.
+      server: Further fields of the response: model name, fingerprint, cached tokens, reasoning.
       seconds: From sending to the last byte.
       tries: How many times it was sent.
       error: Why this row has no completion (a fault of this row alone), or None.
@@ -80,7 +80,7 @@ class Completion:
 
 
 class Transient(Exception):
-    """The request failed for a reason that may pass: ask again.
+    """Raised when a request failed for a reason that may pass, so that it is sent again.
 
     Attributes:
       retry_after: Seconds that the server wants us to wait, or None.
@@ -96,7 +96,7 @@ class Transient(Exception):
 
 
 class Refused(Exception):
-    """The server refused this request and would refuse it again.
+    """Raised when the server refused a request and would refuse it again.
 
     Attributes:
       row: True when it is surely this row's fault (too long a prompt); False when it may be a
@@ -111,22 +111,22 @@ class Refused(Exception):
 
 
 class SplitGroup(Exception):
-    """The server does not give several samples at once: ask for them one by one."""
+    """Raised when the server does not return several samples at once."""
 
 
 class Deferred(Exception):
-    """The request was written down; its answer comes in a later run (`batch_file`)."""
+    """Raised when a request was written to a file and is answered in a later run (`batch_file`)."""
 
 
 class Backend(Protocol):
-    """Who answers requests. Implementations live in `backends/`.
+    """The interface of what answers requests; implementations live in `backends/`.
 
     Attributes:
       name: As in gin: 'openai_compat', 'local', 'batch_file', 'scripted'.
       model: The name that goes into the request body and so into the key.
       samples_per_request: How many samples of one example may go into one call of `complete`.
-      one_first: Whether the first request goes alone, to see whether any works.
-      min_concurrency: How many requests it wants to see at once.
+      one_first: Whether the first request is sent alone, to see whether it succeeds.
+      min_concurrency: Number of concurrent requests that it needs to form batches.
     """
 
     name: str
@@ -152,4 +152,4 @@ class Backend(Protocol):
         """Returns how many tokens `prompt` has and whether that is exact."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns what `run.json` says of it; never a key or a password."""
+        """Returns what `run.json` records of it, which never includes a key or a password."""

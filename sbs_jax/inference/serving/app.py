@@ -1,8 +1,8 @@
-"""The service and its HTTP face.
+"""The service and its HTTP interface.
 
-`Service` knows one predictor and its queue; `create_app` puts FastAPI around it. The event loop
-only parses, queues and writes: texts become tokens in a thread pool, and the model has a thread of
-its own (`batcher`).
+`Service` holds one predictor and its queue; `create_app` wraps it in a FastAPI application. The
+event loop only parses, queues and writes: texts are tokenized in a thread pool, and the model runs
+in a thread of its own (`batcher`).
 """
 
 import asyncio
@@ -38,8 +38,8 @@ class Service:
     """One predictor behind a bounded queue.
 
     Attributes:
-      metrics: what Prometheus is told.
-      batcher: the queue and the model's thread.
+      metrics: the metrics that `/metrics` returns.
+      batcher: the queue and the thread of the model.
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class Service:
 
     @property
     def answers(self) -> bool:
-        """Whether requests are answered, be it for a last time."""
+        """Whether requests are answered; while the service drains, they still are."""
         return self._warm and not self._failed and self.batcher.is_alive
 
     def start(self) -> None:
-        """Starts the model's thread, which warms up first."""
+        """Starts the thread of the model, which compiles and warms up first."""
         self.batcher.start(self._warm_up)
 
     def drain(self) -> None:
-        """Tells `/healthz` to say that this service is going away; requests are still answered."""
+        """Has `/healthz` report that the service shuts down; requests are still answered."""
         self._draining = True
 
     def close(self, seconds: float | None = None) -> None:
@@ -116,7 +116,7 @@ class Service:
         self.batcher.close(seconds)
 
     def prepare(self, request: Any) -> tuple[list[tuple[Any, Any]], list[int | None]]:
-        """Makes a request's jobs for the batcher.
+        """Creates the jobs of a request for the batcher.
 
         Returns:
           Pairs of group and query: one for each input's label, then those for rationales; and for
@@ -160,7 +160,7 @@ class Service:
         return jobs, places
 
     def _run(self, queries: list[Any]) -> list[Any]:
-        # All candidates: their scores are told.
+        # All candidates, because the answer holds the score of each.
         closed = queries[0].kind == "label" and (queries[0].candidates or self.predictor.closed_set)
         most = 1
         if closed:
@@ -245,7 +245,7 @@ def create_app(
         answers = await _unless_gone(http, futures)
         if answers is None:
             service.batcher.cancel(futures)
-            return Response(status_code=499)  # nobody reads it; for the metrics
+            return Response(status_code=499)  # for the metrics alone: the client is gone
         service.metrics.inputs(count)
         predictions = [
             _prediction(answer, None if place is None else answers[place].text, request.explain)
@@ -261,7 +261,7 @@ def create_app(
     )
     async def healthz(http: Request) -> Response:
         status = service.status
-        # A probe needs no key, and is told no name.
+        # A probe needs no key, and does not learn the name of the model.
         name = service.predictor.name if http.scope.get(limits.TRUSTED, True) else ""
         content = {"status": status, "model": name}
         return JSONResponse(content, 200 if status == "ready" else 503)
@@ -323,7 +323,7 @@ async def _unless_gone(request: Request, futures: Sequence[Future[Any]]) -> list
         await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
         if answers.done():
             return answers.result()
-        # asyncio would log an error that nobody asks for.
+        # Retrieves the exception, which asyncio would log otherwise.
         answers.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         answers.cancel()
         return None
@@ -362,7 +362,7 @@ def _sentence(error: RequestValidationError) -> str:
     )
     if worst["type"] == "json_invalid":
         return "The body is no JSON."
-    # Among them are names of types that were tried; a client's own key is told as it is.
+    # The place contains names of types that were tried; an unknown key of the client is shown.
     place = [part for part in worst["loc"][1:] if isinstance(part, int) or part in _FIELDS]
     if worst["type"] == "extra_forbidden":
         place.append(worst["loc"][-1])

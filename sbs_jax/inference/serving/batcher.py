@@ -1,4 +1,4 @@
-"""Dynamic batching: one thread that has the model, and a bounded queue in front of it."""
+"""Dynamic batching: one thread runs the model, behind a bounded queue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 RunFn = Callable[[list[Any]], list[Any]]
-"""Answers the jobs of one batch, in their order."""
+"""Returns the answers to the jobs of one batch, in their order."""
 
 
 class FullError(Exception):
-    """The queue has no room.
+    """Raised when the queue has no room.
 
     Attributes:
       retry_after: seconds, at least 1, after which there should be room.
@@ -31,18 +31,18 @@ class FullError(Exception):
 
 
 class ClosedError(Exception):
-    """The service is shutting down, or its thread has died."""
+    """Raised when the service is shutting down, or its thread has died."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What the thread ran, for metrics.
+    """A batch that the thread ran, for metrics.
 
     Attributes:
-      group: that its jobs share.
-      size: how many jobs.
-      seconds: how long it took.
-      waited: seconds that the oldest of them had waited.
+      group: the group of its jobs.
+      size: number of jobs.
+      seconds: duration of the batch, in seconds.
+      waited: time that its oldest job had waited, in seconds.
     """
 
     group: Hashable
@@ -81,7 +81,7 @@ class Batcher:
           max_rows: the most jobs of a batch.
           max_waiting: the most jobs that wait; those that run do not count.
           max_delay: seconds for which a batch that is not full waits for company.
-          on_batch: told about every batch, in the batcher's thread.
+          on_batch: called with every batch, in the batcher's thread.
         """
         self._run = run
         self._max_rows = max_rows
@@ -97,12 +97,12 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait."""
+        """Number of jobs in the queue."""
         return self._count
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs that are submitted will be answered."""
+        """Whether submitted jobs will be answered."""
         return self._thread is not None and self._thread.is_alive() and not self._closing
 
     def start(self, first: Callable[[], None] = lambda: None) -> None:
@@ -148,7 +148,7 @@ class Batcher:
         return futures
 
     def cancel(self, futures: Sequence[Future[Any]]) -> None:
-        """Takes jobs out of the queue that nobody waits for any more; running ones run on."""
+        """Removes jobs from the queue whose client is gone; jobs that are running go on."""
         gone = {id(future) for future in futures if future.cancel()}
         if not gone:
             return

@@ -91,7 +91,7 @@ class Connections:
         self._waiting.pop(connection, None)
 
     def closing(self, reason: str) -> None:
-        """Counts a connection that is closed before its time; the log tells of them in sums."""
+        """Counts a connection that is closed early; the log reports them in sums."""
         self._on_close(reason)
         self._closed[reason] += 1
         if self._telling is None:
@@ -148,7 +148,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(503, b"Too many requests at a time; try again later.")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio: tells the request under way, which is not always the last one sent."""
+        """See asyncio: ends the request under way, which is not always the last one received."""
         self._connections.remove(self)
         self._expect(None)
         self._stop_stalling()

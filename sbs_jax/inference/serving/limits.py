@@ -198,7 +198,8 @@ class Guard:
           hosts: names that clients may know this service by, without ports; None allows any.
           api_key: what they have to bring as `Authorization: Bearer KEY` or `X-API-Key: KEY`;
             None for nothing.
-          probe: a path that everybody may ask, under any name; the scope's `TRUSTED` tells who.
+          probe: a path that any client may request under any host name; the scope's `TRUSTED` holds
+            whether it might request the other paths, too.
           keyless: paths that need no key.
         """
         self._app = app
@@ -261,7 +262,7 @@ def _digest(key: bytes) -> bytes:
 
 
 class Observe:
-    """Tells a function about every answer: path (of `paths`, else `other`), status and seconds."""
+    """Calls a function for every answer: path (one of `paths`, or `other`), status, seconds."""
 
     def __init__(
         self, app: App, *, paths: frozenset[str], tell: Callable[[str, int, float], None]
@@ -295,7 +296,7 @@ async def problem(
     rest: Receive | None = None,
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Sends an error, and lets the connection be closed: there may be more of a body to come.
+    """Sends an error and closes the connection, because the rest of a body may still arrive.
 
     Args:
       send: ASGI's.

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""The metrics of a service, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """Counters of one service."""
+    """Counters, gauges and histograms of one service."""
 
     def __init__(self, waiting: Callable[[], int], ready: Callable[[], bool]) -> None:
-        """Makes them.
+        """Creates the metrics.
 
         Args:
-          waiting: tells how many jobs wait.
-          ready: tells whether requests are answered.
+          waiting: returns the number of jobs in the queue.
+          ready: returns whether requests are answered.
         """
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
@@ -65,20 +65,20 @@ class Metrics:
         Gauge("sbs_ready", "1 if requests are answered.", registry=registry).set_function(ready)
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """Counts a request that was answered."""
+        """Counts an answered request and its latency in seconds."""
         self._requests.labels(path, str(status)).inc()
         self._latency.labels(path).observe(seconds)
 
     def inputs(self, count: int) -> None:
-        """Counts inputs that were answered."""
+        """Counts answered inputs."""
         self._inputs.inc(count)
 
     def rejected(self, count: int) -> None:
-        """Counts inputs that found the queue full."""
+        """Counts inputs that were refused because the queue was full."""
         self._rejected.inc(count)
 
     def batch(self, batch: Batch) -> None:
-        """Counts a batch."""
+        """Counts a batch: its size, its time and its wait."""
         kind = str(getattr(batch.group, "kind", batch.group))
         self._rows.labels(kind).observe(batch.size)
         self._seconds.labels(kind).observe(batch.seconds)
@@ -94,5 +94,5 @@ class Metrics:
         gauge.set_function(count)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

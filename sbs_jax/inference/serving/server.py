@@ -1,4 +1,4 @@
-"""Runs the service: a socket, signals, and an orderly end."""
+"""Runs the service: its socket, signals, and an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OWN_FILES = 64  # besides connections: libraries, logs, devices
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which on a signal first lets clients know, and only then stops listening."""
+    """A uvicorn server that announces its shutdown to clients before it stops listening."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Clients that never read, and requests that take too long, do not hold up the end. What
-        # waits for them is told that they are gone, and ends in order.
+        # Clients that never read, and requests that take too long, do not delay the shutdown: their
+        # connections are closed, and what waits for them ends in order.
         late = asyncio.get_running_loop().call_later(self._shutdown_seconds, self._too_late)
         try:
             await super().shutdown(sockets)
@@ -69,8 +69,8 @@ class _Server(uvicorn.Server):
             return
         log.info("Shutting down: requests under way are answered.")
         self._service.drain()
-        # From here on every answer tells its client to close the connection, so that none sends a
-        # request into one that is about to be closed.
+        # From here on every answer asks its client to close the connection, so that no request is
+        # sent into a connection that is about to be closed.
         self._loop.call_soon_threadsafe(self._say_goodbye)
 
     def _say_goodbye(self) -> None:
@@ -81,10 +81,10 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Opens the socket that the service listens on; port 0 takes a free one.
+    """Opens the socket that the service listens on; port 0 chooses a free one.
 
     Raises:
-      UserError: it is taken, or not ours to take.
+      UserError: the port is in use, or this user may not listen on it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -194,5 +194,5 @@ def run(
 
 
 def port(listener: socket.socket) -> int:
-    """The port of a socket from `listen`."""
+    """Returns the port of a socket from `listen`."""
     return listener.getsockname()[1]

@@ -201,7 +201,7 @@ class LocalBackend:
         """Takes a batch off the queue: the oldest, with those that are most like it.
 
         Returns:
-          The batch, and the beginning that it shares with everybody of its kind who waits.
+          The batch, and the prefix that it shares with all waiting prompts of its kind.
         """
         from sbs_jax.decoding.completions import shared_beginning
 

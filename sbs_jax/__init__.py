@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sbs_jax.data.rows import read_rows as read_rows
     from sbs_jax.data.settings import DataSettings as DataSettings
     from sbs_jax.data.sources import register_public as register_public
+    from sbs_jax.inference.predictor import load_predictor as load_predictor
+    from sbs_jax.programs.assembly import TrainConfig as TrainConfig
+    from sbs_jax.programs.train import train as train
 
 __version__ = "0.1.0"
 
@@ -27,15 +30,19 @@ if (_checkout / "setup.py").is_file() and (_checkout / "tasks").is_dir():
     __path__.append(str(_checkout))
 
 # Where `from sbs_jax import NAME` finds each name, when it is first asked for. Importing `sbs_jax`
-# itself loads neither TensorFlow nor JAX.
+# itself loads neither TensorFlow nor JAX. (The module `sbs_jax.train`, the command, takes the place
+# of the function once it is imported: nothing in this package does that.)
 _PUBLIC = {
     "DataSettings": "sbs_jax.data.settings",
+    "TrainConfig": "sbs_jax.programs.assembly",
     "Example": "sbs_jax.data.release",
     "Row": "sbs_jax.data.rows",
     "find_dataset": "sbs_jax.data.registration",
     "read_rows": "sbs_jax.data.rows",
     "register_dataset": "sbs_jax.data.registration",
     "register_public": "sbs_jax.data.sources",
+    "load_predictor": "sbs_jax.inference.predictor",
+    "train": "sbs_jax.programs.train",
 }
 
 

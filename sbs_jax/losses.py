@@ -45,6 +45,10 @@ def check_hyperparameters(
 ) -> None:
     """Rejects hyperparameters outside their range.
 
+    >>> check_hyperparameters(loss_normalization="token_mean", label_smoothing=1.0, z_loss=0.0)
+    Traceback (most recent call last):
+    sbs_jax.errors.UserError: LABEL_SMOOTHING = 1.0 must lie in [0, 1).
+
     Raises:
       UserError: names the parameter and its range.
     """
@@ -136,6 +140,11 @@ def part_weights(
 
     The weights of each part sum to 1, or are all 0 where the batch holds none of it. Call this on
     the global batch, before it is cut into microbatches.
+
+    One row with a label of one token, a rationale of two, and padding:
+
+    >>> part_weights(jnp.array([[1, 2, 2, 0]]), jnp.array([[1, 2, 2, 0]])).tolist()
+    [[1.0, 0.5, 0.5, 0.0]]
 
     Args:
       target_parts: `parts.PADDING`, `parts.LABEL` or `parts.RATIONALE` of each target token.

@@ -1,5 +1,7 @@
 """The loss against formulas written out in numpy (float64) and against optax."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,11 @@ from sbs_jax.errors import UserError
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
 
 VOCAB = 11
+
+
+def test_the_examples_in_the_docstrings():
+    result = doctest.testmod(losses)
+    assert (result.failed, result.attempted) == (0, 2)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -130,7 +131,8 @@ def fit(
         with stop, progress, hooks.Feed(batches, to_device, count) as feed:
             while step < train_steps and not stopping:
                 fed = next(feed)
-                state, metrics = step_fn(state, fed.batch)
+                with _no_transfers():
+                    state, metrics = step_fn(state, fed.batch)
                 step += 1
                 run.record_pending()
                 run.pend(step, metrics, fed)
@@ -155,6 +157,16 @@ def fit(
     if stopping and step < train_steps:
         _tell_how_to_go_on(progress, stop, checkpoints, step, train_steps)
     return Finished(state, step, interrupted=stopping and step < train_steps)
+
+
+@contextlib.contextmanager
+def _no_transfers() -> Iterator[None]:
+    """Makes a transfer between host and devices an error: it would make each step wait for it."""
+    with (
+        jax.transfer_guard_host_to_device("disallow"),
+        jax.transfer_guard_device_to_host("disallow"),
+    ):
+        yield
 
 
 class _Run:

@@ -132,7 +132,9 @@ def test_nul_bytes_and_blank_rationales_train(tmp_path):
 def counts_of(tmp_path, task):
     settings = DataSettings(model_dir=str(tmp_path / "m"), vocabulary_size=400)
     with settings_lib.override(settings):
-        return pipeline.load_records(task, "train", {"inputs": 32, "targets": 32}).counts
+        return pipeline.load_records(
+            resolve_task(task), "train", {"inputs": 32, "targets": 32}
+        ).counts
 
 
 def test_a_misspelt_rationale_field_is_an_error_that_names_the_fields_seen(tmp_path):

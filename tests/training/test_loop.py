@@ -107,6 +107,17 @@ def wait_for(condition, *children, seconds=120):
         time.sleep(0.001)
 
 
+def test_a_batch_that_was_left_on_the_host_is_an_error():
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        fit(
+            start=Start(toy_run.fresh_state(mesh_of(1, 8))),
+            step_fn=toy_run.step_fn,
+            batches=toy_run.ToyBatches(),
+            train_steps=2,
+            to_device=lambda batch: batch,
+        )
+
+
 def test_records_evaluates_and_saves(whole):
     record = record_of(whole)
     train = [line for line in record if line["split"] == "train"]

@@ -1,5 +1,6 @@
 """What each package may import: the core runs where there is no TensorFlow and no torch."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -110,3 +111,44 @@ def test_no_test_imports_another_test():
         if pattern.match(line)
     ]
     assert wrong == []
+
+
+def stands_on():
+    """The table of docs/architecture.md: each room with the rooms that it may import."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = text.partition("| room | stands on |")[2].split("\n\n")[0].splitlines()[2:]
+    cells = [[re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:3]] for line in lines]
+    rooms = {room for (room,), _ in cells}
+    return {
+        room: rooms - {room, *others} if "every room but" in line else set(others)
+        for line, ((room,), others) in zip(lines, cells, strict=True)
+    }
+
+
+def imports_of(room):
+    """The rooms that modules of a room import, wherever in them."""
+    found = set()
+    folder = ROOT / ("tasks" if room == "tasks" else f"sbs_jax/{room}")
+    for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module == "sbs_jax":
+                names = [f"sbs_jax.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            found |= {name.split(".")[1] for name in names if name.startswith("sbs_jax.")}
+    return found
+
+
+def test_rooms_import_what_the_architecture_says():
+    allowed = stands_on()
+    packages = {path.parent.name for path in (ROOT / "sbs_jax").glob("*/__init__.py")}
+    assert packages | {"tasks", "student"} == set(allowed)
+    wrong = {
+        f"{room} imports {other}"
+        for room, others in allowed.items()
+        for other in imports_of(room) & set(allowed) - {room, *others}
+    }
+    assert wrong == set()

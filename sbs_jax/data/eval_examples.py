@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from sbs_jax.data.preprocessors import (
 )
 from sbs_jax.data.records import cut_sequences
 from sbs_jax.data.release import Example, rationale_texts
+from sbs_jax.data.release import where as place
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
@@ -33,14 +34,16 @@ class EvalExamples:
       inputs: texts, without prefix.
       labels: gold, whatever the task trains on.
       llm_labels: the teacher's, ``''`` where there is none.
-      llm_rationales: the teacher's, likewise.
-      rationales: of people, likewise.
+      llm_rationales: the teacher's rationales, ``''`` where there is none.
+      rationales: people's rationales, ``''`` where there is none.
+      references: the rationales that the task trains (the teacher's or people's), all that are not
+        blank; the student's are compared with them.
       label_inputs: int32 [N, L], encoder tokens that ask for the label, padded with 0. L is the
         longest of both kinds of inputs, rounded up to a multiple of 16 and at most S.
-      rationale_inputs: int32 [N, L], likewise for the rationale.
+      rationale_inputs: int32 [N, L], encoder tokens that ask for the rationale, padded with 0.
       label_prompt: int32 [P], what the decoder is given before it writes a label; empty unless the
         prefixes are on its side (`DataSettings.prefix_side`).
-      rationale_prompt: int32 [P], likewise.
+      rationale_prompt: int32 [P], what the decoder is given before it writes a rationale.
       scorer: key of `sbs_jax.metrics.SCORERS`; how labels are judged.
       label_set: all labels that there are; () if there is no end to them.
       joint_separator: what stands before the label in what the student writes when it is asked for
@@ -54,6 +57,7 @@ class EvalExamples:
     llm_labels: list[str]
     llm_rationales: list[str]
     rationales: list[str]
+    references: list[list[str]]
     label_inputs: np.ndarray
     rationale_inputs: np.ndarray
     label_prompt: np.ndarray
@@ -115,7 +119,11 @@ def load_eval_examples(
             for text, rationale in zip(inputs, rationales, strict=True)
         ]
     asked += [rationale_prefix + text for text in inputs]
-    tokens, cut = _encode(task, asked, input_limit, f"'{task.name}' ({split})")
+
+    def place_of(index: int) -> str:
+        return place(examples[index % len(examples)])  # labels are asked for, then rationales
+
+    tokens, cut = _encode(task, asked, input_limit, f"'{task.name}' ({split})", place_of)
     return EvalExamples(
         ids=[example["id"] for example in examples],
         inputs=inputs,
@@ -123,6 +131,10 @@ def load_eval_examples(
         llm_labels=[example.get("llm_label", "") for example in examples],
         llm_rationales=[_first_rationale(example, "llm_rationale") for example in examples],
         rationales=[_first_rationale(example, "rationale") for example in examples],
+        references=[
+            [text for text in rationale_texts(example.get(info.rationale_key, "")) if text.strip()]
+            for example in examples
+        ],
         label_inputs=tokens[: len(inputs)],
         rationale_inputs=tokens[len(inputs) :],
         label_prompt=prompts[0],
@@ -138,13 +150,15 @@ def _first_rationale(example: Example, key: str) -> str:
     return rationale_texts(example.get(key, ""))[0]
 
 
-def _encode(task: ResolvedTask, texts: list[str], limit: int, where: str) -> tuple[np.ndarray, int]:
+def _encode(
+    task: ResolvedTask, texts: list[str], limit: int, where: str, place_of: Callable[[int], str]
+) -> tuple[np.ndarray, int]:
     """Returns padded tokens int32 [texts, L], EOS included, and how many texts were cut."""
     with settings_lib.override(task.settings):
         encoded = task.info.dataset.vocabulary.encode_batch(texts)
     lengths = np.array([len(ids) + 1 for ids in encoded], np.int64)
     if task.settings.strict_lengths:
-        refuse_cuts(where, "inputs", lengths, limit)
+        refuse_cuts(where, "inputs", lengths, limit, place_of)
     tokens = np.fromiter((token for ids in encoded for token in (*ids, EOS_ID)), np.int32)
     cut = cut_sequences(tokens, lengths, limit)
     lengths = np.diff(cut.offsets)
@@ -154,12 +168,33 @@ def _encode(task: ResolvedTask, texts: list[str], limit: int, where: str) -> tup
     return padded, cut.count
 
 
-def refuse_cuts(where: str, feature: str, lengths: np.ndarray, limit: int) -> None:
-    """Raises a `UserError` if a length exceeds `limit`; for `DataSettings.strict_lengths`."""
+def refuse_cuts(
+    where: str,
+    feature: str,
+    lengths: np.ndarray,
+    limit: int,
+    place_of: Callable[[int], str] | None = None,
+) -> None:
+    """Raises a `UserError` if a length exceeds `limit`; for `DataSettings.strict_lengths`.
+
+    Args:
+      where: the task and the split.
+      feature: ``inputs`` or ``targets``.
+      lengths: int [R], in tokens.
+      limit: the feature's length.
+      place_of: returns the file and the line of a sequence, by its index in `lengths`; None if
+        they are not known.
+    """
     cut = int((lengths > limit).sum())
     if cut:
+        first, longest = int(np.argmax(lengths > limit)), int(lengths.argmax())
+        places = (
+            ""
+            if place_of is None
+            else f" (the first: {place_of(first)}; the longest: {place_of(longest)})"
+        )
         raise UserError(
             f"{cut} of the {lengths.size} {feature} of {where} are longer than TASK_FEATURE_LENGTHS"
             f"['{feature}'] = {limit} (the longest has {lengths.max()} tokens), and STRICT_LENGTHS "
-            "is set."
+            f"is set{places}."
         )

@@ -7,11 +7,13 @@ so that the order of batches is independent of processes, and resumes to the bit
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 
 from sbs_jax.data import registration
+from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import (
     Batching,
     EvalBatches,
@@ -31,6 +33,7 @@ from sbs_jax.data.records import (
     join_records,
     shared_sources,
 )
+from sbs_jax.data.release import where as place
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
 
@@ -80,8 +83,11 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
     cut_targets = cut_sequences(targets, target_lengths, target_limit)
     if settings.strict_lengths:
         where = f"'{task.name}' ({split})"
-        refuse_cuts(where, "inputs", input_lengths, input_limit)
-        refuse_cuts(where, "targets", target_lengths, target_limit)
+        place_of = None
+        if task.info is not None and columns["example_count"][0].size:
+            place_of = functools.partial(_place_of, task, split, columns["example"][0])
+        refuse_cuts(where, "inputs", input_lengths, input_limit, place_of)
+        refuse_cuts(where, "targets", target_lengths, target_limit, place_of)
     parts = _spread_parts(*columns["part"], target_lengths)[cut_targets.kept]
     counts = _count(task, columns, parts, cut_targets.offsets)
     counts = dataclasses.replace(counts, cut_inputs=cut_inputs.count, cut_targets=cut_targets.count)
@@ -99,6 +105,13 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
         if settings.prefix_side == "decoder"
         else None,
     )
+
+
+def _place_of(task: ResolvedTask, split: str, example: np.ndarray, record: int) -> str:
+    """Returns the file and the line of a record's example, which is read again for it."""
+    with settings_lib.override(task.settings):
+        examples = registration.load_examples(task.info.dataset, split)
+    return place(examples[int(example[record])])
 
 
 def _spread_parts(

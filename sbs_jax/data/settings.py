@@ -46,8 +46,9 @@ class DataSettings:
       rationale_prefix: what stands in front of an input when the rationale is asked for.
       prefix_side: whether the prefixes stand in front of the ``encoder``'s input, or are what the
         ``decoder`` is given to begin with. The latter encodes an input once for both parts.
-      keep_blank_rationales: keep records whose rationale is empty (an unparsed completion), as the
-        published code does; they then teach the student to explain nothing.
+      keep_blank_rationales: train what the published code trains where a completion does not
+        parse: records with an empty rationale, which teach the student to explain nothing, and the
+        text before the answer where only the label did not parse (`parsers.kept_rationale`).
       strict_lengths: a sequence longer than its feature length is an error instead of being cut.
       train_fraction: the share of the training examples that is used, in (0, 1]. For one `seed`
         a smaller share is a part of every larger one. Validation and test never change.

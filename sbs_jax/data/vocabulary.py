@@ -13,12 +13,13 @@ that they never saw.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,11 @@ class DatasetVocabulary(seqio.Vocabulary):
             trained for something else; the texts do not fit `vocabulary_size`.
         """
         settings = settings_lib.current()
-        if settings not in self._resolved:
+        found = self._resolved.get(settings)
+        if found is None or not os.path.isfile(found.sentencepiece_model_file):
             path = settings.vocabulary_path or str(self._trained(settings))
-            self._resolved[settings] = _open(path)
-        return self._resolved[settings]
+            found = self._resolved[settings] = _open(path)
+        return found
 
     def _trained(self, settings: DataSettings) -> Path:
         if settings.model_dir is not None:
@@ -174,6 +176,32 @@ class DatasetVocabulary(seqio.Vocabulary):
 
     def __repr__(self) -> str:
         return f"DatasetVocabulary({self._dataset!r})"
+
+
+@contextlib.contextmanager
+def removed_on_error(model_dir: Path | None) -> Iterator[None]:
+    """Removes the vocabulary that was trained in the ``with`` block if an error ends the block.
+
+    So an error that ends a program before its training leaves nothing in MODEL_DIR, and no folder
+    that was not there before. A vocabulary that was there before the block stays.
+
+    Args:
+      model_dir: the run's folder; None does nothing.
+    """
+    if model_dir is None or (model_dir / "vocabulary" / "spiece.model").is_file():
+        yield
+        return
+    existed = model_dir.is_dir()
+    try:
+        yield
+    except BaseException:
+        folder = model_dir / "vocabulary"
+        for name in ("spiece.model", "origin.json"):
+            (folder / name).unlink(missing_ok=True)
+        for empty in (folder,) if existed else (folder, model_dir):
+            with contextlib.suppress(OSError):  # something else lies there
+                empty.rmdir()
+        raise
 
 
 def require_fit(vocabulary: seqio.Vocabulary, model_vocab_size: int) -> None:

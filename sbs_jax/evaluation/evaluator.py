@@ -265,10 +265,12 @@ def _rationale_scores(
 ) -> dict[str, Value]:
     if rationales is None:
         return {}
-    explained = [pair for pair in zip(rationales, examples.llm_rationales, strict=True) if pair[1]]
+    explained = [pair for pair in zip(rationales, examples.references, strict=True) if pair[1]]
     scores: dict[str, list[float]] = {
-        "rouge_l": [overlap.rouge_l(*pair) for pair in explained],
-        "chrf": [overlap.chrf(*pair) for pair in explained],
+        name: [max(score(text, reference) for reference in texts) for text, texts in explained]
+        for name, score in (("rouge_l", overlap.rouge_l), ("chrf", overlap.chrf))
+    }
+    scores |= {
         "faithfulness": agreements(rationales, predictions, examples.scorer, examples.label_set),
     }
     if examples.scorer in metrics.BY_VALUE:

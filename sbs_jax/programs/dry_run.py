@@ -33,6 +33,7 @@ def show(run: Assembly, batch: Mapping[str, np.ndarray], console: Console | None
 
     line(f"model: {run.student.num_params:,} parameters")
     line(f"mesh: {describe_mesh(run.student.mesh)}")
+    line(f"{run.task.name}: {run.records.counts}")
     for text in memory_lines(run, batch):
         line(f"memory of a device: {text}")
     for text in batch_lines(batch, functools.partial(decode_tokens, run.task.vocabulary)):

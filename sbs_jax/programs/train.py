@@ -5,6 +5,7 @@ from __future__ import annotations
 from jax.sharding import Mesh
 
 from sbs_jax.data import pipeline
+from sbs_jax.data.vocabulary import removed_on_error
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import dry_run as dry_run_lib
 from sbs_jax.programs.assembly import TrainConfig, assemble
@@ -35,7 +36,9 @@ def train(
     """
     run = assemble(config, mesh=mesh, writes=not dry_run)
     step_fn = run.step_fn  # A mistake in the network or the mesh shows before the data is read.
-    batches = run.batches()
+    with removed_on_error(None if dry_run else config.folder):
+        batches = run.batches()
+        evaluate = None if dry_run else run.evaluate
     if dry_run:
         dry_run_lib.show(run, next(batches))
         return None
@@ -46,7 +49,6 @@ def train(
     progress.note(f"batches: {fill}")
     student = run.student
     progress.note(f"{student.num_params:,} parameters on {dry_run_lib.describe_mesh(student.mesh)}")
-    evaluate = run.evaluate
     # A signal that comes while a checkpoint is read counts as well.
     with StopRequest() as stop:
         finished = run.fit(

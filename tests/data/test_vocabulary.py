@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -6,9 +7,18 @@ import pytest
 import sentencepiece
 
 from sbs_jax.data import datasets, registration, vocabulary
+from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
+from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import tf
-from sbs_jax.data.vocabulary import EOS_ID, UNK_ID, require_fit, train_sentencepiece
+from sbs_jax.data.vocabulary import (
+    EOS_ID,
+    UNK_ID,
+    DatasetVocabulary,
+    removed_on_error,
+    require_fit,
+    train_sentencepiece,
+)
 from sbs_jax.errors import UserError
 
 TEXTS = [
@@ -193,3 +203,34 @@ def test_of_very_many_texts_evenly_spaced_ones_are_taken(monkeypatch):
     assert train_sentencepiece(texts, 400) != half
     monkeypatch.setattr(vocabulary, "MOST_TEXTS", 60)
     assert train_sentencepiece(texts, 400) == half
+
+
+def test_an_error_leaves_no_vocabulary_that_was_trained_before_it(tmp_path):
+    texts = TEXTS
+    vocabulary = DatasetVocabulary("left_behind", lambda: texts)
+    model_dir = tmp_path / "run"
+    settings = DataSettings(model_dir=str(model_dir), vocabulary_size=400)
+    with settings_lib.override(settings):
+        with pytest.raises(UserError, match="later"), removed_on_error(model_dir):
+            vocabulary.resolve()
+            assert (model_dir / "vocabulary" / "spiece.model").is_file()
+            raise UserError("later")
+        assert not model_dir.exists()
+        # It is trained again when it is needed again, and stays where nothing fails.
+        with removed_on_error(model_dir):
+            vocabulary.resolve()
+        (model_dir / "config.gin").write_text("")
+        with pytest.raises(UserError), removed_on_error(model_dir):
+            vocabulary.resolve()
+            raise UserError("later")
+    assert (model_dir / "vocabulary" / "spiece.model").is_file()
+    other = tmp_path / "other"
+    other.mkdir()
+    with (
+        settings_lib.override(dataclasses.replace(settings, model_dir=str(other))),
+        pytest.raises(UserError),
+        removed_on_error(other),
+    ):
+        vocabulary.resolve()
+        raise UserError("later")
+    assert list(other.iterdir()) == []

@@ -14,6 +14,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation import decode
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.scores import overlap
 from sbs_jax.student import Student
 from tests.evaluation import toy
 from tests.toy import CONFIG
@@ -217,3 +218,22 @@ def test_a_joint_students_label_is_taken_out_of_its_output(student, params, monk
     assert result["faithfulness"] is None
     assert result["faithfulness_examples"] == 0
     assert 0 < result["chrf"] < 1
+
+
+def test_rationales_are_compared_with_those_that_are_trained(student, params):
+    options = {"splits": ("test",), "with_rationales": True, "max_decode_len": 6}
+    human = _evaluator(student, task="evaluator_toy_explained_sbs_human", **options)
+    values, predictions = (result["test"] for result in human(params))
+    references = [
+        [f"He wrote {i}.", f"Anna has {i} apples and buys pears."] for i in range(len(predictions))
+    ]
+    for name, score in (("rouge_l", overlap.rouge_l), ("chrf", overlap.chrf)):
+        best = [
+            max(score(row["rationale"], text) for text in texts)
+            for row, texts in zip(predictions, references, strict=True)
+        ]
+        assert values[name] == pytest.approx(np.mean(best))
+    assert values["chrf"] > 0
+    # Without rationales of the teacher's there is nothing to compare with.
+    none = _evaluator(student, task="evaluator_toy_explained_standard", **options)
+    assert none(params).metrics["test"]["chrf"] is None

@@ -12,6 +12,18 @@ def register():
         registration.register_dataset(
             "evaluator_toy", load=load, scorer="value", own_validation=True
         )
+        registration.register_dataset(
+            "evaluator_toy_explained", load=load_explained, scorer="value", own_validation=True
+        )
+
+
+def load_explained(split, settings):
+    """The same examples, explained by two people and no teacher."""
+    return [
+        {key: value for key, value in example.items() if not key.startswith("llm_")}
+        | {"rationale": [f"He wrote {i}.", f"Anna has {i} apples and buys pears."]}
+        for i, example in enumerate(load(split, settings))
+    ]
 
 
 def load(split, settings):

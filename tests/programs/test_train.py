@@ -28,13 +28,23 @@ from tests.evaluation import toy
 from tests.toy import CONFIG
 
 
-def run(folder, *, initial=None, steps=2, config=CONFIG, rate=1e-3, **settings):
+def run(
+    folder,
+    *,
+    initial=None,
+    steps=2,
+    config=CONFIG,
+    rate=1e-3,
+    lengths=toy.LENGTHS,
+    dry_run=False,
+    **settings,
+):
     toy.register()
     run_config = TrainConfig(
         model_config=config,
         model_dir=str(folder),
         task=TaskChoice(toy.TASK),
-        batching=Batching(toy.LENGTHS, batch_size=8),
+        batching=Batching(lengths, batch_size=8),
         optimizer=optimizers.adamw(rate),
         train_steps=steps,
         data=DataSettings(vocabulary_size=500, **settings),
@@ -42,7 +52,7 @@ def run(folder, *, initial=None, steps=2, config=CONFIG, rate=1e-3, **settings):
         evaluation=EvaluationSettings(splits=()),
         saving=Saving(initial_checkpoint_path=None if initial is None else str(initial)),
     )
-    train(run_config, mesh=one_device())
+    train(run_config, mesh=one_device(), dry_run=dry_run)
     return folder
 
 
@@ -145,3 +155,17 @@ def test_what_does_not_fit_is_told_before_training(exported, tmp_path):
     assert "in this checkpoint but [16, 48] in this run" in message(mlp_dim=48)
     small = "The vocabulary has"
     assert small in message(vocab_size=64)
+
+
+def test_an_error_before_training_leaves_nothing_in_model_dir(tmp_path):
+    with pytest.raises(UserError, match="STRICT_LENGTHS is set"):
+        run(tmp_path / "run", strict_lengths=True, lengths={"inputs": 4, "targets": 24})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_records_blanks_and_cuts(tmp_path, capsys):
+    run(tmp_path / "run", lengths={"inputs": 16, "targets": 24}, dry_run=True)
+    shown = capsys.readouterr().out
+    assert f"{toy.TASK}: 40 examples, 40 label and 32 rationale records, 8 blank" in shown
+    assert "inputs and 0 targets cut" in shown
+    assert not (tmp_path / "run").exists()

@@ -214,3 +214,21 @@ def test_the_encoding_of_jsonl(tmp_path):
     (tmp_path / "my.jsonl").write_bytes('{"input": "ä", "label": "y"}\n'.encode("utf-16"))
     bind(train_file=str(tmp_path / "my.jsonl"), eval_file="unused", encoding="utf-16")
     assert load("train")[0]["input"] == "ä"
+
+
+def test_strict_lengths_name_file_and_line(tmp_path):
+    data = rows(30)
+    data[20]["input"] = "long " * 40
+    data[25]["rationale"] = "longer " * 50
+    path = write(tmp_path / "my.jsonl", data)
+    bind(train_file=path, eval_file=path)
+    settings = DataSettings(model_dir=str(tmp_path / "m"), vocabulary_size=400, strict_lengths=True)
+    with settings_lib.override(settings):
+        task = resolve_task("your_data")
+        line = r"my\.jsonl, line 21"
+        with pytest.raises(UserError, match=rf"2 of the 60 inputs of .*first: .*{line}; the long"):
+            pipeline.load_records(task, "train", {"inputs": 32, "targets": 400})
+        with pytest.raises(UserError, match=r"1 of the 60 targets of .*the longest: .* line 26\)"):
+            pipeline.load_records(task, "train", {"inputs": 400, "targets": 32})
+        with pytest.raises(UserError, match=rf"2 of the 60 inputs of .*first: .*{line}; the long"):
+            pipeline.load_eval_examples(task, "validation", {"inputs": 32, "targets": 32})

@@ -3,6 +3,7 @@ import json
 import gin
 import pytest
 
+from sbs_jax.configuration import data_settings
 from sbs_jax.data import registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
@@ -73,9 +74,11 @@ def test_gin_files_name_a_task_and_bind_settings(name, generated, tmp_path):
         task = gin.query_parameter("%MIXTURE_OR_TASK_NAME")
         assert registration.task_info(task).dataset.name == name
         assert set(gin.query_parameter("%TASK_FEATURE_LENGTHS")) == {"inputs", "targets"}
+        data_settings.install()
         assert settings_lib.current() == DataSettings(
             data_dir=str(generated), model_dir=str(tmp_path), seed=4
         )
         assert len(registration.load_examples(name, "train")) == 18
     finally:
         gin.clear_config()
+        settings_lib.configure(DataSettings)

@@ -149,6 +149,9 @@ class Journal(Closing):
         self._end = 0
         try:
             with writing(self.path):
+                # Half-written files of runs that were killed; nobody else writes here now.
+                for stale in self.folder.glob(".*.tmp"):
+                    stale.unlink()
                 self._drop_torn_line()
             self._scan()
         except BaseException:

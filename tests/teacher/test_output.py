@@ -175,6 +175,13 @@ def test_a_disk_that_is_full_when_answers_come(tmp_path):
     assert ask(tmp_path, examples(50), backend=ScriptedBackend())[0]["status"] == "complete"
 
 
+def test_half_written_files_of_killed_runs_are_removed(tmp_path):
+    ask(tmp_path, examples(2), backend=ScriptedBackend())
+    (tmp_path / ".rationales.incomplete.jsonl.abc.tmp").write_text("half")
+    ask(tmp_path, examples(2), backend=ScriptedBackend())
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 def test_a_journal_that_is_removed_while_it_is_written(tmp_path):
     def remove(example, sample):
         if example.id == "e7":

@@ -165,7 +165,7 @@ def test_clients_that_never_read_do_not_hold_up_the_end(serve):
             thread.join()
         begun = time.monotonic()
         served.stop()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20  # 60 s without the limit on the end
 
 
 def test_clients_that_never_read_are_given_up(serve):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -31,6 +34,7 @@ DISK_ERRORS = frozenset(
     }
 )
 """Numbers of the errors by which a system refuses to make, read or write a file."""
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile.mkstemp` names them
 
 
 @contextlib.contextmanager
@@ -131,6 +135,64 @@ def _beside(target: Path, mode: str, options: dict[str, Any]) -> Iterator[IO[Any
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], *, patience: float = 0.0) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path`, which is there only as long as it is held.
+
+    The system drops the lock when this process ends, however it ends; a file that a killed process
+    left behind blocks nobody.
+
+    Args:
+      path: the lock's file; its folder is made if need be.
+      patience: seconds to wait for another process that holds it.
+
+    Raises:
+      UserError: another process still holds it then, or the file cannot be written.
+    """
+    path = Path(path)
+    made = not path.parent.exists()
+    deadline = time.monotonic() + patience
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while (file := _lock(path)) is None:
+            if time.monotonic() > deadline:
+                raise UserError(f"{path}: another process is at work here; wait for it or end it.")
+            time.sleep(0.2)
+    with file:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # It holds something by now, as a rule.
+                    path.parent.rmdir()
+
+
+def _lock(path: Path) -> IO[Any] | None:
+    """Opens and locks a file; None if another process holds it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its holder may have removed it between the two calls, and a third process made a new one.
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    return None
+
+
+def remove_temporary(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left of `atomic_open`, in a folder and in those below it.
+
+    Call it only while no other process writes there.
+    """
+    for path in Path(folder).rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -13,9 +13,11 @@ object stores, where a folder cannot be renamed, the last file alone marks the e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +108,18 @@ def read_info(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
         info = json.loads(file.read_text())
         if not (isinstance(info, dict) and {"extra", "metrics", "digests"} <= set(info)):
             raise ValueError("not what was saved")
+        # Checkpoints of earlier versions have none.
+        if info.get("digest") not in (None, digest_of(info)):
+            raise ValueError("not what was saved")
         return info
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or missing; use another checkpoint.") from error
+
+
+def digest_of(info: Mapping[str, Any]) -> str:
+    """A checksum of the JSON object that is saved with a checkpoint, its own `digest` aside."""
+    content = {name: value for name, value in info.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def best_of(values: dict[int, float | None], mode: str) -> int | None:

@@ -167,6 +167,7 @@ class CheckpointManager(Closing):
                 for item, leaves in found.items()
             },
         }
+        info["digest"] = folders.digest_of(info)
         items = {
             folders.PARAMS: ocp.args.StandardSave(params),
             folders.TRAINING: ocp.args.StandardSave(training),

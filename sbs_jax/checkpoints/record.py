@@ -92,20 +92,29 @@ def config_from_json(values: Mapping[str, Any], where: object) -> T5Config:
         raise UserError(f"{where}: holds no T5Config ({error}).") from None
 
 
+def require_same_vocabulary(model_dir: Path, named: str | Path) -> None:
+    """Compares a run's vocabulary with the one that a start names.
+
+    Raises:
+      UserError: the run has another vocabulary already.
+    """
+    target, given = model_dir / VOCABULARY, epath.Path(named)
+    if target.is_file() and given.is_file() and target.read_bytes() != given.read_bytes():
+        raise UserError(
+            f"{target}: this run's vocabulary is another one than {named}; choose another "
+            "MODEL_DIR, or leave out VOCABULARY_PATH."
+        )
+
+
 def keep_vocabulary(model_dir: Path, named: str | Path) -> None:
     """Copies a run's vocabulary into its MODEL_DIR, which then holds all that its student needs.
 
     Raises:
       UserError: the run has another vocabulary already.
     """
+    require_same_vocabulary(model_dir, named)
     target = model_dir / VOCABULARY
-    content = epath.Path(named).read_bytes()
-    if target.is_file():
-        if target.read_bytes() != content:
-            raise UserError(
-                f"{target}: this run's vocabulary is another one than {named}; choose another "
-                "MODEL_DIR, or leave out VOCABULARY_PATH."
-            )
-        return
-    with atomic_open(target, "wb") as file:
-        file.write(content)
+    if not target.is_file():
+        content = epath.Path(named).read_bytes()
+        with atomic_open(target, "wb") as file:
+            file.write(content)

@@ -194,6 +194,15 @@ def read_files(
     return [*files, GinFile("the command line", tuple(commands))]
 
 
+def read_text(text: str, name: str) -> list[GinFile]:
+    """Parses gin source that stands in a file of that name.
+
+    Raises:
+      UserError: a file that it includes does not exist, or a line is not gin.
+    """
+    return [GinFile(name, tuple(_Reader([Path("."), gin_folder()]).text(text, name)))]
+
+
 def gin_folder() -> Path:
     """The folder of sbs_jax's own gin files: `sbs_jax/gin` installed, `gin` in a checkout."""
     for parent in sbs_jax.__path__:

@@ -315,7 +315,7 @@ class TrainBatches(Iterator[Batch]):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position that `state` told, perhaps in another process.
+        """Goes to a position that `state` returned, perhaps in another process.
 
         Raises:
           UserError: it belongs to other data, lengths or another seed.

@@ -4,7 +4,7 @@
     CACHE_DIR/svamp_sbs/sbs_jax.json       what it was made of
 
 Everything but the last file is what `seqio_cache_tasks` writes, so SeqIO and T5X read it too. The
-last one tells a cache that has gone stale: data, vocabulary and settings are compared with what the
+last one shows whether a cache is stale: data, vocabulary and settings are compared with what the
 run would tokenize now.
 """
 
@@ -27,7 +27,7 @@ from sbs_jax.errors import UserError
 
 ORIGIN = "sbs_jax.json"
 
-# Settings that tell where things lie, or which examples there are (whose hash tells that), or what
+# Settings of where things lie, or of which examples there are (their hash is compared), or of what
 # is done with the tokens: a cache may outlive their change.
 _NOT_TOKENIZED = (
     "data_dir",

@@ -1,7 +1,7 @@
 """Many training steps as one program: states stacked along a new axis, a lane for each run.
 
-Each run has a thread of its own, in which `training.loop.fit` goes on as ever: it evaluates, saves
-and records for itself. Only its step function is shared: every lane hands in its batch and waits,
+Each run has its own thread, in which `training.loop.fit` evaluates, saves and records as for a run
+that is trained alone. Only its step function is shared: every lane hands in its batch and waits,
 the last one starts the program that moves all lanes by one step, and each takes its share of the
 result.
 """

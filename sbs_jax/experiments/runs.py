@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sbs_jax import files
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import reader
 from sbs_jax.errors import UserError
@@ -209,20 +208,7 @@ class SweepFolder:
         Raises:
           UserError: another process still has it after `patience` seconds.
         """
-        path = self.path / f"{what}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + patience
-        with path.open("a") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise UserError(
-                            f"{path}: another process is at work here; wait for it or end it."
-                        ) from None
-                    time.sleep(0.2)
+        with files.locked(self.path / f"{what}.lock", patience=patience):
             yield
 
 

@@ -7,6 +7,7 @@ go on alone, and the other way round; see `lanes`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import shutil
@@ -66,9 +67,12 @@ def train_and_judge(
     lanes: list[Lane] = []
     for run in runs:
         lanes.append(_read(sweep, base, run, lanes[0].assembly.student if lanes else None))
-    group = Group(lanes)
-    with StopRequest() as stop:
-        group.train(stop, until)
+    with contextlib.ExitStack() as accepted:
+        for lane in lanes:
+            accepted.enter_context(lane.assembly.accepted())
+        group = Group(lanes)
+        with StopRequest() as stop:
+            group.train(stop, until)
     seconds = (time.monotonic() - started) / len(lanes)
     for lane in lanes:
         spent = seconds + sweep.record(lane.run.name).get("seconds", 0.0)

@@ -70,15 +70,9 @@ def read_task(name: str, split: str, module: str | None = None) -> Iterator[Item
     """
     from sbs_jax.data import registration
     from sbs_jax.data.release import rationale_texts
+    from sbs_jax.data.resolving import TaskChoice, resolve_task
 
-    registration.import_tasks(module)
-    info = registration.task_info(name)
-    if info is None:
-        registration.find_task(name)  # knows nearer names
-        raise UserError(
-            f"The task '{name}' cannot be inferred from: it was not registered with "
-            "sbs_jax.data.registration.register_dataset."
-        )
+    info = resolve_task(TaskChoice(name, module)).require_info("be inferred from")
     for number, example in enumerate(registration.load_examples(info.dataset, split), start=1):
         rationale = rationale_texts(example.get(info.rationale_key, ""))[0]
         where = f"'{name}' ({split}), example {number}"

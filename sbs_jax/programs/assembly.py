@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import MeshSettings, check_batch_size
 from sbs_jax.partitioning.stopping import StopRequest
+from sbs_jax.programs import resuming
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 from sbs_jax.training import placement
@@ -390,8 +391,31 @@ class Assembly:
             "data_settings": dataclasses.asdict(self.task.settings),
             "rationale_weight": config.loss.constant_weight,
             "loss_normalization": config.loss.normalization,
+            "label_smoothing": config.loss.label_smoothing,
+            "z_loss": config.loss.z_loss,
+            "seed": config.seed,
             "initial_checkpoint": initial_checkpoint,
         }
+
+    @contextlib.contextmanager
+    def accepted(self) -> Iterator[None]:
+        """Holds MODEL_DIR for this process, after it was checked that the run may go on there.
+
+        Nothing of the run is written before this.
+
+        Raises:
+          UserError: another process trains there, or MODEL_DIR holds a run that this start would
+            change; see `resuming.check`.
+        """
+        folder = self.config.folder
+        main = jax.process_index() == 0
+        with files.locked(folder / "train.lock") if main else contextlib.nullcontext():
+            if main:
+                files.remove_temporary(folder)
+            resuming.check(folder, self.metadata(None))
+            if self.task.settings.vocabulary_path is not None:
+                record.require_same_vocabulary(folder, self.task.settings.vocabulary_path)
+            yield
 
     def fit(
         self,
@@ -409,6 +433,8 @@ class Assembly:
     ) -> Finished:
         """Finds the state to start from, writes the run's records, and trains.
 
+        Call it within `accepted`. A run that has nothing left to train writes nothing.
+
         Args:
           stop: the request to stop.
           progress: what the terminal shows.
@@ -416,8 +442,8 @@ class Assembly:
           config_text: the configuration, written to `MODEL_DIR/config.gin`; None writes none.
           batches: from `batches`.
           evaluate: see `training.loop.fit`.
-          step_fn: likewise.
-          to_device: likewise.
+          step_fn: see `training.loop.fit`.
+          to_device: see `training.loop.fit`.
           train_steps: the step to stop at for now; by default that of the configuration.
           restoring: held while the state is restored or created.
 
@@ -437,13 +463,17 @@ class Assembly:
                     initial_checkpoint_path=saving.initial_checkpoint_path,
                     load_params=loading.load_params_of,
                 )
+            if start.position is not None:
+                batches.restore(start.position["data"])  # It refuses other data, before we write.
             metadata = self.metadata(start.initial_checkpoint)
-            self._write_records(start, metadata, config_text)
+            train_steps = train_steps or config.train_steps
+            if start.step < train_steps:
+                self._write_records(start, metadata, config_text, progress)
             return fit(
                 start=start,
                 step_fn=step_fn,
                 batches=batches,
-                train_steps=train_steps or config.train_steps,
+                train_steps=train_steps,
                 to_device=to_device,
                 evaluate=evaluate,
                 eval_period=config.evaluation.period,
@@ -457,16 +487,22 @@ class Assembly:
             )
 
     def _write_records(
-        self, start: Start, metadata: Mapping[str, Any], config_text: str | None
+        self,
+        start: Start,
+        metadata: Mapping[str, Any],
+        config_text: str | None,
+        progress: Progress,
     ) -> None:
         if jax.process_index() != 0:
             return
         folder = self.config.folder
-        record.write(folder, self.config.model_config, metadata)
         if self.task.settings.vocabulary_path is not None:
             record.keep_vocabulary(folder, self.task.settings.vocabulary_path)
+        if start.step and (changed := resuming.changes(folder, config_text)):
+            progress.note(f"Resumed with other settings: {'; '.join(changed)}.")
+        record.write(folder, self.config.model_config, metadata)
         if config_text is not None:
-            files.atomic_write_text(folder / "config.gin", config_text)
+            resuming.write_config(folder, config_text, start.step)
 
     def _wandb(self) -> WandbLog | None:
         """The run's log at Weights & Biases; None without a project."""

@@ -80,11 +80,11 @@ class TaskSource:
 
     def __init__(self, task: str, split: str) -> None:
         # TensorFlow comes with it; a JSONL file does without.
-        from sbs_jax.data import registration, settings
+        from sbs_jax.data.resolving import resolve_task
 
-        info = registration.task_info(task)
+        resolved = resolve_task(task)
+        info = resolved.info
         if info is None:
-            registration.find_task(task)  # names the nearest ones
             raise UserError(
                 f"The task '{task}' was registered through SeqIO alone; write its examples to a "
                 "JSONL file (id, input, label) and name it as EXAMPLES_PATH."
@@ -92,7 +92,7 @@ class TaskSource:
         if split not in ("train", "test"):
             raise UserError(f"SPLIT = {split!r} must be 'train' or 'test'.")
         self.dataset = info.dataset.name
-        self._rows = info.dataset.load(split, settings.current())
+        self._rows = info.dataset.load(split, resolved.settings)
 
     def __call__(self) -> Iterator[Mapping[str, Any]]:
         """Yields the examples."""

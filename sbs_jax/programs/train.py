@@ -36,30 +36,31 @@ def train(
     """
     run = assemble(config, mesh=mesh, writes=not dry_run)
     step_fn = run.step_fn  # A mistake in the network or the mesh shows before the data is read.
-    with removed_on_error(None if dry_run else config.folder):
-        batches = run.batches()
-        evaluate = None if dry_run else run.evaluate
     if dry_run:
-        dry_run_lib.show(run, next(batches))
+        dry_run_lib.show(run, next(run.batches()))
         return None
     progress = Progress()
-    progress.note(f"{run.task.name}: {run.records.counts}")
-    batching = config.batching
-    fill = pipeline.measure_fill(run.records, batching.feature_lengths, batching.pack)
-    progress.note(f"batches: {fill}")
-    student = run.student
-    progress.note(f"{student.num_params:,} parameters on {dry_run_lib.describe_mesh(student.mesh)}")
-    # A signal that comes while a checkpoint is read counts as well.
-    with StopRequest() as stop:
-        finished = run.fit(
-            stop=stop,
-            progress=progress,
-            checkpoints=run.checkpoints(),
-            config_text=config_text,
-            batches=batches,
-            evaluate=evaluate,
-            step_fn=step_fn,
-            to_device=run.to_device,
-        )
+    batching, student = config.batching, run.student
+    with run.accepted():
+        with removed_on_error(config.folder):
+            batches = run.batches()
+            evaluate = run.evaluate
+        progress.note(f"{run.task.name}: {run.records.counts}")
+        fill = pipeline.measure_fill(run.records, batching.feature_lengths, batching.pack)
+        progress.note(f"batches: {fill}")
+        mesh_text = dry_run_lib.describe_mesh(student.mesh)
+        progress.note(f"{student.num_params:,} parameters on {mesh_text}")
+        # A signal that comes while a checkpoint is read counts as well.
+        with StopRequest() as stop:
+            finished = run.fit(
+                stop=stop,
+                progress=progress,
+                checkpoints=run.checkpoints(),
+                config_text=config_text,
+                batches=batches,
+                evaluate=evaluate,
+                step_fn=step_fn,
+                to_device=run.to_device,
+            )
     progress.note(f"Written to {config.folder}")
     return finished

@@ -19,7 +19,7 @@ from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.files import cannot_write, require_named, writing
+from sbs_jax.files import cannot_write, remove_temporary, require_named, writing
 from sbs_jax.teacher.types import Completion, Request
 
 FILE_NAME = "generations.jsonl"
@@ -48,6 +48,7 @@ class FolderLock:
                 f"{folder} is in use by another run{f' (process {holder})' if holder else ''}; "
                 "wait for it or choose another OUTPUT_DIR."
             ) from error
+        remove_temporary(folder)
         with contextlib.suppress(OSError):  # The lock holds; its owner's number is a courtesy.
             os.ftruncate(self._fd, 0)
             os.write(self._fd, f"{os.getpid()}\n".encode("ascii"))

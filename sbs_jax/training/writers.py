@@ -97,10 +97,15 @@ class MetricsWriter(Closing):
         """Records the metrics of one split (`train`, `validation`, …) at a step.
 
         Raises:
-          UserError: the file cannot be written.
+          UserError: the file cannot be written, or somebody removed it meanwhile.
         """
         if self._file is None:
             return
+        if not self._path.exists():
+            raise UserError(
+                f"{self._path}: is gone; MODEL_DIR was removed or moved while the run was writing "
+                "there. Put it back, or start again in a new MODEL_DIR."
+            )
         line: dict[str, Any] = {"step": step, "split": split}
         for name, value in values.items():
             line[name] = _json_number(value)

@@ -25,8 +25,7 @@ def _clean(monkeypatch, tmp_path):
 
 
 def parsed(text):
-    file = reader.GinFile("x", tuple(reader._Reader([reader.gin_folder()]).text(text, "x.gin")))
-    return config_lib.GinConfig([file])
+    return config_lib.GinConfig(reader.read_text(text, "x.gin"))
 
 
 def bindings(text):

@@ -12,42 +12,22 @@ import pytest
 import sbs_jax
 from sbs_jax.data import resolving
 from sbs_jax.data.batching import Batching
-from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.mesh import MeshSettings, make_mesh
 from sbs_jax.programs import assembly
 from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig, assemble
-from sbs_jax.training import optimizers
 from sbs_jax.training.step import Loss
 from tests.evaluation import toy
+from tests.programs.tiny import config_of, one_device
 
 ROOT = Path(sbs_jax.__path__[0])
 
 
-def config_of(folder, *, batching=None, data=None, **changes):
-    toy.register()
-    return TrainConfig(
-        model_config=toy.CONFIG,
-        model_dir=str(folder),
-        task=TaskChoice(toy.TASK),
-        batching=batching or Batching(toy.LENGTHS, batch_size=8),
-        optimizer=optimizers.adamw(1e-3),
-        train_steps=2,
-        data=data or DataSettings(vocabulary_size=500),
-        **changes,
-    )
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    return make_mesh(devices=jax.devices()[:1])
-
-
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
-def test_the_abstract_batch_needs_no_data_and_has_the_shapes_of_batches(tmp_path, one_device, side):
+def test_the_abstract_batch_needs_no_data_and_has_the_shapes_of_batches(tmp_path, side):
     data = DataSettings(vocabulary_size=500, prefix_side=side, model_dir=None)
-    run = assemble(config_of(tmp_path, data=data), mesh=one_device)
+    run = assemble(config_of(tmp_path, data=data), mesh=one_device())
     abstract = run.abstract_batch()
     assert "records" not in vars(run)
     assert not (tmp_path / "vocabulary").exists()
@@ -67,9 +47,9 @@ def test_the_step_is_compiled_for_a_mesh_that_is_handed_in(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_rows_that_depend_on_the_examples_have_to_be_given(tmp_path, one_device):
+def test_rows_that_depend_on_the_examples_have_to_be_given(tmp_path):
     batching = Batching(toy.LENGTHS, examples_per_batch=4)
-    run = assemble(config_of(tmp_path, batching=batching), mesh=one_device)
+    run = assemble(config_of(tmp_path, batching=batching), mesh=one_device())
     with pytest.raises(UserError, match="EXAMPLES_PER_BATCH = 4 leaves the number of rows"):
         run.abstract_batch()
     assert run.abstract_batch(3)["encoder_input_tokens"].shape == (3, toy.LENGTHS["inputs"])

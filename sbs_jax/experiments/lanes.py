@@ -147,6 +147,7 @@ class Lanes:
             lambda state, index: jax.tree.map(lambda leaf: leaf[index], state), out_shardings=one
         )
         self._batch_sharding = batch
+        self._replicated = student.replicated
         self._weights = np.asarray(weights, np.float32)
         self._condition = threading.Condition()
         self._live = set(range(len(weights)))
@@ -187,7 +188,7 @@ class Lanes:
         """See `LaneState.materialize`."""
         if state.generation != self._generation or self._state is None:
             raise RuntimeError("this state of a lane is of an earlier step, and gone")
-        return self._cut(self._state, np.int32(state.index))
+        return self._cut(self._state, jax.device_put(np.int32(state.index), self._replicated))
 
     def wait(self) -> None:
         """Waits for the step that is running."""
@@ -202,7 +203,8 @@ class Lanes:
             batch = jax.device_put(
                 stack_batches([self._given[lane][1] for lane in members]), self._batch_sharding
             )
-            self._state, metrics = self._step(self._state, batch, self._weights[members])
+            weights = jax.device_put(self._weights[members], self._replicated)
+            self._state, metrics = self._step(self._state, batch, weights)
             self._generation += 1
             self.stops = self._stopping()
             for index, lane in enumerate(members):
@@ -221,7 +223,8 @@ class Lanes:
             self._state = self._stack([self._given[lane][0] for lane in members])
         elif members != self._members:
             index = [self._given[lane][0].index for lane in members]
-            self._state = self._choose(self._state, np.asarray(index, np.int32))
+            chosen = jax.device_put(np.asarray(index, np.int32), self._replicated)
+            self._state = self._choose(self._state, chosen)
         self._members = members
 
 

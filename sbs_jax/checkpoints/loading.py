@@ -215,7 +215,7 @@ _EXPECTED = (
 )
 
 
-def load_params(source: Source, abstract_params: Any) -> Any:
+def load_params(source: Source, abstract_params: Any, *, advice: str = _ADVICE) -> Any:
     """Reads parameters straight into the shards of a mesh, one tensor at a time.
 
     All processes of a run call this together; each reads what its own devices hold.
@@ -224,6 +224,7 @@ def load_params(source: Source, abstract_params: Any) -> Any:
       source: of `identify`.
       abstract_params: the tree wanted, of `jax.ShapeDtypeStruct` with shardings; values are cast
         to its dtypes.
+      advice: ends the sentence on parameters that do not fit; of weights of others.
 
     Returns:
       The parameters on the devices.
@@ -235,7 +236,7 @@ def load_params(source: Source, abstract_params: Any) -> Any:
     if source.kind == "sbs_jax":
         return restore_params(source.folder, abstract_params)
     return tensors.place_tree(
-        stored_params(source), abstract_params, where=str(source.folder), advice=_ADVICE
+        stored_params(source), abstract_params, where=str(source.folder), advice=advice
     )
 
 

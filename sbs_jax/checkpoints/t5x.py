@@ -23,7 +23,7 @@ import tensorstore
 from etils import epath
 from flax import serialization
 
-from sbs_jax.checkpoints.tensors import Index, StoredTensor
+from sbs_jax.checkpoints.tensors import Index, OneLayer, StoredTensor
 from sbs_jax.errors import UserError
 
 LEGACY_FILE = "checkpoint"
@@ -35,6 +35,7 @@ _ORBAX_TREE = "_METADATA"
 _ZARR_METADATA = ".zarray"
 # T5X's scalable networks run `lax.scan` over layers, whose parameters are stacked in one array.
 _STACKED = re.compile(r"(encoder|decoder)/(\1|layers)/")
+_EMBEDDING = "token_embedder/embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +118,13 @@ def open_legacy(folder: epath.Path) -> T5XCheckpoint:
         raise UserError(
             f"{file}: is no T5X checkpoint that can be read ({reason[:200]})."
         ) from None
-    _refuse_stacked(folder, leaves)
     context = _context()
     params = {
         name: _open_spec(folder, name, leaf, context) if isinstance(leaf, Mapping) else leaf
         for name, leaf in leaves.items()
     }
     step = (state.get("state") or {}).get("step")
+    params = _layer_by_layer(folder, params)
     return T5XCheckpoint(int(step) if isinstance(step, np.ndarray | np.generic) else None, params)
 
 
@@ -138,7 +139,6 @@ def open_orbax(folder: epath.Path) -> T5XCheckpoint:
     if not (names := [name for name in tree.names if name.startswith(f"{_TARGET}.")]):
         raise UserError(f"{state}: holds no parameters (arrays {_TARGET}.…).")
     paths = {name.removeprefix(f"{_TARGET}.").replace(".", "/"): name for name in names}
-    _refuse_stacked(folder, paths)
     context = _context()
 
     def open_array(name: str) -> ZarrTensor:
@@ -149,7 +149,7 @@ def open_orbax(folder: epath.Path) -> T5XCheckpoint:
     step = None
     if f"{ORBAX_ITEM}.step" in tree.names:
         step = int(open_array(f"{ORBAX_ITEM}.step")[()])
-    return T5XCheckpoint(step, params)
+    return T5XCheckpoint(step, _layer_by_layer(folder, params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,16 +239,43 @@ def _context() -> tensorstore.Context:
     return tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
-def _refuse_stacked(folder: epath.Path, names: Mapping[str, Any]) -> None:
-    if stacked := next((name for name in names if _STACKED.match(name)), None):
+def _layer_by_layer(
+    folder: epath.Path, params: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The parameters with each layer's own arrays, where a stack's layers lie in one array.
+
+    T5X's scalable networks (`t5x/examples/scalable_t5/network.py`) scan over layers: the axis of
+    the layers is the second one by default, the first with `param_scan_axis = 0`. Each of their
+    layers has position biases of its own (`relative_attention_per_layer`).
+
+    Raises:
+      UserError: there are such arrays, and which axis is that of the layers cannot be told.
+    """
+    if not any(_STACKED.match(name) for name in params):
+        return dict(params)
+    found: dict[str, StoredTensor] = {}
+    width = params[_EMBEDDING].shape[1] if _EMBEDDING in params else None
+    axes = {
+        tuple(tensor.shape).index(width) ^ 1
+        for name, tensor in params.items()
+        if _STACKED.match(name)
+        and name.endswith("layer_norm/scale")
+        and width in tensor.shape
+        # With as many layers as dimensions either axis could be it.
+        and tensor.shape[0] != tensor.shape[1]
+    }
+    if len(axes) != 1:
         raise UserError(
-            f"{folder}: holds all layers of a stack in one array ({stacked}), as T5X's networks "
-            "with scanned layers do; only checkpoints with arrays for each layer (layers_0, "
-            "layers_1, …) can be read."
+            f"{folder}: holds all layers of a stack in one array, and neither axis of its norms "
+            f"has the embedding's width ({width}), so the layers cannot be told apart."
         )
-
-
-def _reason(error: Exception) -> str:
-    """TensorStore's and other libraries' messages, cut to what people read."""
-    text = str(error).partition(" [tensorstore_spec")[0].partition("\n")[0]
-    return text.partition(" [source locations")[0][:200]
+    (axis,) = axes
+    for name, tensor in params.items():
+        match = _STACKED.match(name)
+        if match is None:
+            found[name] = tensor
+            continue
+        rest = name[match.end() :].replace("relative_posemb/", "relpos_bias/")
+        for layer in range(tensor.shape[axis]):
+            found[f"{match[1]}/layers_{layer}/{rest}"] = OneLayer(tensor, axis, layer)
+    return found

@@ -47,6 +47,20 @@ class Transposed:
         return self._tensor[index[::-1]].T
 
 
+class OneLayer:
+    """One layer of a stored tensor that holds all layers of a stack along one of its axes."""
+
+    def __init__(self, tensor: StoredTensor, axis: int, layer: int) -> None:
+        self._tensor, self._axis, self._layer = tensor, axis, layer
+        self.shape = tuple(size for at, size in enumerate(tensor.shape) if at != axis)
+        self.dtype = tensor.dtype
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        """Reads a part."""
+        whole = (*index[: self._axis], slice(self._layer, self._layer + 1), *index[self._axis :])
+        return np.squeeze(self._tensor[whole], self._axis)
+
+
 def place_tree(
     stored: Mapping[str, StoredTensor], abstract: Any, *, where: str, advice: str
 ) -> Any:

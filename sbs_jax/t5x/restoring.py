@@ -22,6 +22,11 @@ from sbs_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
+_ADVICE = (
+    "bind T5X's network to these dimensions (network.T5Config.emb_dim, .mlp_dim, .vocab_size, …, "
+    "the same for train, eval and infer), or choose another checkpoint"
+)
+
 
 def t5x_checkpoint(checkpoint_path: str | None) -> str | None:
     """Returns the path if it is for T5X itself to restore; None if `TrainStateInitializer` does."""
@@ -135,7 +140,7 @@ def _fresh_state(
     ]
     # Our trees are plain dicts; T5X may freeze its own.
     plain = jax.tree.structure(state_shape.state_dict()["target"])
-    read = loading.load_params(source, plain.unflatten(abstract))
+    read = loading.load_params(source, plain.unflatten(abstract), advice=_ADVICE)
     params = structure.unflatten(jax.tree.leaves(read))
     _LOG.info("Read the parameters of %s; everything else starts afresh.", source.folder)
 

@@ -1,5 +1,6 @@
 """T5X's two formats, from checkpoints that the tests write as T5X does, and from real ones."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -113,15 +114,37 @@ def test_damage_and_other_kinds_are_told_in_a_sentence(student, tmp_path):
     (lost / "model.ckpt-1000.index").touch()
     assert "is a TensorFlow checkpoint; T5X's convert_tf_checkpoint.py" in message(lost)
 
-    scanned = {
-        f"encoder/{name}" if name.startswith("encoder/") else name: FLAT[name] for name in FLAT
-    }
-    assert "holds all layers of a stack in one array (encoder/encoder/" in message(
-        write_legacy(tmp_path / "scanned", scanned)
-    )
     orbax = write_orbax(tmp_path / "orbax", PARAMS)
     (orbax / "state" / "_METADATA").write_text("{")
     assert "_METADATA: is no readable description" in message(orbax)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("orbax", [True, False])
+def test_scanned_layers_are_read_one_by_one(tmp_path, axis, orbax):
+    """As T5X's scalable_t5 writes them; each of its layers has position biases of its own."""
+    config = dataclasses.replace(CONFIG, relative_attention_per_layer=True, num_decoder_layers=3)
+    student = Student(config, make_mesh(2, 4), fsdp=True)
+    rng = np.random.default_rng(0)
+    expected = {
+        name: rng.normal(size=leaf.shape).astype(np.float32)
+        for name, leaf in traverse_util.flatten_dict(student.abstract_params, sep="/").items()
+    }
+    stored, layers = {}, {}
+    for name, array in expected.items():
+        stack, layer, rest = (*name.split("/", 2), "")[:3]
+        if layer.startswith("layers_"):
+            path = f"{stack}/layers/{rest.replace('relpos_bias', 'relative_posemb')}"
+            layers.setdefault(path, []).append(array)
+        else:
+            stored[name] = array
+    stored |= {path: np.stack(arrays, axis) for path, arrays in layers.items()}
+    folder = tmp_path / "checkpoint_80"
+    if orbax:
+        write_orbax(folder, traverse_util.unflatten_dict(stored, sep="/"))
+    else:
+        write_legacy(folder, stored)
+    assert_loaded(student, folder, expected)
 
 
 @pytest.mark.skipif(

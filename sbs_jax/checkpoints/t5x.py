@@ -279,3 +279,9 @@ def _layer_by_layer(
         for layer in range(tensor.shape[axis]):
             found[f"{match[1]}/layers_{layer}/{rest}"] = OneLayer(tensor, axis, layer)
     return found
+
+
+def _reason(error: Exception) -> str:
+    """TensorStore's and other libraries' messages, cut to what people read."""
+    text = str(error).partition(" [tensorstore_spec")[0].partition("\n")[0]
+    return text.partition(" [source locations")[0][:200]

@@ -121,7 +121,7 @@ def _losses(metrics: Mapping[str, Value]) -> str:
         if f"{part}_loss" in metrics:
             shown.append(f"{part} {_short(metrics[f'{part}_loss'])}")
     if metrics.get("examples_per_second") is not None:
-        shown.append(f"{_short(metrics['examples_per_second'])} examples/s")
+        shown.append(f"{_rate(metrics['examples_per_second'])} examples/s")
     return " · ".join(shown)
 
 
@@ -129,3 +129,8 @@ def _short(value: Value) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _rate(value: float) -> str:
+    """At most three significant digits: `99`, `3.5`, `1,240`."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

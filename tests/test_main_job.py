@@ -10,6 +10,7 @@ import pytest
 
 from sbs_jax.checkpoints import folders
 from sbs_jax.errors import UNFINISHED
+from sbs_jax.training.hooks import MEASURED
 from tests import processes
 from tests.release_layout import write_release
 
@@ -49,10 +50,7 @@ def finished(flags, tmp_path_factory):
 def record(folder):
     """The lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if not name.endswith("_per_second")}
-        for line in lines
-    ]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def assert_bit_identical(one, two):

@@ -55,6 +55,8 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     gin_flags: list[tuple[str, str]] = []
     others: list[str] = []
     for argument in argv:
+        if argument.startswith("--profile_steps="):  # Short for the macro.
+            argument = argument.replace("--profile_steps", "--gin.PROFILE_STEPS", 1)
         if not argument.startswith("--gin."):
             others.append(argument)
             continue
@@ -150,6 +152,14 @@ def parser(program: str = "", description: str = "") -> argparse.ArgumentParser:
         "--dry-run",
         action="store_true",
         help="build everything and show it, run nothing.",
+    )
+    # As --gin.NAME, it is taken off the command line before argparse sees it.
+    add(
+        "--profile_steps",
+        metavar="FIRST:END",
+        dest="unused",
+        help="profile these steps of training, 10:15 for steps 10 to 14; the same as "
+        "--gin.PROFILE_STEPS.",
     )
     add(
         "--verbosity",

@@ -12,6 +12,7 @@ from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration.reader import Macro, Reference
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.costs import num_params, step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,42 +31,6 @@ class Cost:
     steps: int
     tokens: int | None
     flops: float | None
-
-
-def num_params(config: T5Config) -> int:
-    """Number of parameters of a student."""
-    attention = 4 * config.emb_dim * config.num_heads * config.head_dim
-    mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
-    encoder = config.num_encoder_layers * (attention + mlp + 2 * config.emb_dim)
-    decoder = config.num_decoder_layers * (2 * attention + mlp + 3 * config.emb_dim)
-    positions = 2 * config.relative_attention_num_buckets * config.num_heads
-    tables = 1 if config.logits_via_embedding else 2
-    embeddings = tables * config.vocab_size * config.emb_dim
-    return encoder + decoder + positions + 2 * config.emb_dim + embeddings
-
-
-def step_flops(config: T5Config, rows: float, inputs: int, targets: int) -> float:
-    """Floating-point operations of one training step.
-
-    Args:
-      config: the student's dimensions.
-      rows: of the batch.
-      inputs: length of a row's inputs, S.
-      targets: length of a row's targets, T.
-    """
-    width = config.num_heads * config.head_dim
-    project = 2 * config.emb_dim * width  # one position through one of q, k, v, out
-    mlp = 2 * (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
-
-    def attend(queries: int, keys: int) -> float:
-        return 4 * queries * keys * width
-
-    encoder = inputs * (4 * project + mlp) + attend(inputs, inputs)
-    decoder = targets * (4 * project + mlp) + attend(targets, targets)
-    cross = 2 * (inputs + targets) * project + attend(targets, inputs)
-    head = 2 * targets * config.emb_dim * config.vocab_size
-    forward = config.num_encoder_layers * encoder + config.num_decoder_layers * (decoder + cross)
-    return 3.0 * rows * (forward + head)
 
 
 def has_fixed_rows(config: config_lib.GinConfig) -> bool:

@@ -29,6 +29,7 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
+from sbs_jax.models import costs
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import MeshSettings, check_batch_size
@@ -37,13 +38,15 @@ from sbs_jax.programs import resuming
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 from sbs_jax.training import placement
-from sbs_jax.training.loop import EvaluateFn, Finished, StepFn, fit
+from sbs_jax.training.loop import FLOPS, EvaluateFn, Finished, StepFn, batch_counts, fit
+from sbs_jax.training.mlflow_log import MlflowLog
 from sbs_jax.training.optimizers import Optimizer
+from sbs_jax.training.profiling import Profile
 from sbs_jax.training.start import Start, starting_state
 from sbs_jax.training.state import TrainState
 from sbs_jax.training.step import Loss, make_train_step
 from sbs_jax.training.wandb_log import WandbLog
-from sbs_jax.training.writers import MetricsWriter
+from sbs_jax.training.writers import MetricsWriter, Tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,9 @@ class Saving:
       best_mode: whether `best_metric` should be large (`max`) or small (`min`).
       log_period: steps in a line of metrics.jsonl.
       wandb_project: the project of Weights & Biases that is sent the metrics; None disables it.
+      mlflow_experiment: the experiment of MLflow that is sent the metrics; None disables it.
+      profile_steps: the steps that are profiled, `10:15` for steps 10 to 14; the trace lies in
+        `MODEL_DIR/profile`. None profiles none.
     """
 
     initial_checkpoint_path: str | None = None
@@ -87,6 +93,8 @@ class Saving:
     best_mode: Literal["max", "min"] = "max"
     log_period: int = 10
     wandb_project: str | None = None
+    mlflow_experiment: str | None = None
+    profile_steps: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -454,7 +462,8 @@ class Assembly:
           UserError: see `training.start.starting_state` and `training.loop.fit`.
         """
         config, saving = self.config, self.config.saving
-        with checkpoints, MetricsWriter(config.folder, wandb=self._wandb()) as writer:
+        profile = Profile(saving.profile_steps, config.folder / "profile")
+        with checkpoints, MetricsWriter(config.folder, trackers=self._trackers()) as writer:
             with restoring or contextlib.nullcontext():
                 start = starting_state(
                     abstract_state=self.abstract_state,
@@ -475,6 +484,7 @@ class Assembly:
                 batches=batches,
                 train_steps=train_steps,
                 to_device=to_device,
+                count=self.count,
                 evaluate=evaluate,
                 eval_period=config.evaluation.period,
                 checkpoints=checkpoints,
@@ -482,6 +492,7 @@ class Assembly:
                 metadata=metadata,
                 writer=writer,
                 log_period=saving.log_period,
+                profile=profile,
                 progress=progress,
                 stop=stop,
             )
@@ -504,11 +515,18 @@ class Assembly:
         if config_text is not None:
             resuming.write_config(folder, config_text, start.step)
 
-    def _wandb(self) -> WandbLog | None:
-        """The run's log at Weights & Biases; None without a project."""
-        project = self.config.saving.wandb_project
-        if project is None or jax.process_index() != 0:
-            return None
+    def count(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """What the record says of a numpy batch; see `training.loop.batch_counts`."""
+        rows, targets = batch["decoder_target_tokens"].shape
+        inputs = batch["encoder_input_tokens"].shape[1]
+        flops = costs.step_flops(self.config.model_config, rows, inputs, targets)
+        return batch_counts(batch) | {FLOPS: flops}
+
+    def _trackers(self) -> list[Tracker]:
+        """The services that are sent the metrics."""
+        saving = self.config.saving
+        if jax.process_index() != 0:
+            return []
         settings = {
             **self.task.record(),
             "rationale_weight": self.config.loss.constant_weight,
@@ -516,4 +534,9 @@ class Assembly:
             "seed": self.config.seed,
             "data_settings": dataclasses.asdict(self.task.settings),
         }
-        return WandbLog(project, settings)
+        trackers: list[Tracker] = []
+        if saving.wandb_project is not None:
+            trackers.append(WandbLog(saving.wandb_project, settings))
+        if saving.mlflow_experiment is not None:
+            trackers.append(MlflowLog(saving.mlflow_experiment, settings))
+        return trackers

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import queue
+import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from sbs_jax.closing import Closing
@@ -164,8 +167,20 @@ class Window:
         return {name: list(pair) for name, pair in self._sums.items()}
 
 
+MEASURED = (
+    "examples_per_second",
+    "tokens_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "model_flops_per_second",
+    "device_memory_bytes",
+    "host_memory_bytes",
+)
+"""What `Meter.take` gives: it depends on the clock and the machine, unlike the rest of a record."""
+
+
 class Meter:
-    """Examples and tokens per second of training, evaluation and saving left out.
+    """How fast training is, evaluation and saving left out, and how much memory it takes.
 
     An example is its label and its rationale: in a batch there are as many examples as targets of
     the part that has more of them. Tokens are those read and those to be written, no padding.
@@ -174,30 +189,64 @@ class Meter:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        self._examples = self._tokens = 0.0
+        self._reset()
 
-    def add(self, metrics: Mapping[str, Value]) -> None:
-        """A step is done."""
+    def add(self, metrics: Mapping[str, Value], flops: float | None = None) -> None:
+        """A step is done.
+
+        Args:
+          metrics: what is recorded of it.
+          flops: floating-point operations of the step; None if unknown.
+        """
         if self._since is None:
             self._since = time.monotonic()
+            self._reset()
             return
+        self._steps += 1
         self._examples += max(metrics.get(f"{part}_targets") or 0 for part in PART_NAMES.values())
         names = ("input_tokens", *(f"{part}_tokens" for part in PART_NAMES.values()))
         self._tokens += sum(metrics.get(name) or 0 for name in names)
+        self._flops = None if flops is None or self._flops is None else self._flops + flops
 
     def take(self) -> dict[str, Value]:
-        """`examples_per_second`, `tokens_per_second` since the last call; None if unknown."""
+        """What was measured since the last call; None if unknown.
+
+        Returns:
+          `examples_per_second`, `tokens_per_second`, `step_seconds` (mean), `data_wait_seconds`
+          (mean of a step's wait for its batch), `model_flops_per_second`, and the peaks of memory
+          so far, `device_memory_bytes` of the first device and `host_memory_bytes`.
+        """
         now = time.monotonic()
         seconds = 0.0 if self._since is None else now - self._since
         known = seconds > 0 and self._tokens + self._examples > 0
-        rates: dict[str, Value] = {
+        steps = self._steps if seconds > 0 else 0
+        measured: dict[str, Value] = {
             "examples_per_second": self._examples / seconds if known else None,
             "tokens_per_second": self._tokens / seconds if known else None,
+            "step_seconds": seconds / steps if steps else None,
+            "data_wait_seconds": self._waited / steps if steps else None,
+            "model_flops_per_second": self._flops / seconds if steps and self._flops else None,
+            "device_memory_bytes": _device_memory(),
+            "host_memory_bytes": _host_memory(),
         }
         if self._since is not None:
             self._since = now
-        self._examples = self._tokens = 0.0
-        return rates
+        self._reset()
+        return measured
+
+    def _reset(self) -> None:
+        self._steps = 0
+        self._examples = self._tokens = self._waited = 0.0
+        self._flops: float | None = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time spent within as waiting for data."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - begin
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -208,3 +257,15 @@ class Meter:
         finally:
             if self._since is not None:
                 self._since += time.monotonic() - begin
+
+
+def _device_memory() -> int | None:
+    """The most bytes of the first device that were ever in use; None where it does not tell."""
+    statistics = jax.local_devices()[0].memory_stats()
+    return None if statistics is None else statistics.get("peak_bytes_in_use")
+
+
+def _host_memory() -> int:
+    """The most resident bytes that this process ever had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -16,6 +16,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.progress import Progress
 from sbs_jax.training import hooks
+from sbs_jax.training.profiling import Profile
 from sbs_jax.training.start import Start
 from sbs_jax.training.writers import MetricsWriter
 
@@ -36,6 +37,10 @@ class Finished:
     state: Any
     step: int
     interrupted: bool
+
+
+FLOPS = "flops"
+"""Key of `count`'s result: floating-point operations of the step. It becomes a rate."""
 
 
 def batch_counts(batch: hooks.NumpyBatch) -> dict[str, float]:
@@ -69,6 +74,7 @@ def fit(
     metadata: Mapping[str, Any] | None = None,
     writer: MetricsWriter | None = None,
     log_period: int = 1,
+    profile: Profile | None = None,
     progress: Progress | None = None,
     stop: StopRequest | None = None,
 ) -> Finished:
@@ -86,7 +92,7 @@ def fit(
       batches: endless; used by a thread of its own while this runs.
       train_steps: the step to end at, those done before `start` included.
       to_device: puts a numpy batch on the mesh.
-      count: what to record of a numpy batch.
+      count: what to record of a numpy batch; `FLOPS` among it becomes `model_flops_per_second`.
       evaluate: `evaluate(state, step) -> {split: metrics}`, called every `eval_period` steps and
         after the last one.
       eval_period: in steps; None evaluates after the last one alone.
@@ -96,6 +102,7 @@ def fit(
       metadata: saved with every checkpoint, as JSON.
       writer: of the record; None writes none.
       log_period: steps in a line of the record: counts are added up, other metrics averaged.
+      profile: which steps to profile; None profiles none.
       progress: None shows nothing.
       stop: opened here if it is not open already.
 
@@ -114,6 +121,7 @@ def fit(
         if period is not None and period < 1:
             raise UserError(f"{name} = {period} must be at least 1.")
     progress = progress or Progress(enabled=False)
+    profile = profile or Profile()
     stop = stop or StopRequest()
     run = _Run(start, train_steps, checkpoints, metadata, writer, log_period, progress)
     if start.position is not None:
@@ -128,12 +136,14 @@ def fit(
     state, step, stopping = start.state, start.step, False
     progress.begin(step, train_steps)
     try:
-        with stop, progress, hooks.Feed(batches, to_device, count) as feed:
+        with stop, progress, profile, hooks.Feed(batches, to_device, count) as feed:
             while step < train_steps and not stopping:
-                fed = next(feed)
-                with _no_transfers():
+                with run.meter.waiting():
+                    fed = next(feed)
+                with profile.step(step + 1), _no_transfers():
                     state, metrics = step_fn(state, fed.batch)
                 step += 1
+                profile.end_after(step, state)
                 run.record_pending()
                 run.pend(step, metrics, fed)
                 stopping = stop.agreed(after=metrics)
@@ -203,8 +213,10 @@ class _Run:
         (step, on_device, fed), self._pending = self._pending, None
         metrics = {name: value.item() for name, value in jax.device_get(dict(on_device)).items()}
         self._refuse_poison(step, metrics)
-        recorded = hooks.without_empty_parts(_in_reading_order(metrics | fed.counts))
-        self.meter.add(recorded)
+        counts = dict(fed.counts)
+        flops = counts.pop(FLOPS, None)
+        recorded = hooks.without_empty_parts(_in_reading_order(metrics | counts))
+        self.meter.add(recorded, flops)
         self._window.add(recorded)
         if step % self._log_period == 0 or step == self._train_steps:
             self._rates = self.meter.take()

@@ -1,4 +1,4 @@
-"""The record of a run: `MODEL_DIR/metrics.jsonl`, TensorBoard's events, and W&B if asked."""
+"""The record of a run: `MODEL_DIR/metrics.jsonl`, TensorBoard's events, and trackers if asked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import jax
 
@@ -17,12 +17,27 @@ from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text
 from sbs_jax.training.tensorboard import SummaryWriter
-from sbs_jax.training.wandb_log import WandbLog
 
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 Value = float | int | None
+
+
+class Tracker(Protocol):
+    """A service that shows the metrics of runs: Weights & Biases, MLflow, or one of your own."""
+
+    def begin(self, model_dir: str | os.PathLike[str]) -> None:
+        """Opens the run of this MODEL_DIR, or continues it."""
+        ...
+
+    def write(self, step: int, split: str, values: Mapping[str, Value]) -> None:
+        """Records the metrics of one split at a step; None is a metric without a value."""
+        ...
+
+    def close(self) -> None:
+        """Ends the run."""
+        ...
 
 
 class MetricsWriter(Closing):
@@ -38,7 +53,7 @@ class MetricsWriter(Closing):
         model_dir: str | os.PathLike[str],
         *,
         tensorboard: bool = True,
-        wandb: WandbLog | None = None,
+        trackers: Sequence[Tracker] = (),
         enabled: bool | None = None,
     ) -> None:
         """Opens nothing yet: `begin` does.
@@ -46,12 +61,12 @@ class MetricsWriter(Closing):
         Args:
           model_dir: where `metrics.jsonl` and `tensorboard/` go.
           tensorboard: whether to write events, too.
-          wandb: whether to tell Weights & Biases, too; opened and closed here.
+          trackers: services that are sent the same; opened and closed here.
           enabled: whether to write at all; by default on process 0 alone.
         """
         self._path = Path(model_dir).expanduser().absolute() / FILE_NAME
         self._with_tensorboard = tensorboard
-        self._wandb = wandb
+        self._trackers = tuple(trackers)
         self._enabled = jax.process_index() == 0 if enabled is None else enabled
         self._file: TextIO | None = None
         self._events: SummaryWriter | None = None
@@ -90,8 +105,8 @@ class MetricsWriter(Closing):
                 # Files are named by the second: one started in the same second would be lost.
                 filename_suffix=f".{time.time_ns()}",
             )
-        if self._wandb is not None:
-            self._wandb.begin(self._path.parent)
+        for tracker in self._trackers:
+            tracker.begin(self._path.parent)
 
     def write(self, step: int, split: str, values: Mapping[str, Value]) -> None:
         """Records the metrics of one split (`train`, `validation`, …) at a step.
@@ -114,8 +129,8 @@ class MetricsWriter(Closing):
         with self._writing():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        if self._wandb is not None:
-            self._wandb.write(step, split, {name: line[name] for name in values})
+        for tracker in self._trackers:
+            tracker.write(step, split, {name: line[name] for name in values})
 
     def sync(self) -> None:
         """Makes sure that all lines are on disk: no checkpoint may be ahead of its record."""
@@ -134,8 +149,9 @@ class MetricsWriter(Closing):
         if self._events is not None:
             self._events.close()
             self._events = None
-        if self._enabled and self._wandb is not None:
-            self._wandb.close()
+        if self._enabled:
+            for tracker in self._trackers:
+                tracker.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

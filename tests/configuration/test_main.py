@@ -74,6 +74,10 @@ def test_flags_in_both_forms(tmp_path):
     assert not toy.calls[-1]["dry_run"]
 
 
+def test_profile_steps_is_short_for_its_macro():
+    assert parse_flags(["--profile_steps=10:15"]).gin == (("PROFILE_STEPS", "10:15"),)
+
+
 @pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])
 def test_dry_run_is_passed_on(flag):
     assert run(FILE, "--gin.MODEL_DIR=x", flag) == 0

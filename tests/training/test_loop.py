@@ -28,7 +28,7 @@ from tests.training import toy_run
 from tests.training.toy_run import Options, abstract_state, mesh_of
 
 STEPS = 40
-RATES = ("examples_per_second", "tokens_per_second")
+RATES = hooks.MEASURED
 
 
 def run(model_dir, *, mesh=None, console=None, **options):
@@ -128,6 +128,9 @@ def test_records_evaluates_and_saves(whole):
     assert list(train[0])[2:5] == ["loss", "label_loss", "label_targets"]
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
     assert last["split"] == "train" and last["examples_per_second"] > 0
+    assert last["step_seconds"] > last["data_wait_seconds"] >= 0
+    assert last["host_memory_bytes"] > 2**20
+    assert last["model_flops_per_second"] is None  # Toy batches say nothing of it.
     # The last line has one step alone: the 40th, which has no rationale (39 % 3 == 0).
     assert last["rationale_loss"] is None and last["rationale_tokens"] == 0
     assert (whole / "tensorboard").is_dir()

@@ -38,7 +38,7 @@ def wandb(monkeypatch):
 
 def record(folder, after_step=None):
     with MetricsWriter(
-        folder, tensorboard=False, wandb=WandbLog("students", {"seed": 3})
+        folder, tensorboard=False, trackers=[WandbLog("students", {"seed": 3})]
     ) as writer:
         writer.begin(after_step)
         writer.write(10, "train", {"loss": 0.5, "rationale_loss": None})
@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_is_the_same_run(wandb, tmp_path):
 
 
 def test_other_processes_tell_nothing(wandb, tmp_path):
-    with MetricsWriter(tmp_path, wandb=WandbLog("students", {}), enabled=False) as writer:
+    with MetricsWriter(tmp_path, trackers=[WandbLog("students", {})], enabled=False) as writer:
         writer.begin(None)
         writer.write(1, "train", {"loss": 1.0})
     assert wandb.calls == []

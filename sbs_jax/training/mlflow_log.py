@@ -41,6 +41,8 @@ class MlflowLog:
             raise UserError(
                 f"MLFLOW_EXPERIMENT = {experiment!r} needs mlflow: pip install 'sbs_jax[mlflow]'."
             ) from error
+        # How it sets its tables up is nothing to show.
+        logging.getLogger("mlflow.store").setLevel(logging.WARNING)
         self._client_class, self._entities = MlflowClient, entities
         self._error = exceptions.MlflowException
         self._experiment, self._config = experiment, dict(config)

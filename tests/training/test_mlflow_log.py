@@ -36,7 +36,8 @@ def test_a_run_and_its_continuation_are_one_run_of_mlflow(client, tmp_path):
 
 
 def test_a_store_that_cannot_be_opened_is_a_sentence(client, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
     with pytest.raises(UserError, match=r"'students': the run cannot be opened .*TRACKING_URI"):
         record(tmp_path / "run", None, 10)
 

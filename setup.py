@@ -17,6 +17,7 @@ PACKAGE_DIRS = {"sbs_jax": "sbs_jax", "sbs_jax.tasks": "tasks", "sbs_jax.gin": "
 OLDER = "; python_version < '3.12'"
 NEWER = "; python_version >= '3.12'"
 
+CTRANSLATE2 = ["ctranslate2>=4.6,<5"]
 SLURM = ["submitit>=1.5,<2"]
 SERVE = [
     "fastapi>=0.115,<1",
@@ -110,6 +111,8 @@ setup(
         "mlflow": ["mlflow-skinny>=3,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"],
         # The documentation's site: mkdocs build --strict.
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff"],
+        # ENGINE = 'ctranslate2' of infer and serve: int8 products on CPUs.
+        "ctranslate2": CTRANSLATE2,
         # The HTTP service of `python -m sbs_jax.serve`.
         "serve": SERVE,
         # What T5X needs besides. T5X itself is not on PyPI, and its own requirements would put a
@@ -125,6 +128,7 @@ setup(
             "datasets>=4,<6",
             *SERVE,
             *SLURM,
+            *CTRANSLATE2,
             "schemathesis>=4,<5",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -26,6 +26,7 @@ if "--all_cores" not in sys.argv:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 import dataclasses
+import itertools
 import json
 import statistics
 import tempfile
@@ -46,10 +47,13 @@ import transformers
 from sbs_jax.checkpoints.huggingface import config_from_huggingface, params_from_huggingface
 from sbs_jax.decoding.beam import beam_decode
 from sbs_jax.decoding.candidates import candidate_tree
+from sbs_jax.decoding.continuous import ContinuousDecoder, Request
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.models.network import Transformer
+from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
 
 VOCABULARY = 8192
 EOS = 1
@@ -126,12 +130,23 @@ def make_model(seed: int) -> transformers.T5ForConditionalGeneration:
 
 
 def batches(problems: Sequence[Problem], size: int, multiple: int) -> Iterator[np.ndarray]:
-    """Inputs sorted by length, in batches padded to their longest and to a multiple."""
+    """Inputs sorted by length, in even batches of at most `size`, padded to their longest.
+
+    Ours have lengths of a multiple and one number of rows, so that few shapes are compiled: an
+    input may then be repeated to fill up the last batch.
+    """
     ordered = sorted(problems, key=lambda problem: len(problem.tokens))
+    size = even(len(ordered), size)
     for start in range(0, len(ordered), size):
         rows = ordered[start : start + size]
         length = -(-max(len(row.tokens) for row in rows) // multiple) * multiple
-        yield pad([row.tokens for row in rows], length, rows=size if multiple > 1 else len(rows))
+        rows += rows[-1:] * (size - len(rows) if multiple > 1 else 0)
+        yield pad([row.tokens for row in rows], length, rows=len(rows))
+
+
+def even(count: int, size: int) -> int:
+    """The number of rows of batches that are at most `size` and as even as possible."""
+    return -(-count // -(-count // size))
 
 
 def pad(sequences: Sequence[Sequence[int]], length: int, rows: int) -> np.ndarray:
@@ -145,6 +160,7 @@ def pad(sequences: Sequence[Sequence[int]], length: int, rows: int) -> np.ndarra
 def choice_batches(problems: Sequence[Problem], size: int) -> Iterator[np.ndarray]:
     """The choices of the problems of `batches`, int32 [B, C, T]."""
     ordered = sorted(problems, key=lambda problem: len(problem.tokens))
+    size = even(len(ordered), size)
     longest = max(len(choice) for problem in ordered for choice in problem.choices)
     for start in range(0, len(ordered), size):
         chosen = [pad(row.choices, longest, 5) for row in ordered[start : start + size]]
@@ -224,8 +240,20 @@ def decode(
                 eos_id=eos_id,
             )
         outputs.append(tokens)
-    tokens = np.concatenate([np.asarray(batch).reshape(size, length) for batch in outputs])
+    tokens = np.concatenate([np.asarray(batch).reshape(-1, length) for batch in outputs])
     return tokens[: len(problems)]
+
+
+def decode_continuously(
+    decoder: ContinuousDecoder, params: Any, problems: Sequence[Problem], slots: int
+) -> np.ndarray:
+    """Our side as evaluation, inference and serving use it: slots that are refilled."""
+    ordered = sorted(problems, key=lambda problem: len(problem.tokens))
+    longest = max(len(problem.tokens) for problem in ordered)
+    lengths = range(LENGTH_MULTIPLE, longest + LENGTH_MULTIPLE, LENGTH_MULTIPLE)
+    requests = [Request(problem.tokens) for problem in ordered]
+    outputs = decoder(params, requests, (min(slots, len(requests)),), lengths)
+    return pad([output.tokens for output in outputs], decoder.max_decode_len, len(outputs))
 
 
 def rank(model: Transformer, params: Any, problems: Sequence[Problem], size: int) -> None:
@@ -286,7 +314,12 @@ def run(arguments: argparse.Namespace, console: rich.console.Console) -> list[di
     tensors = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
     config = config_from_huggingface(peer.config.to_dict(), tensors)
     params = jax.device_put(params_from_huggingface(tensors, config))
-    model = Transformer(config)
+    students = {}
+    for dtype in arguments.dtype:
+        student = Student(
+            dataclasses.replace(config, product_dtype=dtype), make_mesh(devices=jax.devices()[:1])
+        )
+        students[dtype] = student, student.for_inference(params)
     problems = load_problems(arguments.release_dir, arguments.labels)
     explained = problems[: arguments.rationales]
 
@@ -304,26 +337,49 @@ def run(arguments: argparse.Namespace, console: rich.console.Console) -> list[di
                     lambda size=size: generate(peer, chosen, size, length, eos_id, beams),
                 )
             )
-        for size in arguments.batch:
+        for (dtype, (student, weights)), size in itertools.product(
+            students.items(), arguments.batch
+        ):
             made.append(
                 Side(
-                    f"sbs_jax, batch {size}",
-                    lambda size=size: decode(model, params, chosen, size, length, eos_id, beams),
+                    f"sbs_jax {dtype}, batch {size}",
+                    lambda student=student, weights=weights, size=size: decode(
+                        student.model, weights, chosen, size, length, eos_id, beams
+                    ),
+                )
+            )
+            if beams > 1:
+                continue
+            decoder = ContinuousDecoder(
+                student, max_decode_len=length, eos_id=-1 if eos_id is None else eos_id
+            )
+            made.append(
+                Side(
+                    f"sbs_jax {dtype}, {size} slots",
+                    lambda decoder=decoder, weights=weights, size=size: decode_continuously(
+                        decoder, weights, chosen, size
+                    ),
                 )
             )
         return made
 
     ranking = [
         Side(
-            f"sbs_jax ranking, batch {size}", lambda size=size: rank(model, params, problems, size)
+            f"sbs_jax {dtype} ranking, batch {size}",
+            lambda student=student, weights=weights, size=size: rank(
+                student.model, weights, problems, size
+            ),
         )
-        for size in arguments.batch
+        for (dtype, (student, weights)), size in itertools.product(
+            students.items(), arguments.batch
+        )
     ]
+    student, weights = next(iter(students.values()))
     eos_id, mean = EOS, 0.0
     if "rationales_eos" in arguments.cases:
-        endless = decode(model, params, explained, 16, RATIONALE_LENGTH, None, 1)
+        endless = decode(student.model, weights, explained, 16, RATIONALE_LENGTH, None, 1)
         eos_id = ending_token(endless)
-        ended = decode(model, params, explained, 16, RATIONALE_LENGTH, eos_id, 1)
+        ended = decode(student.model, weights, explained, 16, RATIONALE_LENGTH, eos_id, 1)
         mean = np.count_nonzero(ended, axis=1).mean()
     cases = {
         "labels": (
@@ -392,6 +448,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rationales", type=int, default=200)
     add("--batch", type=int, nargs="+", default=[16, 64], help="of our side")
     add("--peer_batch", type=int, nargs="+", default=[16, 64], help="the first is the measure")
+    add("--dtype", nargs="+", default=["float32", "bfloat16"], help="of our products' operands")
     add("--repeats", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--json", type=Path, help="also write the results here")

@@ -33,11 +33,11 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
 
     import ctranslate2
-    import numpy as np
     from tokenizers import Tokenizer
 
     from sbs_jax.checkpoints.loading import identify, load_params
-    from sbs_jax.evaluation.decode import Decoder
+    from sbs_jax.decoding import shapes
+    from sbs_jax.decoding.continuous import ContinuousDecoder, Request
     from sbs_jax.files import read_jsonl
     from sbs_jax.partitioning.mesh import make_mesh
     from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
@@ -50,18 +50,19 @@ def main() -> None:
     prefixes = {"label": DEFAULT_LABEL_PREFIX, "rationale": DEFAULT_RATIONALE_PREFIX}
     prefix = data.get(f"{options.part}_prefix", prefixes[options.part])
     encoded = [tokenizer.encode(prefix + row["input"]) for row in rows]
-    width = max(len(item.ids) for item in encoded)
-    tokens = np.array([item.ids + [0] * (width - len(item.ids)) for item in encoded], np.int32)
+    requests = [Request(item.ids) for item in encoded]
+    lengths = shapes.input_lengths(max(len(item.ids) for item in encoded))
 
     student = Student(source.config, make_mesh())
     params = load_params(source, student.placed_params)
-    decode = Decoder(student, batch_size=options.batch_size, max_decode_len=options.max_decode_len)
+    decode = ContinuousDecoder(student, max_decode_len=options.max_decode_len)
     translator = ctranslate2.Translator(
         str(options.ctranslate2), intra_threads=options.threads, compute_type="float32"
     )
 
     def ours() -> list[str]:
-        return [tokenizer.decode(ids) for ids in decode(params, tokens)]
+        outputs = decode(params, requests, (options.batch_size,), lengths)
+        return [tokenizer.decode(shapes.until_end(output.tokens)) for output in outputs]
 
     def theirs() -> list[str]:
         results = translator.translate_batch(

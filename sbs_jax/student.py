@@ -60,6 +60,26 @@ class Student:
         """The sharding of a value that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def for_inference(self, params: Any) -> Any:
+        """Returns parameters whose products need no cast: weights in `config.product_dtype`.
+
+        Args:
+          params: float32 parameters on the mesh.
+
+        Returns:
+          The same tree, in which what projections multiply by has the products' dtype. An
+          embedding that is the head as well is rounded, too.
+        """
+        dtype = self.config.product_dtype
+        if dtype in (None, "float32"):
+            return params
+        names = {"kernel"} | ({"embedding"} if self.config.logits_via_embedding else set())
+
+        def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            return leaf.astype(dtype) if path[-1].key in names else leaf
+
+        return jax.tree_util.tree_map_with_path(cast, params)
+
     def apply(
         self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
     ) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 from sbs_jax import losses, metrics
 from sbs_jax.data import pipeline
 from sbs_jax.data.resolving import ResolvedTask
+from sbs_jax.decoding import shapes
+from sbs_jax.decoding.continuous import ContinuousDecoder, Request
 from sbs_jax.errors import UserError
-from sbs_jax.evaluation.decode import Decoder
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.partitioning.distributed import to_global
@@ -98,8 +100,7 @@ class Evaluator:
         ):
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value} must be at least 1.")
-        data = student.mesh.shape["data"]
-        rows = -(-batch_size // data) * data
+        rows = shapes.round_up(batch_size, student.mesh.shape["data"])
         self._mesh = student.mesh
         self._with_rationales = with_rationales
         self._vocabulary = task.vocabulary
@@ -117,10 +118,15 @@ class Evaluator:
             for split in splits
             for part, _ in task.parts
         ]
-        self._decode = Decoder(
-            student,
-            batch_size=rows,
-            max_decode_len=max_decode_len or feature_lengths["targets"],
+        self._rows = rows
+        self._lengths = shapes.input_lengths(feature_lengths["inputs"])
+        # The splits of a task have the same prompts, and so the same programs.
+        self._decoder = functools.cache(
+            lambda prompt: ContinuousDecoder(
+                student,
+                max_decode_len=max_decode_len or feature_lengths["targets"],
+                prompt=prompt,
+            )
         )
         self._loss_step = student.jit(
             make_loss_step(student.apply, loss_normalization=loss_normalization),
@@ -194,7 +200,12 @@ class Evaluator:
         return values, _rows(examples, predictions, scores, rationales)
 
     def _answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
-        return [self._vocabulary.decode(ids) for ids in self._decode(params, inputs, prompt)]
+        requests = [Request(row[: np.count_nonzero(row)].tolist()) for row in inputs]
+        decoder = self._decoder(tuple(prompt.tolist()))
+        # No more slots than inputs: those would only be computed in vain.
+        rows = shapes.round_up(min(self._rows, len(requests)), self._mesh.shape["data"])
+        outputs = decoder(params, requests, (rows,), self._lengths)
+        return [self._vocabulary.decode(shapes.until_end(output.tokens)) for output in outputs]
 
     def _losses(self, params: Any, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Value]:
         # Summed on the host in float64, so that a split's size costs no precision.

@@ -1,4 +1,4 @@
-"""What is asked of a student and what it answers; how arrays become answers."""
+"""Queries to a student and its answers, and how the arrays of programs become answers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import numpy as np
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import Candidates, Kind
-from sbs_jax.inference.tokenizer import EOS_ID
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """An answer.
+    """The answer to a query for a label.
 
     Attributes:
-      label: the student's.
-      confidence: its probability: among the candidates where the label set is closed (softmax over
-        their log-probabilities), else that of the written label among all texts. In [0, 1].
-      rationale: of a `joint` student, which wrote it before the label; else None.
-      alternatives: the best labels with their confidences, best first; the candidates where the
-        label set is closed. As many as were asked for, at least one.
+      label: the student's label.
+      confidence: the probability of the label, in [0, 1]: among the candidates if the label set is
+        closed (softmax over their log-probabilities), else among all texts.
+      rationale: the rationale that a `joint` student wrote before the label; else None.
+      alternatives: the best labels with their confidences, best first; the candidates if the label
+        set is closed. As many as were asked for, at least one.
       truncated: whether the input was cut to fit.
     """
 
@@ -37,10 +36,10 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Rationale:
-    """An explanation.
+    """The answer to a query for a rationale.
 
     Attributes:
-      text: the student's.
+      text: the student's rationale.
       truncated: whether the input was cut to fit.
     """
 
@@ -50,12 +49,13 @@ class Rationale:
 
 @dataclasses.dataclass(frozen=True)
 class Saliency:
-    """What of an input mattered to a label: gradient × input of the label's log-probability.
+    """How much each piece of an input mattered to a label.
 
     Attributes:
-      label: the label in question.
-      pieces: what the student read, piece by piece; its prefix and EOS left out.
-      scores: of each piece; positive where it speaks for the label, to first order.
+      label: the label.
+      pieces: the text that the student read, in pieces, without its prefix and EOS.
+      scores: gradient × input of the label's log-probability for each piece; positive if the piece
+        speaks for the label, to first order.
     """
 
     label: str
@@ -65,14 +65,15 @@ class Saliency:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One row of a batch, to be.
+    """A tokenized question to the student, which becomes one row of a batch.
 
     Attributes:
       kind: what is asked for.
       tokens: the encoder's input, EOS included.
-      candidates: the query's own closed label set; None is the predictor's (or an open one).
+      candidates: the query's own closed label set; None if it has that of the predictor, which may
+        be open.
       truncated: whether the input was cut to fit.
-      sample: chooses the random numbers of a sampled rationale.
+      sample: selects the random numbers of a sampled rationale.
     """
 
     kind: Kind
@@ -82,13 +83,14 @@ class Query:
     sample: int = 0
 
 
-class Group(NamedTuple):
-    """Queries that one compiled program answers.
+class QueryGroup(NamedTuple):
+    """What the queries of a batch have in common: one compiled program answers them.
 
     Attributes:
       kind: what is asked for.
       length: encoder tokens of a row.
-      own: how many candidates of how many tokens each row brings, (0, 0) where it brings none.
+      own: the number of candidates that each row brings and their number of tokens; (0, 0) if rows
+        bring none.
     """
 
     kind: Kind
@@ -99,7 +101,7 @@ class Group(NamedTuple):
 def make_saliency(
     label: str, pieces: Sequence[tuple[str, int]], scores: np.ndarray, prefix: str
 ) -> Saliency:
-    """Joins tokens to pieces, and leaves out the prefix and EOS."""
+    """Sums the scores of tokens over pieces, and leaves out the prefix and EOS."""
     shown: list[tuple[str, float]] = []
     hidden, token = len("".join(prefix.split())), 0
     for text, count in pieces:
@@ -120,7 +122,7 @@ def make_saliency(
 
 
 def ranked(query: Query, labels: Sequence[str], scores: np.ndarray, num_best: int) -> Prediction:
-    """The best of closed labels, by their log-probabilities [C or more]."""
+    """Returns the best labels of a closed set, by their log-probabilities [C or more]."""
     scores = scores[: len(labels)].astype(np.float64)
     weights = np.exp(scores - scores.max())
     shares = weights / weights.sum()
@@ -130,22 +132,14 @@ def ranked(query: Query, labels: Sequence[str], scores: np.ndarray, num_best: in
 
 
 def probability(log_probability: float) -> float:
-    """A probability in [0, 1], rounding errors aside."""
+    """Returns exp of a log-probability, clipped to [0, 1] against rounding errors."""
     return min(1.0, math.exp(min(0.0, float(log_probability))))
-
-
-def until_end(tokens: np.ndarray) -> list[int]:
-    """The tokens up to the first EOS, EOS included, or to the padding."""
-    ends = np.flatnonzero(tokens == EOS_ID)
-    if ends.size:
-        return tokens[: ends[0] + 1].tolist()
-    return np.trim_zeros(tokens, "b").tolist()
 
 
 def padded_candidates(
     sets: Sequence[Sequence[Sequence[int]]], rows: int, shape: tuple[int, int]
 ) -> np.ndarray:
-    """int32 [rows, candidates, tokens], the last set repeated, 0 where there is nothing."""
+    """Returns int32 [rows, candidates, tokens], padded with 0, the last set repeated."""
     padded = np.zeros((rows, *shape), np.int32)
     for row in range(rows):
         for place, ids in enumerate(sets[min(row, len(sets) - 1)]):

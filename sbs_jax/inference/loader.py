@@ -16,28 +16,31 @@ from sbs_jax.parts import METHODS
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Which student, how it is asked, and on what mesh. gin/runs/predictor.gin binds it.
+    """A student, how it is asked, and its mesh. gin/runs/predictor.gin binds it.
 
-    What is None is as the checkpoint was trained.
+    An attribute that is None is taken from the settings that the checkpoint was trained with.
 
     Attributes:
       checkpoint_path: see `checkpoints.loading.identify`.
       model_config: the network's dimensions, for checkpoints that do not say them.
-      dtype: of activations, `float32` or `bfloat16`.
+      dtype: dtype of activations, `float32` or `bfloat16`.
+      inference_dtype: dtype of weights and inputs of matrix products, whose results keep `dtype`;
+        see `T5Config.product_dtype`. None is `dtype`. `int8` needs the engine `ctranslate2`.
+      engine: `jax`; or `ctranslate2`, which runs on the CPU alone and needs its package.
       vocabulary_path: a SentencePiece model.
-      feature_lengths: `inputs` and `targets`, the most tokens of an input and of an answer.
-      max_decode_len: the most tokens of an answer, instead of `targets`.
-      batch_size: rows at a time.
+      feature_lengths: `inputs` and `targets`: maximum numbers of tokens of an input, of an answer.
+      max_decode_len: maximum number of tokens of an answer, instead of `targets`.
+      batch_size: rows of a batch, and slots of continuous batching.
       candidates: a closed label set; `choices`: each input lists its own; `task`: those that the
         task declares; None: labels are open.
-      method: how the student was taught: `sbs`, `standard`, `joint`, `rationale_input`.
-      label_prefix: asks for the label.
-      rationale_prefix: asks for the rationale.
-      prefix_side: where these stand, `encoder` or `decoder`.
-      strategy: how rationales are written.
-      data_parallel: devices along the mesh's `data` axis; -1 takes what is left.
+      method: how the student was trained: `sbs`, `standard`, `joint`, `rationale_input`.
+      label_prefix: the task prefix of labels.
+      rationale_prefix: the task prefix of rationales.
+      prefix_side: which side reads the prefixes, `encoder` or `decoder`.
+      strategy: how rationales are decoded.
+      data_parallel: devices along the mesh's `data` axis; -1 takes all that are left.
       model_parallel: devices along the mesh's `model` axis.
-      fsdp: also cut parameters along `data`.
+      fsdp: also shard parameters along `data`.
       trust_modules: whether the module that the checkpoint names may be imported, which runs its
         code; only candidates = `task` needs it.
     """
@@ -45,6 +48,8 @@ class Loader:
     checkpoint_path: str
     model_config: T5Config | None = None
     dtype: str = "float32"
+    inference_dtype: str | None = None
+    engine: str = "jax"
     vocabulary_path: str | None = None
     feature_lengths: Mapping[str, int] | None = None
     max_decode_len: int | None = None
@@ -87,6 +92,8 @@ class Loader:
             batch_size=self.batch_size,
             model_config=self.model_config,
             dtype=self.dtype,
+            inference_dtype=self.inference_dtype,
+            engine=self.engine,
             vocabulary_path=self.vocabulary_path,
             feature_lengths=self.feature_lengths,
             max_decode_len=self.max_decode_len,

@@ -12,17 +12,20 @@ of one group as one batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from sbs_jax.checkpoints import loading, trees
+from sbs_jax.decoding import shapes
 from sbs_jax.errors import UserError
-from sbs_jax.inference import shapes
+from sbs_jax.inference.answerer import Answerer, ProgramsFn
 from sbs_jax.inference.answers import (
     Prediction,
     Query,
@@ -31,7 +34,6 @@ from sbs_jax.inference.answers import (
     check_fits,
     make_saliency,
 )
-from sbs_jax.inference.engine import Engine
 from sbs_jax.inference.programs import Strategy
 from sbs_jax.inference.prompting import (
     LABEL,
@@ -51,11 +53,13 @@ from sbs_jax.student import Student
 
 CHOICES = "choices"
 """In place of candidates: each input lists its own, ``(a) … (b) …``."""
+ENGINES = {"jax": ("float32", "bfloat16"), "ctranslate2": ("float32", "bfloat16", "int8")}
+"""What can run a student, and the dtypes of its products."""
 TASK = "task"
 """In place of candidates: those that the task declares that the student was trained on."""
 
 
-class Predictor(Engine):
+class Predictor(Answerer):
     """A student on its mesh, and how to talk to it. All processes of a run call it together.
 
     Attributes:
@@ -80,6 +84,9 @@ class Predictor(Engine):
         row_counts: Sequence[int] | None = None,
         own_shape: tuple[int, int] | None = None,
         strategy: Strategy | None = None,
+        engine: str = "jax",
+        inference_dtype: str | None = None,
+        make_programs: ProgramsFn | None = None,
     ) -> None:
         """Compiles nothing yet.
 
@@ -96,7 +103,10 @@ class Predictor(Engine):
           row_counts: smaller batch sizes that are worth programs of their own.
           own_shape: to how many candidates and tokens those of queries are padded; None: to powers
             of two.
-          strategy: how rationales (and the best labels) are searched for.
+          strategy: how rationales (and the best labels) are decoded.
+          engine: the name of what runs the network, one of `ENGINES`.
+          inference_dtype: dtype of its products; None is the student's own.
+          make_programs: makes the programs of another engine than JAX.
 
         Raises:
           UserError: the tokenizer does not fit the network, or a value is out of its range.
@@ -123,19 +133,26 @@ class Predictor(Engine):
             row_counts=row_counts,
             own_shape=own_shape,
             strategy=strategy,
+            make_programs=make_programs,
         )
         self.name = name
+        self._engine = engine
         self._strategy = strategy or Strategy()
+        self._product_dtype = inference_dtype or student.config.product_dtype
         if candidates == CHOICES:
             self._shares_candidates = False
         elif candidates is not None:
             self.closed_set = self._closed_set(candidates)
 
     def answers_depend_on(self) -> dict[str, Any]:
-        """What changes answers, in JSON, by the names that users know: macros, mostly."""
+        """Returns the settings that answers depend on, as JSON values, mostly by macros' names."""
         asked = self.prompting
         closed = self.closed_set
+        # Left out where it changes nothing: files that older versions began lack it.
+        rounded = self._product_dtype not in (None, "float32")
         return {
+            **({"ENGINE": self._engine} if self._engine != "jax" else {}),
+            **({"INFERENCE_DTYPE": self._product_dtype} if rounded else {}),
             "parameters": self.fingerprint,
             "METHOD": asked.method,
             "LABEL_PREFIX": asked.label_prefix,
@@ -202,7 +219,7 @@ class Predictor(Engine):
         targets = np.zeros((self.row_counts[0], width), np.int32)
         targets[:, : len(target)] = target
         tokens = self._rows([query], self.row_counts[0], self.group(query).length)
-        batch = to_global({"tokens": tokens, "targets": targets}, self._mesh)
+        batch = tokens | to_global({"targets": targets}, self._mesh)
         scores = np.asarray(self._programs.saliency(self._params, batch))[0]
         return make_saliency(
             label, self.tokenizer.pieces(query.tokens), scores, self._prefix_pieces(LABEL)
@@ -279,6 +296,8 @@ def load_predictor(
     batch_size: int = 32,
     model_config: T5Config | None = None,
     dtype: str | None = None,
+    inference_dtype: str | None = None,
+    engine: str = "jax",
     vocabulary_path: str | None = None,
     feature_lengths: Mapping[str, int] | None = None,
     max_decode_len: int | None = None,
@@ -295,7 +314,10 @@ def load_predictor(
       mesh: all devices along `data` by default.
       batch_size: rows at a time.
       model_config: the network's dimensions, where the checkpoint does not say them.
-      dtype: of activations; by default as the checkpoint says.
+      dtype: dtype of activations; by default as the checkpoint says.
+      inference_dtype: dtype of weights and inputs of matrix products; see `T5Config.product_dtype`.
+        `int8` needs the engine `ctranslate2`.
+      engine: `jax`; or `ctranslate2`, which runs on CPUs alone.
       vocabulary_path: a SentencePiece model; by default the one beside the weights.
       feature_lengths: `inputs` and `targets` in tokens; by default as trained, or 512 and 128.
       max_decode_len: the most tokens of an answer; by default the length of targets.
@@ -318,8 +340,17 @@ def load_predictor(
             f"{source.folder}: does not say the dimensions of its network; name a file of "
             "gin/models besides, such as --gin_file=models/t5_1_1_small.gin."
         )
-    if dtype is not None:
-        config = dataclasses.replace(config, dtype=dtype)
+    if engine not in ENGINES:
+        raise UserError(f"ENGINE = {engine!r} is unknown; there are {', '.join(ENGINES)}.")
+    if inference_dtype is not None and inference_dtype not in ENGINES[engine]:
+        known = ", ".join(ENGINES[engine])
+        raise UserError(
+            f"INFERENCE_DTYPE = {inference_dtype!r} is unknown to ENGINE = {engine!r}; there are "
+            f"{known}."
+        )
+    config = dataclasses.replace(config, dtype=dtype or config.dtype)
+    if engine == "jax":
+        config = dataclasses.replace(config, product_dtype=inference_dtype or config.product_dtype)
     settings = source.settings
     tokenizer = Tokenizer(vocabulary_path or source.require_vocabulary())
     lengths = {"inputs": 512, "targets": 128} | dict(
@@ -333,6 +364,20 @@ def load_predictor(
             raise UserError(f"{source.folder}: the parameter {name} holds NaN or infinity.")
     trained = {**(settings.get("data_settings") or {}), "method": settings.get("method")}
     step = "" if source.step is None else f" (step {source.step})"
+    digests = ",".join(f"{name}={leaf.digest}" for name, leaf in sorted(found.items()))
+    digests += hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest()
+    if engine == "ctranslate2":
+        if jax.process_count() > 1:
+            raise UserError("ENGINE = 'ctranslate2' works in one process.")
+        from sbs_jax.inference.ctranslate2_programs import CTranslate2Programs
+
+        quantization = inference_dtype or "float32"
+        options["make_programs"] = functools.partial(
+            CTranslate2Programs, params, config, quantization
+        )
+        params = None
+    else:
+        params = student.for_inference(params)
     predictor = Predictor(
         student,
         params,
@@ -343,10 +388,10 @@ def load_predictor(
         input_length=lengths["inputs"],
         max_decode_len=max_decode_len or lengths["targets"],
         batch_size=batch_size,
+        engine=engine,
+        inference_dtype=inference_dtype,
         **options,
     )
-    digests = ",".join(f"{name}={leaf.digest}" for name, leaf in sorted(found.items()))
-    digests += hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest()
     predictor.fingerprint = hashlib.sha256(digests.encode()).hexdigest()[:16]
     return predictor
 

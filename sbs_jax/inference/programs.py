@@ -13,30 +13,30 @@ import numpy as np
 
 from sbs_jax.decoding.beam import beam_decode
 from sbs_jax.decoding.candidates import CandidateTree, candidate_tree
-from sbs_jax.decoding.greedy import greedy_decode, greedy_decode_scored
+from sbs_jax.decoding.continuous import ContinuousDecoder, Draws
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.saliency import input_saliency
-from sbs_jax.decoding.sampling import sample_decode
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import LABEL, RATIONALE
 from sbs_jax.student import Student
 
-Batch = dict[str, jax.Array]
+Arrays = dict[str, jax.Array]
+"""The rows of a batch: `tokens` int32 [B, S], and what else a program reads."""
 STRATEGIES = ("greedy", "sample", "beam")
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """How rationales are written.
+    """How rationales are decoded.
 
     Attributes:
       decoding: `greedy`, `sample` or `beam`.
-      temperature: of sampling.
-      top_k: sample among so many tokens; 0 is all.
-      top_p: sample among the fewest tokens that have this share of the probability.
-      num_beams: of beam search, also of the best labels where the label set is open.
-      length_penalty: T5X's α of beam search.
-      seed: of sampling.
+      temperature: the temperature of sampling.
+      top_k: sampling draws from this number of most likely tokens; 0 draws from all.
+      top_p: sampling draws from the fewest tokens whose probabilities sum to at least this.
+      num_beams: beams of beam search, which also finds the best labels of an open label set.
+      length_penalty: the exponent α of T5X's length penalty in beam search.
+      seed: the seed of sampling.
 
     Raises:
       UserError: a value is out of its range.
@@ -67,7 +67,13 @@ class Strategy:
 
 
 class Programs:
-    """One student's programs, compiled for each shape when it first comes."""
+    """The compiled programs of one student; each is compiled for a shape when it first occurs.
+
+    Attributes:
+      labels: writes labels of an open label set, greedily, with their log-probabilities.
+      outputs: writes what a `joint` student answers to the label's prefix, greedily.
+      rationales: writes rationales; None if these are searched for by `beam`.
+    """
 
     def __init__(
         self,
@@ -80,9 +86,9 @@ class Programs:
 
         Args:
           student: the network on its mesh.
-          prompts: for `label` and `rationale`, tokens that the decoder is fed first.
-          max_decode_len: the most tokens of an answer.
-          strategy: how rationales are written.
+          prompts: tokens that the decoder is fed first, for `label` and `rationale`.
+          max_decode_len: maximum number of tokens of an answer.
+          strategy: how rationales are decoded.
         """
         self._student = student
         self._length = max_decode_len
@@ -93,55 +99,48 @@ class Programs:
             for kind, tokens in prompts.items()
         }
         jit = functools.partial(student.jit, out_shardings=student.replicated)
-        self._greedy = jit(self._greedy_fn)
-        self._write = jit(self._write_fn)
         self._rank = jit(self._rank_fn)
-        self._explain = jit(self._explain_fn)
+        self._search = jit(self._search_fn)
         self._saliency = jit(self._saliency_fn)
         self._best = functools.cache(lambda count: jit(functools.partial(self._best_fn, count)))
         self._shared = functools.cache(self._tree)
+        decoder = functools.partial(ContinuousDecoder, student, max_decode_len=max_decode_len)
+        self.labels = decoder(prompt=prompts[LABEL], scored=True)
+        self.outputs = decoder(prompt=prompts[LABEL])
+        self.rationales: ContinuousDecoder | None = None
+        if strategy.decoding != "beam":
+            draws = Draws(strategy.seed, strategy.temperature, strategy.top_k, strategy.top_p)
+            self.rationales = decoder(
+                prompt=prompts[RATIONALE], draws=draws if strategy.decoding == "sample" else None
+            )
 
-    def greedy(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Labels int32 [B, 1, T], and their log-probabilities float32 [B, 1]."""
-        return self._greedy(params, batch)
+    def best(self, params: Any, batch: Arrays, count: int) -> tuple[jax.Array, jax.Array]:
+        """Returns the `count` most probable labels that a beam search finds.
 
-    def best(self, params: Any, batch: Batch, count: int) -> tuple[jax.Array, jax.Array]:
-        """The `count` most probable labels that a beam search finds, as `greedy`: [B, count, T]."""
+        Returns:
+          int32 [B, count, T] and their log-probabilities float32 [B, count].
+        """
         return self._best(count)(params, batch)
 
-    def write(self, params: Any, batch: Batch) -> jax.Array:
-        """What the label prefix makes the student write, greedily: int32 [B, T]."""
-        return self._write(params, batch)
-
     def rank_shared(
-        self, params: Any, batch: Batch, candidates: tuple[tuple[int, ...], ...]
+        self, params: Any, batch: Arrays, candidates: tuple[tuple[int, ...], ...]
     ) -> jax.Array:
         """Log-probabilities float32 [B, C] of candidates that all rows share."""
         return self._rank(params, batch, self._shared(candidates))
 
-    def rank_own(self, params: Any, batch: Batch) -> jax.Array:
+    def rank_own(self, params: Any, batch: Arrays) -> jax.Array:
         """Log-probabilities float32 [B, C] of `batch['candidates']`, int32 [B, C, T]."""
         return self._rank(params, batch, None)
 
-    def explain(self, params: Any, batch: Batch) -> jax.Array:
-        """Rationales int32 [B, T]; `batch['samples']` [B] chooses the random numbers, if any."""
-        return self._explain(params, batch)
+    def search(self, params: Any, batch: Arrays) -> jax.Array:
+        """Returns the rationales int32 [B, T] that a beam search finds."""
+        return self._search(params, batch)
 
-    def saliency(self, params: Any, batch: Batch) -> jax.Array:
+    def saliency(self, params: Any, batch: Arrays) -> jax.Array:
         """Gradient × input float32 [B, S] of `batch['targets']`, int32 [B, T]."""
         return self._saliency(params, batch)
 
-    def _greedy_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        sequences, scores = greedy_decode_scored(
-            self._model,
-            params,
-            batch["tokens"],
-            max_decode_len=self._length,
-            decoder_prompt=self._prompts[LABEL],
-        )
-        return sequences[:, None], scores[:, None]
-
-    def _best_fn(self, count: int, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def _best_fn(self, count: int, params: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
         sequences, _ = beam_decode(
             self._model,
             params,
@@ -154,21 +153,12 @@ class Programs:
         )
         return sequences, self._log_probabilities(params, batch, sequences)
 
-    def _write_fn(self, params: Any, batch: Batch) -> jax.Array:
-        return greedy_decode(
-            self._model,
-            params,
-            batch["tokens"],
-            max_decode_len=self._length,
-            decoder_prompt=self._prompts[LABEL],
-        )
-
-    def _rank_fn(self, params: Any, batch: Batch, shared: CandidateTree | None) -> jax.Array:
+    def _rank_fn(self, params: Any, batch: Arrays, shared: CandidateTree | None) -> jax.Array:
         if shared is None:
             return self._log_probabilities(params, batch, batch["candidates"])
         return rank_candidates(self._model, params, batch["tokens"], shared)
 
-    def _log_probabilities(self, params: Any, batch: Batch, candidates: jax.Array) -> jax.Array:
+    def _log_probabilities(self, params: Any, batch: Arrays, candidates: jax.Array) -> jax.Array:
         return rank_candidates(
             self._model,
             params,
@@ -177,36 +167,19 @@ class Programs:
             decoder_prompt=self._prompts[LABEL],
         )
 
-    def _explain_fn(self, params: Any, batch: Batch) -> jax.Array:
-        chosen = self._strategy
-        common = {"max_decode_len": self._length, "decoder_prompt": self._prompts[RATIONALE]}
-        if chosen.decoding == "greedy":
-            return greedy_decode(self._model, params, batch["tokens"], **common)
-        if chosen.decoding == "beam":
-            sequences, _ = beam_decode(
-                self._model,
-                params,
-                batch["tokens"],
-                num_beams=chosen.num_beams,
-                alpha=chosen.length_penalty,
-                **common,
-            )
-        else:
-            sequences, _ = sample_decode(
-                self._model,
-                params,
-                batch["tokens"],
-                rng=jax.vmap(jax.random.fold_in, (None, 0))(
-                    jax.random.key(chosen.seed), batch["samples"]
-                ),
-                temperature=chosen.temperature,
-                top_k=chosen.top_k,
-                top_p=chosen.top_p,
-                **common,
-            )
+    def _search_fn(self, params: Any, batch: Arrays) -> jax.Array:
+        sequences, _ = beam_decode(
+            self._model,
+            params,
+            batch["tokens"],
+            max_decode_len=self._length,
+            num_beams=self._strategy.num_beams,
+            alpha=self._strategy.length_penalty,
+            decoder_prompt=self._prompts[RATIONALE],
+        )
         return sequences[:, 0]
 
-    def _saliency_fn(self, params: Any, batch: Batch) -> jax.Array:
+    def _saliency_fn(self, params: Any, batch: Arrays) -> jax.Array:
         return input_saliency(
             self._model,
             params,

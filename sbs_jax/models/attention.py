@@ -13,7 +13,7 @@ from sbs_jax.models.config import T5Config
 from sbs_jax.models.dropout import Seed, dropout
 from sbs_jax.models.layers import Kernel, project
 
-_MASKED = -1e10
+MASKED = -1e10
 """Added to the logits of masked keys. Finite, so that a query without any key gives no NaN."""
 
 
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         weights = dropout(weights, seed, config)
         mixed = jnp.einsum("bhql,bhlk->bhqk", weights, values)
         mixed = mixed.swapaxes(1, 2).reshape(*inputs.shape[:-1], -1)
-        return project(mixed, self.out(), config.dtype)
+        return project(mixed, self.out(), config)
 
     def _heads(
         self, x: Float[Array, "B L D"], kernel: Float[Array, "D HK"]
@@ -100,9 +100,7 @@ class Attention(nn.Module):
         Left as [B, L, H, K], XLA:CPU makes the same copy, and less well (3 % of a training step).
         """
         config = self.config
-        heads = project(x, kernel, config.dtype).reshape(
-            *x.shape[:-1], config.num_heads, config.head_dim
-        )
+        heads = project(x, kernel, config).reshape(*x.shape[:-1], config.num_heads, config.head_dim)
         heads = heads.swapaxes(1, 2)
         return nn.with_logical_constraint(heads, ("batch", "heads", "length", "kv"))
 
@@ -132,7 +130,7 @@ def causal_bias(length: int) -> Float[Array, "1 1 Q L"]:
 
 def mask_bias(visible: Bool[Array, "*B"]) -> Float[Array, "*B"]:
     """0 where True, else so negative that softmax gives 0; float32."""
-    return jnp.where(visible, 0.0, _MASKED).astype(jnp.float32)
+    return jnp.where(visible, 0.0, MASKED).astype(jnp.float32)
 
 
 def _causal(length: int) -> Bool[Array, "Q L"]:

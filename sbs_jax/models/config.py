@@ -38,6 +38,9 @@ class T5Config:
         when the head is tied.
       head_init_stddev: standard deviation of a fresh untied head; None is T5X's, D^-0.5.
       dtype: dtype of activations, `float32` or `bfloat16`. Parameters are always float32.
+      product_dtype: dtype of the operands of projections (weights and inputs), whose results keep
+        the activations' dtype; None is `dtype`. `bfloat16` beside float32 activations is made for
+        inference on CPUs, where a bfloat16 product is fast exactly if its result is float32.
       float32_attention_logits: compute attention logits and softmax in float32 even if activations
         are bfloat16.
       relative_attention_num_buckets: buckets of relative positions, of both directions together.
@@ -68,6 +71,7 @@ class T5Config:
     scale_logits: bool | None = None
     head_init_stddev: float | None = None
     dtype: str = "float32"
+    product_dtype: str | None = None
     float32_attention_logits: bool = True
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
@@ -83,6 +87,7 @@ class T5Config:
         self._check_dimensions()
         self._check_activations()
         self._check_choice("dtype", DTYPES)
+        self._check_choice("product_dtype", (None, *DTYPES))
         self._check_choice("embedding_lookup", EMBEDDING_LOOKUPS)
         self._check_choice("remat", REMATS)
         for name in (

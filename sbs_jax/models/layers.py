@@ -49,11 +49,11 @@ class Kernel(nn.Module):
 def project(
     x: Float[Array, "*B inputs"],
     kernel: Float[Array, "inputs outputs"],
-    dtype: str,
+    config: T5Config,
     *,
     result_dtype: str | None = None,
 ) -> Float[Array, "*B outputs"]:
-    """Multiplies `x` by `kernel` over the last axis, both cast to `dtype`.
+    """Multiplies `x` by `kernel` over the last axis, both cast to the products' dtype.
 
     The leading axes are merged first. It is then one plain matrix product whose two gradients are
     plain matrix products too; left to itself XLA:CPU transposes the operands of the kernel's
@@ -61,15 +61,18 @@ def project(
 
     Args:
       x: any leading axes.
-      kernel: float32.
-      dtype: of the operands.
-      result_dtype: of the accumulated sums and the result; `dtype` by default.
+      kernel: float32, or in the products' dtype already.
+      config: says the dtype of the operands, `product_dtype` or else `dtype`.
+      result_dtype: dtype of the accumulated sums and the result; `config.dtype` by default.
 
     Returns:
       The product.
     """
+    dtype = config.product_dtype or config.dtype
     rows = x.astype(dtype).reshape(-1, x.shape[-1])
-    product = jnp.dot(rows, kernel.astype(dtype), preferred_element_type=result_dtype or dtype)
+    product = jnp.dot(
+        rows, kernel.astype(dtype), preferred_element_type=result_dtype or config.dtype
+    )
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -115,11 +118,11 @@ class TokenEmbedder(nn.Module):
         if self.config.embedding_lookup == "gather":
             return jnp.take(self.embedding, tokens, axis=0).astype(dtype)
         one_hot = jax.nn.one_hot(tokens, self.config.vocab_size, dtype=dtype)
-        return project(one_hot, self.embedding, dtype)
+        return project(one_hot, self.embedding, self.config)
 
     def attend(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The dot product with every embedding, float32: the tied output head."""
-        return project(hidden, self.embedding.T, self.config.dtype, result_dtype="float32")
+        return project(hidden, self.embedding.T, self.config, result_dtype="float32")
 
 
 class Mlp(nn.Module):
@@ -141,9 +144,9 @@ class Mlp(nn.Module):
             scope = "wi" if len(config.mlp_activations) == 1 else f"wi_{index}"
             shape = (config.emb_dim, config.mlp_dim)
             kernel = Kernel(shape, ("embed", "mlp"), init, name=scope)()
-            branches.append(_ACTIVATION_FUNCTIONS[name](project(x, kernel, config.dtype)))
+            branches.append(_ACTIVATION_FUNCTIONS[name](project(x, kernel, config)))
         hidden = functools.reduce(operator.mul, branches)
         hidden = dropout(hidden, seed, config)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         kernel = Kernel((config.mlp_dim, config.emb_dim), ("mlp", "embed"), init, name="wo")()
-        return project(hidden, kernel, config.dtype)
+        return project(hidden, kernel, config)

@@ -184,7 +184,7 @@ class Decoder(nn.Module):
 
     def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The untied output head, float32."""
-        return project(hidden, self.logits_dense(), self.config.dtype, result_dtype="float32")
+        return project(hidden, self.logits_dense(), self.config, result_dtype="float32")
 
     def encoder_keys_values(self, encoded: Float[Array, "B S D"]) -> tuple[KeysValues, ...]:
         """Every layer's keys and values of the encoder's output."""

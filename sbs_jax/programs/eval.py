@@ -44,6 +44,7 @@ def evaluate(
     trust_modules: bool = False,
     feature_lengths: Mapping[str, int] | None = None,
     model_config: T5Config | None = None,
+    inference_dtype: str | None = None,
     splits: Sequence[str] = ("test",),
     batch_size: int = 32,
     eval_steps: int | None = None,
@@ -79,6 +80,8 @@ def evaluate(
         code; see `loading.Source.task_module`.
       feature_lengths: row lengths in tokens, of `inputs` and `targets`.
       model_config: the student's dimensions.
+      inference_dtype: dtype of weights and inputs of matrix products; see
+        `T5Config.product_dtype`.
       splits: names of splits, such as `validation` and `test`.
       batch_size: rows of a batch.
       eval_steps: number of batches of each split, at most; None takes all.
@@ -127,6 +130,8 @@ def evaluate(
     }
     if mesh is None:
         mesh = MeshSettings(data_parallel, model_parallel, fsdp).make()
+    if inference_dtype is not None:
+        model_config = dataclasses.replace(model_config, product_dtype=inference_dtype)
     student = Student(model_config, mesh, fsdp=fsdp)
     progress = Progress()
     task = resolve_task(choice, _settings_as_trained(source, given))
@@ -148,7 +153,7 @@ def evaluate(
         _show_first_input(progress, task, splits[0], lengths)
         return None
     params = loading.load_params(source, student.placed_params)
-    results, predictions = evaluator(params)
+    results, predictions = evaluator(student.for_inference(params))
     folder = None if output_dir is None else Path(output_dir).expanduser().absolute()
     if write is not None:
         write(predictions)

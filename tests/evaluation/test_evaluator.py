@@ -9,9 +9,9 @@ from sbs_jax.data import pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.decoding import shapes
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
-from sbs_jax.evaluation import decode
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.scores import overlap
@@ -65,7 +65,7 @@ def test_predictions_are_those_of_single_decoding_in_the_files_order(student, pa
         tokens = greedy_decode(
             student.model, params, examples.label_inputs[index : index + 1], max_decode_len=7
         )
-        assert row["prediction"] == vocabulary.decode(decode.until_end(np.asarray(tokens)[0]))
+        assert row["prediction"] == vocabulary.decode(shapes.until_end(np.asarray(tokens)[0]))
         assert list(row) == ["id", "input", "target", "prediction", "score"]
         assert row["target"] == examples.labels[index]
         assert row["input"] == examples.inputs[index]
@@ -160,7 +160,7 @@ def test_several_splits_and_rationales_on_request(student, params, tmp_path):
     examples = pipeline.load_eval_examples(resolve_task(toy.TASK), "test", toy.LENGTHS)
     tokens = greedy_decode(student.model, params, examples.rationale_inputs, max_decode_len=5)
     vocabulary = resolve_task(toy.TASK).vocabulary
-    assert rows[1]["rationale"] == vocabulary.decode(decode.until_end(np.asarray(tokens)[1]))
+    assert rows[1]["rationale"] == vocabulary.decode(shapes.until_end(np.asarray(tokens)[1]))
     # The teacher's stands beside it where there is one.
     assert [row.get("llm_rationale", "") for row in rows] == examples.llm_rationales
     write_predictions(tmp_path, evaluation.predictions, 3)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sbs_jax.decoding.continuous import Output
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
 from sbs_jax.inference.predictor import Predictor, load_predictor
@@ -116,6 +117,27 @@ def test_rationales_do_not_depend_on_their_company(decoding):
     assert alone == together[4:6]
 
 
+def test_queries_join_a_stream_and_get_the_answers_of_a_batch():
+    predictor = toy.predictor()
+    together = predictor.rationales(TEXTS)
+    queries = [predictor.ask_rationale(text, sample=n) for n, text in enumerate(TEXTS)]
+    group = predictor.group(queries[0])
+    same = [n for n, query in enumerate(queries) if predictor.group(query) == group]
+    first, waiting = same[:1] * 8, same[1:]
+
+    def more(count):
+        taken, waiting[:] = waiting[:count], waiting[count:]
+        return [queries[n] for n in taken]
+
+    given = first + waiting
+    answers = [
+        pair for ended in predictor.stream([queries[n] for n in first], more) for pair in ended
+    ]
+    assert sorted(number for number, _ in answers) == list(range(len(given)))
+    assert all(answer == together[given[number]] for number, answer in answers)
+    assert not waiting
+
+
 def test_prefixes_may_be_the_decoders():
     predictor = toy.predictor(prefix_side="decoder")
     (prediction,) = predictor.labels(TEXTS[:1])
@@ -154,8 +176,7 @@ def test_an_open_joint_answer_is_taken_apart(monkeypatch):
     predictor = toy.predictor(method="joint")
     tokenizer = predictor.tokenizer
     ids = [*tokenizer.encode("She had 3. Answer: 7"), EOS_ID]
-    answer = np.tile(np.array(ids, np.int32), (8, 1))
-    monkeypatch.setattr(predictor._programs, "write", lambda params, batch: answer)
+    monkeypatch.setattr(predictor._programs, "outputs", lambda *arguments: [Output(ids, 0.0)])
     (prediction,) = predictor.labels(TEXTS[:1])
     assert (prediction.rationale, prediction.label) == ("She had 3.", "7")
     tokens = encoded(predictor.prompting, "label", TEXTS[0])
@@ -163,8 +184,8 @@ def test_an_open_joint_answer_is_taken_apart(monkeypatch):
     expected = log_probability(tokens, ids) - log_probability(tokens, ids[:start])
     np.testing.assert_allclose(np.log(prediction.confidence), expected, rtol=1e-4)
     # Without the separator there is no label, and no confidence in it.
-    cut = np.tile(np.array([*tokenizer.encode("She had"), EOS_ID], np.int32), (8, 1))
-    monkeypatch.setattr(predictor._programs, "write", lambda params, batch: cut)
+    cut = [*tokenizer.encode("She had"), EOS_ID]
+    monkeypatch.setattr(predictor._programs, "outputs", lambda *arguments: [Output(cut, 0.0)])
     (prediction,) = predictor.labels(TEXTS[:1])
     assert (prediction.label, prediction.confidence) == ("", 0.0)
 

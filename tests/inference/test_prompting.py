@@ -1,7 +1,7 @@
 import pytest
 
+from sbs_jax.decoding import shapes
 from sbs_jax.errors import UserError
-from sbs_jax.inference import shapes
 from sbs_jax.inference.prompting import (
     Candidates,
     Prompting,

@@ -8,7 +8,7 @@ in a thread of its own (`batcher`).
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 import sbs_jax
 from sbs_jax.errors import UserError
 from sbs_jax.inference.serving import docs_page, limits, schema
-from sbs_jax.inference.serving.batcher import Batcher, ClosedError, FullError
+from sbs_jax.inference.serving.batcher import Batcher, ClosedError, FullError, More
 from sbs_jax.inference.serving.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:
@@ -159,14 +159,14 @@ class Service:
         jobs = [(self.predictor.group(query), query) for query in (*labels, *explained)]
         return jobs, places
 
-    def _run(self, queries: list[Any]) -> list[Any]:
-        # All candidates, because the answer holds the score of each.
+    def _run(self, queries: list[Any], more: More) -> Iterator[list[tuple[int, Any]]]:
+        # Answers hold the scores of all candidates.
         closed = queries[0].kind == "label" and (queries[0].candidates or self.predictor.closed_set)
         most = 1
         if closed:
             sets = [query.candidates or self.predictor.closed_set for query in queries]
             most = max(len(one.texts) for one in sets)
-        return self.predictor.run(queries, num_best=most)
+        return self.predictor.stream(queries, more, num_best=most)
 
     def _warm_up(self) -> None:
         try:

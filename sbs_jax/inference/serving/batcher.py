@@ -8,14 +8,17 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 log = logging.getLogger(__name__)
 
-RunFn = Callable[[list[Any]], list[Any]]
-"""Returns the answers to the jobs of one batch, in their order."""
+More = Callable[[int], list[Any]]
+"""Returns up to so many further jobs of the same group; none if none may join now."""
+RunFn = Callable[[list[Any], More], Iterable[list[tuple[int, Any]]]]
+"""Answers the jobs of one group, and those that `more` adds: yields answers that are ready, each
+with the number of its job in the order in which jobs were given."""
 
 
 class FullError(Exception):
@@ -35,14 +38,14 @@ class ClosedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """A batch that the thread ran, for metrics.
+class FinishedBatch:
+    """A batch that the thread has run, for metrics.
 
     Attributes:
       group: the group of its jobs.
-      size: number of jobs.
-      seconds: duration of the batch, in seconds.
-      waited: time that its oldest job had waited, in seconds.
+      size: the number of its jobs.
+      seconds: the time that it took.
+      waited: the seconds that the oldest of its jobs had waited.
     """
 
     group: Hashable
@@ -62,7 +65,8 @@ class Batcher:
     """Takes jobs from any thread, and runs those of one group together in its own thread.
 
     While a batch runs, the next one gathers: at low load jobs run alone and at once (but for
-    `max_delay`), at high load batches are full.
+    `max_delay`), at high load batches are full. The model may also let jobs of the same group join
+    a batch that runs, unless a job of another group has waited longer.
     """
 
     def __init__(
@@ -72,16 +76,16 @@ class Batcher:
         max_rows: int,
         max_waiting: int,
         max_delay: float = 0.002,
-        on_batch: Callable[[Batch], None] = lambda batch: None,
+        on_batch: Callable[[FinishedBatch], None] = lambda batch: None,
     ) -> None:
         """Starts nothing yet.
 
         Args:
           run: called in the batcher's thread alone.
-          max_rows: the most jobs of a batch.
-          max_waiting: the most jobs that wait; those that run do not count.
-          max_delay: seconds for which a batch that is not full waits for company.
-          on_batch: called with every batch, in the batcher's thread.
+          max_rows: maximum number of jobs that a batch begins with.
+          max_waiting: maximum number of jobs that wait; those that run do not count.
+          max_delay: seconds for which a batch that is not full waits for more jobs.
+          on_batch: called with every finished batch, in the batcher's thread.
         """
         self._run = run
         self._max_rows = max_rows
@@ -180,23 +184,52 @@ class Batcher:
             if not batch:
                 continue
             begin = time.monotonic()
+            waited = begin - batch[0].since
+
+            def more(count: int, group: Hashable = group, batch: list[_Waiting] = batch) -> list:
+                joining = self._join(group, count)
+                batch.extend(joining)
+                return [one.job for one in joining]
+
             try:
-                answers = self._run([one.job for one in batch])
+                for answers in self._run([one.job for one in batch], more):
+                    for number, answer in answers:
+                        batch[number].future.set_result(answer)
             except Exception as error:
                 # A batch that fails (out of memory, say) fails its own requests, not the service.
                 log.exception("a batch of %d failed", len(batch))
                 for one in batch:
-                    one.future.set_exception(error)
+                    if not one.future.done():
+                        one.future.set_exception(error)
                 continue
             seconds = time.monotonic() - begin
             per_job = seconds / len(batch)
             self._seconds_per_job += 0.2 * (per_job - self._seconds_per_job)
-            for one, answer in zip(batch, answers, strict=True):
-                one.future.set_result(answer)
-            self._on_batch(Batch(group, len(batch), seconds, begin - batch[0].since))
+            self._on_batch(FinishedBatch(group, len(batch), seconds, waited))
+
+    def _join(self, group: Hashable, count: int) -> list[_Waiting]:
+        """Takes jobs of `group` that are next in turn, for a batch that runs."""
+        with self._changed:
+            queue = self._queues.get(group)
+            if not queue or group != self._oldest():
+                return []
+            taken = self._remove(group, count)
+        return [one for one in taken if one.future.set_running_or_notify_cancel()]
+
+    def _oldest(self) -> Hashable:
+        """The group whose first job has waited longest: none is starved."""
+        return min(self._queues, key=lambda key: self._queues[key][0].since)
+
+    def _remove(self, group: Hashable, count: int) -> list[_Waiting]:
+        queue = self._queues[group]
+        taken = [queue.popleft() for _ in range(min(count, len(queue)))]
+        if not queue:
+            del self._queues[group]
+        self._count -= len(taken)
+        return taken
 
     def _take(self) -> tuple[Hashable, list[_Waiting]] | None:
-        """Waits for a batch; None when all is done."""
+        """Waits for a batch; None once the batcher is closed and nothing waits."""
         with self._changed:
             while True:
                 if not self._queues:
@@ -204,16 +237,10 @@ class Batcher:
                         return None
                     self._changed.wait()
                     continue
-                # The group whose first job has waited longest: none is starved.
-                group = min(self._queues, key=lambda key: self._queues[key][0].since)
+                group = self._oldest()
                 queue = self._queues[group]
                 left = queue[0].since + self._max_delay - time.monotonic()
                 if len(queue) < self._max_rows and left > 0 and not self._closing:
                     self._changed.wait(left)
                     continue
-                size = min(len(queue), self._max_rows)
-                batch = [queue.popleft() for _ in range(size)]
-                if not queue:
-                    del self._queues[group]
-                self._count -= size
-                return group, batch
+                return group, self._remove(group, self._max_rows)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from sbs_jax.inference.serving.batcher import Batch
+from sbs_jax.inference.serving.batcher import FinishedBatch
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -77,7 +77,7 @@ class Metrics:
         """Counts inputs that were refused because the queue was full."""
         self._rejected.inc(count)
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: FinishedBatch) -> None:
         """Counts a batch: its size, its time and its wait."""
         kind = str(getattr(batch.group, "kind", batch.group))
         self._rows.labels(kind).observe(batch.size)

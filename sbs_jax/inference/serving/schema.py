@@ -18,8 +18,8 @@ def request_model(*, max_inputs: int, max_chars: int, max_candidates: int) -> ty
     label = Annotated[str, Field(min_length=1, max_length=1000)]
     labels = Annotated[list[label], Field(min_length=2, max_length=max(2, max_candidates))] | None
 
-    class Example(pydantic.BaseModel):
-        """An input with what belongs to it alone."""
+    class DetailedInput(pydantic.BaseModel):
+        """An input with its own candidates or rationale."""
 
         model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -44,7 +44,7 @@ def request_model(*, max_inputs: int, max_chars: int, max_candidates: int) -> ty
         )
 
         inputs: (
-            text | Annotated[list[text | Example], Field(min_length=1, max_length=max_inputs)]
+            text | Annotated[list[text | DetailedInput], Field(min_length=1, max_length=max_inputs)]
         ) = Field(description="an input, or a list of them")
         explain: bool = Field(False, description="also write the rationales")
         truncate: bool = Field(

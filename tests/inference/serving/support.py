@@ -49,11 +49,11 @@ class FakePredictor:
     def group(self, query):
         return SimpleNamespaceGroup(query.kind, query.candidates is not None)
 
-    def run(self, queries, *, num_best=1):
+    def stream(self, queries, more, *, num_best=1):
         self.busy.set()
         assert self.open.wait(TIMEOUT)
         self.sizes.append(len(queries))
-        return [self._answer(query, num_best) for query in queries]
+        yield list(enumerate(self._answer(query, num_best) for query in queries))
 
     def _answer(self, query, num_best):
         if query.text == "fail":

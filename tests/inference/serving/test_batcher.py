@@ -10,19 +10,27 @@ TIMEOUT = 60
 
 
 class Model:
-    """Answers jobs with their double once `open` is set; remembers its batches."""
+    """Answers jobs with their double once `open` is set; remembers its batches.
+
+    With `joins` it lets so many jobs join a batch after its first answers.
+    """
 
     def __init__(self):
         self.open, self.busy = threading.Event(), threading.Event()
         self.batches = []
+        self.joins = 0
 
-    def __call__(self, jobs):
+    def __call__(self, jobs, more):
         self.busy.set()
         assert self.open.wait(TIMEOUT)
         self.batches.append(jobs)
         if "bad" in jobs:
             raise ValueError("bad")
-        return [job * 2 for job in jobs]
+        yield [(number, job * 2) for number, job in enumerate(jobs)]
+        if self.joins:
+            joined = more(self.joins)
+            self.batches.append(joined)
+            yield [(len(jobs) + number, job * 2) for number, job in enumerate(joined)]
 
 
 @pytest.fixture
@@ -75,6 +83,18 @@ def test_groups_are_not_mixed_and_the_oldest_comes_first(make, model):
     model.open.set()
     assert results([first, *futures]) == [0, 2, 4, 6, 8]
     assert model.batches == [[0], [1, 3], [2, 4]]
+
+
+def test_jobs_of_the_group_join_a_batch_that_runs_unless_another_waits_longer(make, model):
+    batcher = make()
+    model.joins = 2
+    first = occupy(batcher, model)
+    futures = batcher.submit([("a", 1), ("a", 2), ("b", 3), ("a", 4), ("a", 5)])
+    model.open.set()
+    assert results([first, *futures]) == [0, 2, 4, 6, 8, 10]
+    assert model.batches[:2] == [[0], [1, 2]]
+    assert [3] in model.batches
+    assert batcher.waiting == 0
 
 
 def test_a_batch_that_is_not_full_waits_for_company(make, model):

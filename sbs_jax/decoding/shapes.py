@@ -1,0 +1,99 @@
+"""The few shapes that programs are compiled for, and rows of tokens in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sbs_jax.decoding.begin import PAD_ID
+
+LENGTHS = 4
+"""The number of encoder lengths that a program is compiled for, at most."""
+_MULTIPLE = 16
+
+
+def input_lengths(longest: int, count: int = LENGTHS) -> tuple[int, ...]:
+    """Returns the encoder lengths that inputs are padded to: the longest, halved repeatedly.
+
+    >>> input_lengths(512), input_lengths(40)
+    ((64, 128, 256, 512), (16, 32, 40))
+
+    Args:
+      longest: maximum number of tokens of an input.
+      count: maximum number of lengths.
+    """
+    lengths = {longest}
+    for halving in range(1, count):
+        lengths.add(min(longest, round_up(-(-longest // 2**halving), _MULTIPLE)))
+    return tuple(sorted(lengths))
+
+
+def finer(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Returns more lengths, so that padding is less: up to four between neighbours.
+
+    >>> finer((16, 64, 128))
+    (16, 32, 48, 64, 80, 96, 112, 128)
+    """
+    found = set(lengths)
+    for shorter, longer in zip((0, *lengths), lengths, strict=False):
+        step = round_up(-(-(longer - shorter) // 4), _MULTIPLE)
+        found.update(range(shorter + step, longer, step))
+    return tuple(sorted(found))
+
+
+def row_counts(largest: int, multiple: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Returns the numbers of rows that a program is compiled for, each a multiple of `multiple`.
+
+    >>> row_counts(32, 1, (1, 8)), row_counts(30, 8)
+    ((1, 8, 32), (32,))
+    """
+    counts = {round_up(count, multiple) for count in (*(wanted or ()), largest)}
+    return tuple(sorted(count for count in counts if count <= round_up(largest, multiple)))
+
+
+def fit(value: int, sizes: Sequence[int]) -> int:
+    """Returns the smallest of the increasing `sizes` that is at least `value`."""
+    return next(size for size in sizes if size >= value)
+
+
+def power_of(value: int, base: int = 8, factor: int = 2) -> int:
+    """Returns the smallest `base` · `factor`^k that is at least `value`."""
+    size = base
+    while size < value:
+        size *= factor
+    return size
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Returns the smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+def padded_rows(sequences: Sequence[Sequence[int]], rows: int, length: int) -> np.ndarray:
+    """Returns int32 [rows, length]: the sequences, padded with 0, the last one repeated.
+
+    Rows beyond the sequences repeat a real one, because an empty input might never end, and the
+    loop of a batch runs until its last row has ended.
+    """
+    padded = np.full((rows, length), PAD_ID, np.int32)
+    for row in range(rows):
+        ids = sequences[min(row, len(sequences) - 1)]
+        padded[row, : len(ids)] = ids
+    return padded
+
+
+def until_end(
+    tokens: Sequence[int] | np.ndarray, eos_id: int = 1, *, keep_eos: bool = False
+) -> list[int]:
+    """Returns the tokens before the first EOS or padding; with `keep_eos` that EOS as well.
+
+    >>> until_end([5, 6, 1, 0]), until_end([5, 6, 1, 0], keep_eos=True)
+    ([5, 6], [5, 6, 1])
+    """
+    tokens = np.asarray(tokens)
+    ends = np.flatnonzero((tokens == eos_id) | (tokens == PAD_ID))
+    end = ends[0] if ends.size else tokens.size
+    if keep_eos and ends.size and tokens[end] == eos_id:
+        end += 1
+    return tokens[:end].tolist()

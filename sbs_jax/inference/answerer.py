@@ -1,0 +1,371 @@
+"""Answers batches of queries: texts' tokens go through a student's programs, answers come out."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sbs_jax.decoding import shapes
+from sbs_jax.decoding.continuous import ContinuousDecoder, Output, Request
+from sbs_jax.inference.answers import (
+    Prediction,
+    Query,
+    QueryGroup,
+    Rationale,
+    padded_candidates,
+    probability,
+    ranked,
+)
+from sbs_jax.inference.programs import Programs, Strategy
+from sbs_jax.inference.prompting import LABEL, RATIONALE, Candidates, Prompting
+from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.partitioning.distributed import to_global
+from sbs_jax.student import Student
+
+More = Callable[[int], Sequence[Query]]
+"""Returns up to so many further queries of a group; none if none is waiting."""
+
+
+ProgramsFn = Callable[[Mapping[str, Sequence[int]], int, Strategy], Any]
+"""Makes `Programs`, or an engine with their interface, of prompts, length and strategy."""
+
+
+class Answerer:
+    """Runs queries on one student. All processes of a run call it together.
+
+    What is written token by token (open labels, rationales, answers of `joint` students) is decoded
+    by continuous batching; candidates are ranked, and beams searched, in batches of few shapes.
+
+    Attributes:
+      prompting: how the student is asked.
+      tokenizer: the student's vocabulary.
+      closed_set: the label set that all inputs share; None if there is none.
+      input_length: maximum number of encoder tokens.
+      row_counts: the batch sizes that programs are compiled for, the largest last.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        params: Any,
+        tokenizer: Tokenizer,
+        prompting: Prompting,
+        *,
+        input_length: int,
+        max_decode_len: int,
+        batch_size: int,
+        row_counts: Sequence[int] | None,
+        own_shape: tuple[int, int] | None,
+        strategy: Strategy | None,
+        make_programs: ProgramsFn | None = None,
+    ) -> None:
+        """Compiles nothing yet; see `Predictor` for the arguments."""
+        self.prompting = prompting
+        self.tokenizer = tokenizer
+        self.closed_set: Candidates | None = None
+        self._shares_candidates = True
+        self.input_length = input_length
+        self.row_counts = shapes.row_counts(batch_size, student.mesh.shape["data"], row_counts)
+        self._lengths = shapes.input_lengths(input_length)
+        self._max_decode_len = max_decode_len
+        self._own_shape = own_shape
+        self._mesh = student.mesh
+        self._params = params
+        prompts = {
+            kind: tokenizer.encode(text) if (text := prompting.decoder_text(kind)) else []
+            for kind in (LABEL, RATIONALE)
+        }
+        make_programs = make_programs or functools.partial(Programs, student)
+        self._programs = make_programs(prompts, max_decode_len, strategy or Strategy())
+
+    def group(self, query: Query) -> QueryGroup:
+        """Returns what the queries of one batch must have in common with `query`."""
+        own = (0, 0)
+        if query.candidates is not None:
+            longest = max(map(len, query.candidates.tokens))
+            own = self._own_shape or (
+                shapes.power_of(len(query.candidates.texts)),
+                shapes.power_of(longest),
+            )
+        return QueryGroup(query.kind, shapes.fit(len(query.tokens), self._lengths), own)
+
+    def groups(self) -> list[QueryGroup]:
+        """Returns all groups that occur with an `own_shape`, for warming up."""
+        owns = [(0, 0)] if self._shares_candidates else []
+        owns += [self._own_shape] if self._own_shape else []
+        kinds = [(LABEL, own) for own in owns]
+        if not self.prompting.is_joint:
+            kinds.append((RATIONALE, (0, 0)))
+        return [QueryGroup(kind, length, own) for kind, own in kinds for length in self._lengths]
+
+    def warm_up(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Compiles the programs of all `groups` and `row_counts`, and runs each once.
+
+        Args:
+          stop: called before each; True ends the warm-up.
+        """
+        for group in self.groups():
+            own = None
+            if group.own != (0, 0):
+                own = Candidates(("a", "b"), ((3, EOS_ID), (4, EOS_ID)))
+            query = Query(group.kind, (*[3] * (group.length - 1), EOS_ID), own)
+            previous = 0
+            for rows in self.row_counts:
+                # As many queries as there are slots, and one more, which refills a slot; and as few
+                # as would choose so many slots.
+                for count in dict.fromkeys((rows, previous + 1)):
+                    if stop():
+                        return
+                    self._run_all(query, count)
+                previous = rows
+
+    def _run_all(self, query: Query, count: int) -> None:
+        waiting = [query]
+
+        def more(free: int) -> list[Query]:
+            taken, waiting[:] = waiting[:free], waiting[free:]
+            return taken
+
+        for _ in self.stream([query] * count, more):
+            pass
+
+    def run(self, queries: Sequence[Query], *, num_best: int = 1) -> list[Any]:
+        """Answers queries of any groups, in their order; see `start_all`."""
+        return self.start_all(queries, num_best=num_best)()
+
+    def start_all(self, queries: Sequence[Query], *, num_best: int = 1) -> Callable[[], list[Any]]:
+        """Starts queries of any groups on the devices, as far as that needs no waiting.
+
+        Batches are cut at `row_counts[-1]` after sorting by group, so they depend on `queries`
+        alone.
+
+        Args:
+          queries: in any order.
+          num_best: the number of alternatives of a label.
+
+        Returns:
+          A function that waits for the answers: a `Prediction` or a `Rationale` for each query.
+        """
+        written: dict[tuple[int, bool], list[int]] = collections.defaultdict(list)
+        batches: dict[QueryGroup, list[int]] = collections.defaultdict(list)
+        for i in sorted(range(len(queries)), key=lambda i: len(queries[i].tokens)):
+            query = queries[i]
+            decoder = self._decoder(query, num_best)
+            if decoder is not None:
+                written[id(decoder), query.candidates is None].append(i)
+            else:
+                batches[self.group(query)].append(i)
+        started: list[tuple[list[int], Callable[[], Sequence[Any]]]] = []
+        for group in sorted(batches):
+            rows = sorted(batches[group])
+            for begin in range(0, len(rows), self.row_counts[-1]):
+                batch = rows[begin : begin + self.row_counts[-1]]
+                found = self._start([queries[i] for i in batch], num_best)
+                started.append((batch, found))
+        for rows in written.values():
+            chosen = [queries[i] for i in rows]
+            started.append((rows, lambda chosen=chosen: self._write(chosen, num_best)))
+
+        def finish() -> list[Any]:
+            answers: list[Any] = [None] * len(queries)
+            for rows, collect in started:
+                for row, answer in zip(rows, collect(), strict=True):
+                    answers[row] = answer
+            return answers
+
+        return finish
+
+    def stream(
+        self, queries: Sequence[Query], more: More, *, num_best: int = 1
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """Answers queries of one group, and further ones that arrive meanwhile.
+
+        Args:
+          queries: one to `row_counts[-1]`, all of one group.
+          more: is asked for queries of the same group when slots are free. It is not asked if all
+            queries are answered at once (ranking, beam search), or if fewer slots are in use than
+            there could be.
+          num_best: the number of alternatives of a label.
+
+        Yields:
+          Answers that are ready at the same time, each with the number of its query in the order in
+          which queries were given.
+        """
+        decoder = self._decoder(queries[0], num_best)
+        if decoder is None:
+            yield list(enumerate(self._start(queries, num_best)()))
+            return
+        rows = shapes.fit(len(queries), self.row_counts)
+        given = list(queries)
+        waiting = collections.deque(enumerate(queries))
+
+        def feed(count: int) -> list[tuple[int, Request]]:
+            if not waiting and rows == self.row_counts[-1]:
+                for query in more(count):
+                    waiting.append((len(given), query))
+                    given.append(query)
+            taken = [waiting.popleft() for _ in range(min(count, len(waiting)))]
+            return [(number, Request(query.tokens, query.sample)) for number, query in taken]
+
+        length = self.group(queries[0]).length
+        for ended in decoder.stream(self._params, feed, rows, (length,)):
+            numbers, outputs = zip(*ended, strict=True)
+            answers = self._answers([given[number] for number in numbers], outputs, num_best)
+            yield list(zip(numbers, answers, strict=True))
+
+    def _decoder(self, query: Query, num_best: int) -> ContinuousDecoder | None:
+        """Returns what writes the answer to `query`; None if it is ranked or searched for."""
+        if query.kind == RATIONALE:
+            return self._programs.rationales
+        if self.prompting.is_joint:
+            return self._programs.outputs
+        if query.candidates is None and self.closed_set is None and num_best == 1:
+            return self._programs.labels
+        return None
+
+    def _write(self, queries: Sequence[Query], num_best: int) -> list[Any]:
+        decoder = self._decoder(queries[0], num_best)
+        requests = [Request(query.tokens, query.sample) for query in queries]
+        outputs = decoder(self._params, requests, self.row_counts, self._lengths)
+        return self._answers(queries, outputs, num_best)
+
+    def _answers(
+        self, queries: Sequence[Query], outputs: Sequence[Output], num_best: int
+    ) -> list[Any]:
+        """Makes answers of what the student has written."""
+        if queries[0].kind == LABEL and self.prompting.is_joint:
+            size = self.row_counts[-1]
+            batches = [slice(begin, begin + size) for begin in range(0, len(queries), size)]
+            return [
+                answer
+                for batch in batches
+                for answer in self._joint_answers(queries[batch], outputs[batch], num_best)
+            ]
+        answers = []
+        for query, output in zip(queries, outputs, strict=True):
+            text = self.tokenizer.decode(output.tokens).strip()
+            if query.kind == RATIONALE:
+                answers.append(Rationale(text, query.truncated))
+                continue
+            best = ((text, probability(output.log_probability)),)
+            answers.append(Prediction(*best[0], alternatives=best, truncated=query.truncated))
+        return answers
+
+    def _start(self, queries: Sequence[Query], num_best: int) -> Callable[[], Sequence[Any]]:
+        """Starts a batch of one group that is ranked or searched for; see `start_all`."""
+        group = self.group(queries[0])
+        rows = shapes.fit(len(queries), self.row_counts)
+        tokens = self._rows(queries, rows, group.length)
+        if group.kind == RATIONALE:
+            written = self._programs.search(self._params, tokens)
+            return lambda: [
+                Rationale(self.tokenizer.decode(row).strip(), query.truncated)
+                for query, row in zip(queries, np.asarray(written), strict=False)
+            ]
+        closed = [query.candidates or self.closed_set for query in queries]
+        if closed[0] is None:
+            return self._start_best(queries, tokens, num_best)
+        if group.own == (0, 0):
+            scores = self._programs.rank_shared(self._params, tokens, closed[0].tokens)
+        else:
+            own = padded_candidates([one.tokens for one in closed], rows, group.own)
+            scores = self._programs.rank_own(
+                self._params, tokens | to_global({"candidates": own}, self._mesh)
+            )
+        return lambda: [
+            ranked(query, one.texts, row, num_best)
+            for query, one, row in zip(queries, closed, np.asarray(scores), strict=False)
+        ]
+
+    def _start_best(
+        self, queries: Sequence[Query], tokens: dict[str, jax.Array], num_best: int
+    ) -> Callable[[], list[Prediction]]:
+        found = self._programs.best(self._params, tokens, num_best)
+
+        def finish() -> list[Prediction]:
+            sequences, scores = map(np.asarray, found)
+            predictions = []
+            for query, texts, values in zip(queries, sequences, scores, strict=False):
+                best: dict[str, float] = {}  # different tokens may spell one text
+                for text, score in zip(map(self.tokenizer.decode, texts), values, strict=True):
+                    best.setdefault(text.strip(), probability(score))
+                pairs = tuple(best.items())
+                predictions.append(
+                    Prediction(*pairs[0], alternatives=pairs, truncated=query.truncated)
+                )
+            return predictions
+
+        return finish
+
+    def _joint_answers(
+        self, queries: Sequence[Query], written: Sequence[Output], num_best: int
+    ) -> list[Prediction]:
+        """Takes the label behind the rationale, as written or ranked among candidates."""
+        outputs = [shapes.until_end(output.tokens, keep_eos=True) for output in written]
+        parts = [self.prompting.take_apart(self.tokenizer.decode(ids)) for ids in outputs]
+        closed = [query.candidates or self.closed_set for query in queries]
+        if closed[0] is None:
+            sets = [(tuple(ids), tuple(ids[: self._label_start(ids)])) for ids in outputs]
+        else:
+            sets = [
+                self._behind(rationale, one.texts)
+                for (rationale, _), one in zip(parts, closed, strict=True)
+            ]
+        rows = shapes.fit(len(queries), self.row_counts)
+        length = max(self.group(query).length for query in queries)
+        tokens = self._rows(queries, rows, length)
+        own = padded_candidates(sets, rows, self._joint_shape(sets))
+        scores = np.asarray(
+            self._programs.rank_own(
+                self._params, tokens | to_global({"candidates": own}, self._mesh)
+            )
+        )
+        predictions = []
+        for query, (rationale, label), one, row in zip(
+            queries, parts, closed, scores, strict=False
+        ):
+            if one is not None:
+                best = ranked(query, one.texts, row, num_best)
+                predictions.append(dataclasses.replace(best, rationale=rationale))
+                continue
+            # The label's tokens given the rationale; no label, no confidence.
+            confidence = probability(row[0] - row[1]) if label else 0.0
+            predictions.append(
+                Prediction(label, confidence, rationale, ((label, confidence),), query.truncated)
+            )
+        return predictions
+
+    def _joint_shape(self, sets: Sequence[Sequence[Sequence[int]]]) -> tuple[int, int]:
+        # One width nearly always: that of the longest answer and a label.
+        usual = shapes.round_up(self._max_decode_len + 32, 32)
+        longest = max(len(ids) for one in sets for ids in one)
+        most = max(map(len, sets))
+        count = self._own_shape[0] if self._own_shape and most > 2 else shapes.power_of(most, 2)
+        return max(count, most), shapes.power_of(longest, usual)
+
+    def _behind(self, rationale: str, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        before = rationale + self.prompting.joint_separator
+        return tuple((*self.tokenizer.encode(before + label), EOS_ID) for label in labels)
+
+    def _label_start(self, ids: Sequence[int]) -> int:
+        """How many tokens a `joint` answer has up to the end of its last separator."""
+        separator = self.prompting.joint_separator.strip()
+        count = self.tokenizer.decode(ids).count(separator)
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if self.tokenizer.decode(ids[:middle]).count(separator) < count:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _rows(self, queries: Sequence[Query], rows: int, length: int) -> dict[str, jax.Array]:
+        sequences = [query.tokens for query in queries]
+        return to_global({"tokens": shapes.padded_rows(sequences, rows, length)}, self._mesh)

@@ -1,0 +1,135 @@
+"""Slots that are refilled give the tokens of decoding batch by batch, on meshes, in any order."""
+
+import jax
+import numpy as np
+import pytest
+
+from sbs_jax.decoding import shapes
+from sbs_jax.decoding.continuous import ContinuousDecoder, Draws, Request
+from sbs_jax.decoding.greedy import greedy_decode
+from sbs_jax.decoding.ranking import rank_candidates
+from sbs_jax.decoding.sampling import sample_decode
+from sbs_jax.models.config import T5Config
+from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
+
+CONFIG = T5Config(
+    vocab_size=512,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+LENGTH = 12
+LENGTHS = (16, 32)
+DRAWS = Draws(seed=3, top_k=5)
+
+
+def requests(count=37, longest=32):
+    rng = np.random.default_rng(0)
+    return [
+        Request(rng.integers(3, 500, rng.integers(2, longest + 1)).tolist(), sample=number)
+        for number in range(count)
+    ]
+
+
+def student(data=1, model=1):
+    made = Student(CONFIG, make_mesh(data, model, jax.devices()[: data * model]))
+    return made, made.init_params(0)
+
+
+def endless(prompt, draws):
+    """Tokens [N, T] of all requests in one batch, without any EOS."""
+    network, params = student()
+    rows = shapes.padded_rows([request.tokens for request in requests()], 40, LENGTHS[-1])
+    options = {
+        "max_decode_len": LENGTH,
+        "eos_id": -1,
+        "decoder_prompt": np.array(prompt, np.int32) if prompt else None,
+    }
+    if draws is None:
+        return np.asarray(greedy_decode(network.model, params, rows, **options))[:37]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(draws.seed), np.arange(40, dtype=np.uint32)
+    )
+    found = sample_decode(network.model, params, rows, rng=keys, top_k=draws.top_k, **options)
+    return np.asarray(found[0])[:37, 0]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "prompt", "draws"),
+    [((1, 1), (), None), ((1, 1), (5, 7, 9), DRAWS), ((4, 2), (), None)],
+)
+def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws):
+    tokens = endless(prompt, draws)
+    # The token that ends rows at the most different lengths.
+    first = {
+        token: {int(np.argmax(row == token)) for row in tokens if (row == token).any()}
+        for token in np.unique(tokens).tolist()
+    }
+    eos_id = max(first, key=lambda token: len(first[token]))
+    network, params = student(*mesh)
+    decoder = ContinuousDecoder(
+        network, max_decode_len=LENGTH, prompt=prompt, scored=True, draws=draws, eos_id=eos_id
+    )
+    outputs = decoder(params, requests(), (8,), LENGTHS)
+    assert len({len(output.tokens) for output in outputs}) > 2
+    for row, output in zip(tokens, outputs, strict=True):
+        ends = np.flatnonzero(row == eos_id)
+        assert output.tokens == row[: ends[0] + 1 if ends.size else LENGTH].tolist()
+    # Scores are those of teacher forcing.
+    written = shapes.padded_rows([output.tokens for output in outputs], 40, LENGTH)
+    rows = shapes.padded_rows([request.tokens for request in requests()], 40, LENGTHS[-1])
+    network, params = student()
+    scores = rank_candidates(
+        network.model,
+        params,
+        rows,
+        written[:, None],
+        decoder_prompt=np.array(prompt, np.int32) if prompt else None,
+    )
+    for score, output in zip(np.asarray(scores)[:, 0], outputs, strict=False):
+        assert output.log_probability == pytest.approx(score, rel=1e-4, abs=1e-5)
+
+
+def test_requests_join_while_others_are_decoded():
+    network, params = student()
+    decoder = ContinuousDecoder(network, max_decode_len=LENGTH, eos_id=-1)
+    expected = decoder(params, requests(6), (4,), LENGTHS)
+    arriving = [[], [0, 1], [2], [], [5, 3], [4], []]
+    arriving = [[(number, requests(6)[number]) for number in numbers] for numbers in arriving]
+    found = {}
+    asked = []
+
+    def feed(count):
+        asked.append(count)
+        return arriving.pop(0) if arriving else []
+
+    # Nothing there at first: the stream ends at once.
+    assert list(decoder.stream(params, feed, 4, LENGTHS)) == []
+    for ended in decoder.stream(params, feed, 4, LENGTHS):
+        assert ended
+        found.update(ended)
+    assert [found[number] for number in sorted(found)] == expected[: len(found)]
+    assert set(asked) == {4}
+    assert len(found) >= 3
+
+
+def test_few_requests_take_few_slots_and_none_takes_none():
+    network, params = student()
+    decoder = ContinuousDecoder(network, max_decode_len=LENGTH)
+    assert decoder(params, [], (8,), LENGTHS) == []
+    few = requests(3)
+    assert decoder(params, few, (1, 4, 8), LENGTHS) == decoder(params, few, (8,), LENGTHS)
+
+
+def test_shapes():
+    assert shapes.until_end([5, 6, 1, 0, 0]) == [5, 6]
+    assert shapes.until_end([5, 6]) == [5, 6]
+    assert shapes.until_end([1, 5]) == []
+    assert shapes.until_end(np.array([5, 0, 1])) == [5]
+    assert shapes.until_end([5, 6, 1, 0, 0], keep_eos=True) == [5, 6, 1]
+    assert shapes.until_end([5, 0, 1], keep_eos=True) == [5]
+    assert shapes.padded_rows([[3, 4], [5]], 3, 3).tolist() == [[3, 4, 0], [5, 0, 0], [5, 0, 0]]

@@ -11,7 +11,7 @@ import numpy as np
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 
-QUANTIZATIONS = ("float32", "int8", "bfloat16")
+QUANTIZATIONS = ("float32", "int8")
 """Kinds of weights; int8 ones have a scale for each output, and inputs are rounded as well."""
 
 

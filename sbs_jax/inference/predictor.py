@@ -53,7 +53,7 @@ from sbs_jax.student import Student
 
 CHOICES = "choices"
 """In place of candidates: each input lists its own, ``(a) … (b) …``."""
-ENGINES = {"jax": ("float32", "bfloat16"), "ctranslate2": ("float32", "bfloat16", "int8")}
+ENGINES = {"jax": ("float32", "bfloat16"), "ctranslate2": ("float32", "int8")}
 """What can run a student, and the dtypes of its products."""
 TASK = "task"
 """In place of candidates: those that the task declares that the student was trained on."""

@@ -71,11 +71,10 @@ def test_a_stream_answers_what_joins_it(model_dir):
     assert [answers[number] for number in range(9)] == predictor.rationales(TEXTS)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "bfloat16"])
-def test_rounded_weights_give_nearly_the_same_probabilities(model_dir, quantization):
+def test_int8_gives_nearly_the_same_probabilities(model_dir):
     exact = load(model_dir).labels(TEXTS, toy.LABELS, num_best=3)
-    rounded = load(model_dir, inference_dtype=quantization)
-    assert rounded.answers_depend_on()["INFERENCE_DTYPE"] == quantization
+    rounded = load(model_dir, inference_dtype="int8")
+    assert rounded.answers_depend_on()["INFERENCE_DTYPE"] == "int8"
     assert rounded.answers_depend_on()["ENGINE"] == "ctranslate2"
     for one, other in zip(exact, rounded.labels(TEXTS, toy.LABELS, num_best=3), strict=True):
         assert dict(other.alternatives) == pytest.approx(dict(one.alternatives), abs=0.2)

@@ -1,4 +1,4 @@
-"""The inputs of a file or a task, one at a time, in their order."""
+"""Reads the inputs of a file or a task one at a time, in their order."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Item:
     """An input.
 
     Attributes:
-      id: its name; the number of its line where the file has none.
+      id: the name of the input; the number of its line if the file gives none.
       input: the text, without task prefix.
-      where: it stands, for error messages: `file, line 3`.
+      where: the place of the input, for error messages: `file, line 3`.
       target: the gold label, if it is known.
-      candidates: its own closed label set, if it brings one.
-      rationale: of the input, for `rationale_input` students; '' for none.
+      candidates: the input's own closed label set, if it has one.
+      rationale: the rationale that `rationale_input` students read; '' for none.
     """
 
     id: str

@@ -1,12 +1,12 @@
-"""Asks a student for labels with confidences, for explanations, and what it looked at.
+"""Asks a student for labels with confidences, for rationales, and for what mattered to a label.
 
     predictor = load_predictor("runs/svamp")
     predictor.labels(["Ann has 2 apples and buys 3. How many are there?"])
     predictor.rationales([...])
     predictor.saliency("Ann has …", label="(2 + 3)")
 
-Files and servers take the same in two steps: `ask_*` turns texts into queries, `start` runs those
-of one group as one batch.
+Files and servers do the same in two steps: `ask_*` turns texts into queries, and `start_all` or
+`stream` answers them.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 
 CHOICES = "choices"
-"""In place of candidates: each input lists its own, ``(a) … (b) …``."""
+"""A value of `candidates`: each input lists its own, ``(a) … (b) …``."""
 ENGINES = {"jax": ("float32", "bfloat16"), "ctranslate2": ("float32", "int8")}
 """What can run a student, and the dtypes of its products."""
 TASK = "task"
-"""In place of candidates: those that the task declares that the student was trained on."""
+"""A value of `candidates`: the labels that the student's task declares."""
 
 
 class Predictor(Answerer):
-    """A student on its mesh, and how to talk to it. All processes of a run call it together.
+    """A student on its mesh, and how it is asked. All processes of a run call it together.
 
     Attributes:
-      name: which checkpoint this is.
-      fingerprint: of the parameters' and the vocabulary's bits; '' if it was not taken.
+      name: the name of the checkpoint.
+      fingerprint: a digest of the parameters' and the vocabulary's bits; '' if it was not computed.
     """
 
     fingerprint: str = ""
@@ -94,15 +94,15 @@ class Predictor(Answerer):
           student: the network on its mesh.
           params: its parameters, on the mesh.
           tokenizer: the vocabulary.
-          name: what the checkpoint is called.
-          prompting: how the student was taught to be asked.
+          name: the name of the checkpoint.
+          prompting: how the student was trained to be asked.
           candidates: a closed label set, `CHOICES`, or None.
-          input_length: encoder tokens of the longest row; longer inputs are cut, EOS stays.
-          max_decode_len: the most tokens of a label or a rationale.
-          batch_size: rows at a time, rounded up to a multiple of the mesh's `data` axis.
-          row_counts: smaller batch sizes that are worth programs of their own.
-          own_shape: to how many candidates and tokens those of queries are padded; None: to powers
-            of two.
+          input_length: maximum number of encoder tokens; longer inputs are cut, and EOS is kept.
+          max_decode_len: maximum number of tokens of a label or a rationale.
+          batch_size: rows of a batch, rounded up to a multiple of the mesh's `data` axis.
+          row_counts: smaller batch sizes that have programs of their own.
+          own_shape: the numbers of candidates and of their tokens that queries' own candidates are
+            padded to; None pads to powers of two.
           strategy: how rationales (and the best labels) are decoded.
           engine: the name of what runs the network, one of `ENGINES`.
           inference_dtype: dtype of its products; None is the student's own.
@@ -175,12 +175,12 @@ class Predictor(Answerer):
         *,
         num_best: int = 1,
     ) -> list[Prediction]:
-        """Labels of inputs, in their order.
+        """Returns the labels of inputs, in their order.
 
         Args:
           texts: inputs, without prefix.
           candidates: a closed label set; the predictor's own by default.
-          num_best: how many alternatives are told.
+          num_best: the number of alternatives of each label.
 
         Raises:
           UserError: the candidates are no label set.
@@ -189,17 +189,17 @@ class Predictor(Answerer):
         return self.run(queries, num_best=num_best)
 
     def rationales(self, texts: Sequence[str]) -> list[Rationale]:
-        """The student's explanations of inputs, in their order."""
+        """Returns the student's rationales for inputs, in their order."""
         return self.run(
             [self.ask_rationale(text, sample=number) for number, text in enumerate(texts)]
         )
 
     def saliency(self, text: str, label: str | None = None, *, rationale: str = "") -> Saliency:
-        """Which pieces of an input speak for a label.
+        """Returns how much each piece of an input speaks for a label.
 
         Args:
           text: the input, without prefix.
-          label: by default what the student says. A `joint` student's answer counts whole.
+          label: the student's own label by default; for a `joint` student, the whole answer.
           rationale: of the input, for a `rationale_input` student.
 
         Raises:
@@ -228,7 +228,7 @@ class Predictor(Answerer):
     def ask_label(
         self, text: str, candidates: Sequence[str] | None = None, *, rationale: str = ""
     ) -> Query:
-        """A query for the label of `text`; arguments as `labels`.
+        """Returns a query for the label of `text`; see `labels` for the arguments.
 
         Args:
           text: the input, without prefix.
@@ -249,10 +249,10 @@ class Predictor(Answerer):
         return self._query(LABEL, self.prompting.encoder_text(LABEL, text, rationale), own)
 
     def ask_rationale(self, text: str, *, sample: int = 0) -> Query:
-        """A query for the explanation of `text`; `sample` chooses its random numbers, if any.
+        """Returns a query for the rationale of `text`; `sample` selects its random numbers, if any.
 
         Raises:
-          UserError: a `joint` student explains itself with its label, and was never asked so.
+          UserError: the student is a `joint` one, which writes its rationale with its label.
         """
         if self.prompting.is_joint:
             raise UserError("A student of METHOD = 'joint' explains itself with its label.")
@@ -307,26 +307,26 @@ def load_predictor(
     trust_modules: bool = False,
     **options: Any,
 ) -> Predictor:
-    """Loads a student from anywhere, and asks it as it was trained.
+    """Loads a student from any checkpoint; by default it is asked as it was trained.
 
     Args:
       checkpoint_path: see `checkpoints.loading.identify`.
       mesh: all devices along `data` by default.
-      batch_size: rows at a time.
-      model_config: the network's dimensions, where the checkpoint does not say them.
+      batch_size: rows of a batch.
+      model_config: the network's dimensions, if the checkpoint does not say them.
       dtype: dtype of activations; by default as the checkpoint says.
       inference_dtype: dtype of weights and inputs of matrix products; see `T5Config.product_dtype`.
         `int8` needs the engine `ctranslate2`.
       engine: `jax`; or `ctranslate2`, which runs on CPUs alone.
       vocabulary_path: a SentencePiece model; by default the one beside the weights.
       feature_lengths: `inputs` and `targets` in tokens; by default as trained, or 512 and 128.
-      max_decode_len: the most tokens of an answer; by default the length of targets.
+      max_decode_len: maximum number of tokens of an answer; the length of targets by default.
       candidates: a closed label set; `CHOICES`; `TASK`; or None: labels are open.
-      prompting: attributes of `Prompting` that win over what the checkpoint says.
+      prompting: attributes of `Prompting` that override those of the checkpoint.
       fsdp: also cut parameters along `data`.
       trust_modules: whether the module that the checkpoint names may be imported, which runs its
         code; only candidates = `TASK` needs it.
-      **options: of `Predictor`.
+      **options: further arguments of `Predictor`.
 
     Raises:
       UserError: the checkpoint cannot be read, or does not fit something else that was given.

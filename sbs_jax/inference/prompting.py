@@ -1,4 +1,4 @@
-"""How a student was taught to be asked, and what its answers consist of."""
+"""How a student was trained to be asked, and what its answers consist of."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _CHOICE = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Prompting:
-    """The words around an input.
+    """The text around an input.
 
     Attributes:
       method: `standard`, `sbs`, `joint`, `rationale_input` or `rationale`.
-      label_prefix: asks for the label.
-      rationale_prefix: asks for the rationale.
+      label_prefix: the task prefix of labels.
+      rationale_prefix: the task prefix of rationales.
       prefix_side: `encoder`: the prefix stands before the input; `decoder`: it is what the decoder
         is fed first, and the input stands alone.
-      joint_separator: what a `joint` student writes between its rationale and its label.
-      rationale_input_separator: what stands between input and rationale for `rationale_input`.
+      joint_separator: the text that a `joint` student writes between its rationale and its label.
+      rationale_input_separator: the text between input and rationale for `rationale_input`.
     """
 
     method: str = "sbs"
@@ -42,17 +42,17 @@ class Prompting:
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
 
     def prefix(self, kind: Kind) -> str:
-        """The task prefix that asks for a label or a rationale."""
+        """Returns the task prefix of labels or of rationales."""
         return self.label_prefix if kind == LABEL else self.rationale_prefix
 
     def encoder_text(self, kind: Kind, text: str, rationale: str = "") -> str:
-        """What the encoder reads; `rationale` is a given one, for `rationale_input` labels."""
+        """Returns the encoder's text; labels of `rationale_input` students read a `rationale`, too."""
         if kind == LABEL and self.method == "rationale_input":
             text = explained_input(text, rationale, self)
         return self.prefix(kind) + text if self.prefix_side == "encoder" else text
 
     def decoder_text(self, kind: Kind) -> str | None:
-        """What the decoder is fed before it answers; None for nothing."""
+        """Returns the text that the decoder is fed before it answers; None for none."""
         return self.prefix(kind) if self.prefix_side == "decoder" else None
 
     @property
@@ -66,11 +66,11 @@ class Prompting:
 
 
 def prompting_from(settings: Mapping[str, Any], **given: Any) -> Prompting:
-    """Makes a `Prompting` of what a checkpoint says about itself.
+    """Makes a `Prompting` of the settings that a checkpoint records.
 
     Args:
-      settings: may lack anything.
-      **given: attributes of `Prompting` that win; None ones do not.
+      settings: any of the attributes of `Prompting`, and others.
+      **given: attributes that override these unless they are None.
     """
     names = {field.name for field in dataclasses.fields(Prompting)}
     found = {name: value for name, value in settings.items() if name in names and value is not None}
@@ -84,17 +84,17 @@ class Candidates:
 
     Attributes:
       texts: the labels, distinct.
-      tokens: of each its ids, EOS included.
+      tokens: the ids of each label, EOS included.
     """
 
     texts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
 
     def find(self, label: str) -> str:
-        """Returns the candidate that `label` means (case and white space aside).
+        """Returns the candidate that equals `label` up to case and white space.
 
         Raises:
-          UserError: it is none of them.
+          UserError: no candidate does.
         """
         wanted = normalize_answer(label)
         for text in self.texts:

@@ -1,4 +1,4 @@
-"""A JSONL file that can be continued after a kill, and a record of the settings it was made with."""
+"""A JSONL file that can be continued after a kill, and a record of what it was made with."""
 
 from __future__ import annotations
 

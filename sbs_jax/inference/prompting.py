@@ -46,7 +46,7 @@ class Prompting:
         return self.label_prefix if kind == LABEL else self.rationale_prefix
 
     def encoder_text(self, kind: Kind, text: str, rationale: str = "") -> str:
-        """Returns the encoder's text; labels of `rationale_input` students read a `rationale`, too."""
+        """Returns the encoder's text; `rationale` is read by `rationale_input` students alone."""
         if kind == LABEL and self.method == "rationale_input":
             text = explained_input(text, rationale, self)
         return self.prefix(kind) + text if self.prefix_side == "encoder" else text

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Meshes are tested on 8 virtual CPU devices.
@@ -15,6 +16,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# How long an example takes says more about the machine's other work than about the code.
+hypothesis.settings.register_profile("sbs_jax", deadline=None)
+hypothesis.settings.load_profile("sbs_jax")
 
 
 def pytest_collection_modifyitems(items):

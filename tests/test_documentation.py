@@ -17,7 +17,7 @@ ELSEWHERE = re.compile(r"[A-Z]{3,}|^t5x/examples/|…")
 
 def blocks(text):
     """The page's Python and commands in order: `("python" | "shell", code)`."""
-    pattern = r"^```python\n(.*?)^```|((?:^    .*\n|^\n(?=    ))+)"
+    pattern = r"^```python\n(.*?)^```|((?:^    [^\n]*\n)+)"
     for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
         if match[1] is not None:
             yield "python", match[1]

@@ -27,7 +27,7 @@ def annotations(function: Any) -> dict[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a literal may be bound to a parameter so annotated; yes where it cannot be told.
+    """Whether a literal may be bound to a parameter so annotated; yes where that cannot be known.
 
     >>> fits(3, float), fits("3", int | None), fits({"inputs": 64}, dict[str, int])
     (True, False, True)

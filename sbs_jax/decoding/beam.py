@@ -197,7 +197,7 @@ def _search(
         parents = _pick(parents, kept)
 
         # More than N continuations may end; those are there to have N that go on.
-        ending = ends & (jnp.arange(2 * beams) < beams)
+        ending = ends & (jnp.arange(2 * beams) < beams)[None]
         closed = ~search.open
         if early_stopping is True:
             closed |= jnp.all(search.has_ended, axis=1)

@@ -114,7 +114,7 @@ def segment_bias(
     """
     visible = query_segments[:, :, None] == key_segments[:, None, :]
     if causal:
-        visible &= _causal(query_segments.shape[1])
+        visible &= _causal(query_segments.shape[1])[None]
     return mask_bias(visible[:, None])
 
 

@@ -94,7 +94,7 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
         normed = x * lax.rsqrt(mean_square + self.config.layer_norm_epsilon)
-        return normed.astype(dtype) * scale.astype(dtype)
+        return normed.astype(dtype) * jnp.expand_dims(scale.astype(dtype), range(x.ndim - 1))
 
 
 class TokenEmbedder(nn.Module):

@@ -45,7 +45,7 @@ def infer(
 
     Besides `rationale` with `explain`, `n_best` (labels with confidences, best first) with
     `num_best` above 1, and `target` where the gold label is known. Rows are in the order of the
-    inputs. A call that was killed goes on where it was when it is repeated, and ends in the same
+    inputs. A call that was killed resumes where it was when it is repeated, and ends in the same
     file, bit for bit. SIGTERM and Ctrl-C end it after the inputs that are under way. All processes
     of a run call this together; process 0 writes.
 
@@ -58,7 +58,7 @@ def infer(
       mixture_or_task_module: a module that registers it, imported first.
       split: of the task.
       explain: also write rationales.
-      num_best: how many labels are told.
+      num_best: how many labels are given, best first.
       dry_run: load the student, show its answer to the first input, write nothing.
 
     Returns:
@@ -108,7 +108,7 @@ def interact(*, loader: Loader, explain: bool = True, num_best: int = 1) -> None
     Args:
       loader: the student.
       explain: also write rationales.
-      num_best: how many labels are told.
+      num_best: how many labels are given, best first.
 
     Raises:
       UserError: the student cannot be loaded, or there are several processes.

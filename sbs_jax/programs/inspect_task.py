@@ -44,9 +44,9 @@ def inspect_task(
       feature_lengths: row lengths in tokens, of `inputs` and `targets`.
       mixture_or_task_module: a module that registers it, imported first.
       method: see `registration.choose_task`.
-      label_source: likewise.
-      rationale_source: likewise.
-      splits: which are looked at; one that cannot be read is told, and the others shown.
+      label_source: see `registration.choose_task`.
+      rationale_source: see `registration.choose_task`.
+      splits: which are shown; for one that cannot be read, the reason is printed.
       examples: how many are shown of the first split, as text and tokens.
 
     Raises:

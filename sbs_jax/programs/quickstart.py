@@ -128,10 +128,10 @@ class Run:
         return True
 
     def make(self) -> None:
-        """Trains and tests the student; goes on where an earlier attempt was stopped.
+        """Trains and tests the student; resumes an earlier attempt that was stopped.
 
         Raises:
-          SystemExit: it failed, or was interrupted; what happened has been told.
+          SystemExit: it failed, or was interrupted; the reason has been printed.
         """
         _run_main("sbs_jax.programs.train:train", self.train_arguments)
         if self.steps_done() < self._config().macros["TRAIN_STEPS"].value:

@@ -36,7 +36,7 @@ def serve(
     Args:
       loader: the student; its `batch_size` is the largest batch.
       host: address to listen on.
-      port: likewise; 0 takes a free one, which the log tells.
+      port: port to listen on; 0 takes a free one, which is logged.
       batch_sizes: smaller batches that are compiled as well, so that few requests wait less.
       max_waiting: the most labels and rationales in the queue; beyond it, requests get 503.
       max_inputs: the most inputs of a request.

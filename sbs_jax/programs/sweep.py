@@ -1,4 +1,4 @@
-r"""Trains a grid of students, each in a folder of its own, and goes on where it was stopped.
+r"""Trains a grid of students, each in a folder of its own, and resumes where it was stopped.
 
 For instance:
     python -m sbs_jax.sweep --gin_file=sweeps/lambda.gin --sweep_dir=PATH

@@ -1,7 +1,7 @@
 """Asks an LLM for rationales and labels of a data set: `python -m sbs_jax.teach`.
 
-The teacher (`sbs_jax/teacher`) has never heard of tasks, and tasks not of the teacher: this module
-hands the one the examples of the other.
+The teacher (`sbs_jax/teacher`) and the tasks do not know one another: this module hands the
+examples of a task to the teacher.
 """
 
 from __future__ import annotations

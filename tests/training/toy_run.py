@@ -71,7 +71,7 @@ def fresh_state(mesh, size=SIZE):
 @functools.partial(jax.jit, donate_argnums=0)
 def step_fn(state, batch):
     def loss_fn(params):
-        difference = batch["x"] @ params["dense"]["kernel"] * params["scale"] - batch["y"]
+        difference = batch["x"] @ params["dense"]["kernel"] * params["scale"][None] - batch["y"]
         return jnp.mean(jnp.square(difference))
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.params)

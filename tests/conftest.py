@@ -30,3 +30,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("parity"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _rank_promotion(request):
+    """Networks and decoding broadcast on purpose only: (B,) against (B, S) is an error there."""
+    if not {"models", "decoding"} & set(request.path.parts):
+        yield
+        return
+    import jax
+
+    with jax.numpy_rank_promotion("raise"):
+        yield

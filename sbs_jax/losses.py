@@ -219,9 +219,38 @@ def sum_parts(
       The sums by part name, `label` and `rationale`.
     """
     losses, z_losses = token_cross_entropy(logits, targets, label_smoothing, z_loss)
+    correct = is_largest(logits, targets)
+    return sum_tokens(losses, z_losses, correct, target_parts, segment_ids, weights)
+
+
+def is_largest(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """Returns 1 where the target has the largest logit, else 0; float32."""
     # The largest logit is known from the softmax already; an argmax would be another pass.
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    correct = (target_logits == logits.max(axis=-1)).astype(jnp.float32)
+    return (target_logits == logits.max(axis=-1)).astype(jnp.float32)
+
+
+def sum_tokens(
+    losses: Float[Array, "B T"],
+    z_losses: Float[Array, "B T"],
+    correct: Float[Array, "B T"],
+    target_parts: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+) -> dict[str, PartSums]:
+    """`sum_parts` from what is known of each token.
+
+    Args:
+      losses: cross-entropies, z-loss included, from `token_cross_entropy`.
+      z_losses: the z-loss alone.
+      correct: from `is_largest`.
+      target_parts: part codes.
+      segment_ids: target number within the row.
+      weights: from `part_weights` on the *whole* batch.
+
+    Returns:
+      The sums by part name, `label` and `rationale`.
+    """
     ends = count_targets(target_parts, segment_ids).astype(jnp.float32)
     sums = {}
     for part, name in parts_lib.PART_NAMES.items():
@@ -239,6 +268,16 @@ def sum_parts(
             targets=over(ends),
         )
     return sums
+
+
+def join_weights(
+    weights: Float[Array, "B T"],
+    target_parts: Int[Array, "B T"],
+    rationale_weight: float | Float[Array, ""],
+) -> Float[Array, "B T"]:
+    """The weight of each token's loss in `join`: `weights`, those of rationales times λ."""
+    of_part = jnp.where(target_parts == parts_lib.RATIONALE, rationale_weight, 1.0)
+    return jnp.where(target_parts == parts_lib.PADDING, 0.0, weights * of_part)
 
 
 def join(

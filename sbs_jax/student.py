@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,9 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sbs_jax.head_loss import Head
+from sbs_jax.models.attention import choose_attention
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning import rules as rules_lib
+from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
 
 
 class Student:
@@ -31,7 +35,8 @@ class Student:
 
     def __init__(self, config: T5Config, mesh: Mesh, *, fsdp: bool = False) -> None:
         self.config = config
-        self.model = Transformer(config)
+        attention = choose_attention(config, mesh.devices.flat[0].platform)
+        self.model = Transformer(dataclasses.replace(config, attention=attention))
         self.mesh = mesh
         self.rules = rules_lib.logical_axis_rules(mesh, config.axis_sizes, fsdp=fsdp)
         # XLA:CPU runs virtual devices on one pool of threads: two programs whose devices wait for
@@ -87,6 +92,34 @@ class Student:
 
         `dropout_rng` None switches dropout off.
         """
+        return self._apply(Transformer.__call__, params, batch, dropout_rng)
+
+    def hidden(
+        self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
+    ) -> jax.Array:
+        """Returns the hidden states [B, T, D] that `head` makes logits of; see `apply`."""
+        return self._apply(Transformer.hidden, params, batch, dropout_rng)
+
+    @property
+    def head(self) -> Head:
+        """The output head, for a loss that applies it to some tokens at a time."""
+        data = self.mesh.shape[DATA_AXIS]
+        cut = self.mesh.shape[MODEL_AXIS] if dict(self.rules)["vocab"] else 1
+        return Head(
+            params_of=self._head_params,
+            logits=self._head_logits,
+            vocab_size=self.config.vocab_size // cut,
+            groups=data,
+            spread=self._spread_head,
+        )
+
+    def _apply(
+        self,
+        method: Callable[..., jax.Array],
+        params: Any,
+        batch: Mapping[str, jax.Array],
+        dropout_rng: jax.Array | None,
+    ) -> jax.Array:
         return self.model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
@@ -96,7 +129,35 @@ class Student:
             decoder_source_ids=batch.get("decoder_source_ids"),
             deterministic=dropout_rng is None,
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
+            method=method,
         )
+
+    def _head_params(self, params: Any) -> Any:
+        # Rounded before it is copied or sent, as the product would round it anyway.
+        own = self._of_head(params)
+        return jax.tree.map(lambda leaf: leaf.astype(self.config.dtype), own)
+
+    def _of_head(self, tree: Any) -> Any:
+        """The part of a tree of parameters, or of their shardings, that is the head's."""
+        if self.config.logits_via_embedding:
+            return {"token_embedder": tree["token_embedder"]}
+        return {"decoder": {"logits_dense": tree["decoder"]["logits_dense"]}}
+
+    def _head_logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+        return self.model.apply({"params": params}, hidden, method=Transformer.logits)
+
+    def _spread_head(self, tree: Any) -> Any:
+        """Lays copies [`data`, …] of the head out: each where its rows are, whole but for `model`.
+
+        With FSDP, this is where the head is gathered, once a step.
+        """
+
+        def spread(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+            axes = (None if axis == DATA_AXIS else axis for axis in sharding.spec)
+            spec = PartitionSpec(DATA_AXIS, *axes)
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(spread, tree, self._of_head(self.param_shardings))
 
     def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """`jax.jit`, traced and called within this mesh and its logical-axis rules."""

@@ -29,7 +29,13 @@ def of(folder):
 
 
 # Files that only make sense inside others.
-PARTS = ("models/t5.gin", "models/t5_1_1.gin", "optimizers/schedules.gin", "runs/data.gin")
+PARTS = (
+    "models/computing.gin",
+    "models/t5.gin",
+    "models/t5_1_1.gin",
+    "optimizers/schedules.gin",
+    "runs/data.gin",
+)
 # Reads the dimensions off weights.
 FROM_CHECKPOINT = "models/from_checkpoint.gin"
 MODELS = [name for name in of("models") if name not in (*PARTS, FROM_CHECKPOINT)]

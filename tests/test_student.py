@@ -33,7 +33,11 @@ def train(mesh, *, fsdp=False, microbatches=1, optimizer=None, steps=STEPS, conf
     step = placement.jit_train_step(
         student,
         make_train_step(
-            student.apply, optimizer, Loss(rationale_weight=0.5), num_microbatches=microbatches
+            student.hidden,
+            optimizer,
+            Loss(rationale_weight=0.5),
+            head=student.head,
+            num_microbatches=microbatches,
         ),
         placement.abstract_state(student, optimizer, seed=0),
     )
@@ -131,7 +135,7 @@ ROWS = 24
 def sharded_step(student):
     optimizer = optimizers.adamw(1e-3)
     state = placement.abstract_state(student, optimizer, seed=0)
-    step = make_train_step(student.apply, optimizer)
+    step = make_train_step(student.hidden, optimizer, head=student.head)
     return placement.jit_train_step(student, step, state), state
 
 

@@ -14,16 +14,19 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 from etils import epath
+from flax import traverse_util
 
 from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5x, tensors
 from sbs_jax.checkpoints.huggingface import CONFIG_FILE, open_huggingface
 from sbs_jax.checkpoints.manager import restore_params
 from sbs_jax.errors import UserError
+from sbs_jax.models import stacking
 from sbs_jax.models.config import T5Config
 
 Kind = Literal["sbs_jax", "huggingface", "t5x", "t5x_orbax"]
@@ -142,6 +145,14 @@ class Source:
         )
 
     @property
+    def layers_are_stacked(self) -> bool:
+        """Whether a run of ours saved all layers of a stack in one array (`SCAN_LAYERS`)."""
+        if self.kind != "sbs_jax":
+            return False
+        names = (folders.read_info(self.folder).get("digests") or {}).get(folders.PARAMS) or {}
+        return any(f"/{stacking.STACKED}/" in name for name in names)
+
+    @property
     def _vocabulary_place(self) -> epath.Path:
         of_run = self.folder.parent / record.VOCABULARY
         # A run of T5X on gin/t5x keeps its vocabulary where ours do.
@@ -234,10 +245,30 @@ def load_params(source: Source, abstract_params: Any, *, advice: str = _ADVICE) 
         file is missing or damaged.
     """
     if source.kind == "sbs_jax":
-        return restore_params(source.folder, abstract_params)
-    return tensors.place_tree(
-        stored_params(source), abstract_params, where=str(source.folder), advice=advice
-    )
+        return _restore(source, abstract_params)
+    stored: Any = stored_params(source)
+    if stacking.is_stacked(abstract_params):
+        nested = stacking.stack_layers(
+            traverse_util.unflatten_dict(dict(stored), sep="/"), tensors.Stacked
+        )
+        stored = traverse_util.flatten_dict(nested, sep="/")
+    return tensors.place_tree(stored, abstract_params, where=str(source.folder), advice=advice)
+
+
+def _restore(source: Source, abstract: Any) -> Any:
+    """Reads parameters of ours, layers stacked or one by one, whichever way they were saved."""
+    if source.layers_are_stacked == stacking.is_stacked(abstract):
+        return restore_params(source.folder, abstract)
+    convert: Callable[[Any], Any]
+    if source.layers_are_stacked:
+        saved = stacking.stack_layers(abstract, stacking.stack_abstract)
+        convert = stacking.unstack_layers
+    else:
+        saved = stacking.unstack_layers(abstract, stacking.take_abstract)
+        convert = stacking.stack_layers
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    converted = jax.jit(convert, out_shardings=shardings, donate_argnums=0)
+    return jax.block_until_ready(converted(restore_params(source.folder, saved)))
 
 
 def load_params_of(path: str | os.PathLike[str], abstract_params: Any) -> Any:
@@ -279,13 +310,26 @@ def require_same_network(source: Source, config: T5Config) -> None:
             )
 
 
-def model_config(path: str | None, dropout_rate: float = 0.1, dtype: str = "float32") -> T5Config:
+def model_config(
+    path: str | None,
+    dropout_rate: float = T5Config.dropout_rate,
+    dtype: str = T5Config.dtype,
+    *,
+    dropout_attention_weights: bool = T5Config.dropout_attention_weights,
+    attention: str = T5Config.attention,
+    remat: str = T5Config.remat,
+    scan_layers: bool = T5Config.scan_layers,
+) -> T5Config:
     """The T5Config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
 
     Args:
       path: as for `identify`.
       dropout_rate: of this run.
       dtype: of this run's activations.
+      dropout_attention_weights: of this run, see `T5Config`.
+      attention: of this run, see `T5Config`.
+      remat: of this run, see `T5Config`.
+      scan_layers: of this run, see `T5Config`.
 
     Raises:
       UserError: there are no weights, or they do not say their dimensions.
@@ -301,7 +345,15 @@ def model_config(path: str | None, dropout_rate: float = 0.1, dtype: str = "floa
             f"{source.folder}: a T5X checkpoint does not say the dimensions of its network; name a "
             "file of gin/models instead of models/from_checkpoint.gin."
         )
-    return dataclasses.replace(source.config, dropout_rate=dropout_rate, dtype=dtype)
+    return dataclasses.replace(
+        source.config,
+        dropout_rate=dropout_rate,
+        dtype=dtype,
+        dropout_attention_weights=dropout_attention_weights,
+        attention=attention,
+        remat=remat,
+        scan_layers=scan_layers,
+    )
 
 
 def _folder_of_file(file: epath.Path) -> epath.Path:

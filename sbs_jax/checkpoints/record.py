@@ -23,6 +23,7 @@ FILE = "student.json"
 VOCABULARY = "vocabulary/spiece.model"
 
 _FORMAT = 1
+_OF_THE_RUN = ("attention", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,8 @@ def config_from_json(values: Mapping[str, Any], where: object) -> T5Config:
         for name, value in values.items()
         if name in known
     }
+    # How the run computed says nothing about how another program should.
+    chosen = {name: value for name, value in chosen.items() if name not in _OF_THE_RUN}
     try:
         return T5Config(**chosen)
     except (UserError, TypeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -59,6 +59,19 @@ class OneLayer:
         """Reads a part."""
         whole = (*index[: self._axis], slice(self._layer, self._layer + 1), *index[self._axis :])
         return np.squeeze(self._tensor[whole], self._axis)
+
+
+class Stacked:
+    """Stored tensors of one shape, one for each layer, seen as one along a new first axis."""
+
+    def __init__(self, layers: Sequence[StoredTensor]) -> None:
+        self._layers = list(layers)
+        self.shape = (len(self._layers), *self._layers[0].shape)
+        self.dtype = self._layers[0].dtype
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        """Reads a part."""
+        return np.stack([layer[index[1:]] for layer in self._layers[index[0]]])
 
 
 def place_tree(

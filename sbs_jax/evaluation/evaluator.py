@@ -129,7 +129,9 @@ class Evaluator:
             )
         )
         self._loss_step = student.jit(
-            make_loss_step(student.apply, loss_normalization=loss_normalization),
+            make_loss_step(
+                student.hidden, head=student.head, loss_normalization=loss_normalization
+            ),
             out_shardings=student.replicated,
         )
 

@@ -8,17 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sbs_jax import losses
+from sbs_jax import head_loss, losses
+from sbs_jax.head_loss import Head
 from sbs_jax.parts import PART_NAMES
 
 
 def make_loss_step(
-    apply_fn: Callable[..., jax.Array], *, loss_normalization: losses.Normalization = "token_mean"
+    apply_fn: Callable[..., jax.Array],
+    *,
+    head: Head | None = None,
+    loss_normalization: losses.Normalization = "token_mean",
 ) -> Callable[[Any, Mapping[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
     """Builds `step(params, batch) -> sums`, teacher-forced and without dropout, for validation.
 
     Args:
-      apply_fn: the network, `apply(params, batch, dropout_rng) -> logits [B, T, V]`.
+      apply_fn: the network, `apply(params, batch, dropout_rng) -> logits [B, T, V]`, or with `head`
+        the network below its head.
+      head: see `training.step.make_train_step`.
       loss_normalization: see `losses.part_weights`.
 
     Returns:
@@ -29,8 +35,12 @@ def make_loss_step(
     def step(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         parts, segments = batch["decoder_target_parts"], batch["decoder_segment_ids"]
         raw = losses.raw_weights(parts, segments, loss_normalization)
-        logits = apply_fn(params, batch, None)
-        sums = losses.sum_parts(logits, batch["decoder_target_tokens"], parts, segments, raw)
+        outputs = apply_fn(params, batch, None)
+        arrays = (batch["decoder_target_tokens"], parts, segments, raw)
+        if head is None:
+            sums = losses.sum_parts(outputs, *arrays)
+        else:
+            sums = head_loss.sum_parts(head, params, outputs, *arrays)[1]
         return {
             name: {
                 "loss": sums[name].loss,

@@ -49,9 +49,9 @@ def make_lane_step(
         own = loss
         if loss.constant_weight is not None:
             own = dataclasses.replace(loss, rationale_weight=lambda _: weight)
-        return make_train_step(student.apply, optimizer, own, num_microbatches=num_microbatches)(
-            state, batch
-        )
+        return make_train_step(
+            student.hidden, optimizer, own, head=student.head, num_microbatches=num_microbatches
+        )(state, batch)
 
     return step
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -9,9 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.dropout import Seed, dropout
-from sbs_jax.models.layers import Kernel, project
+from sbs_jax.models.layers import Kernel, multiply, project
 
 MASKED = -1e10
 """Added to the logits of masked keys. Finite, so that a query without any key gives no NaN."""
@@ -82,15 +85,32 @@ class Attention(nn.Module):
         config = self.config
         keys, values = keys_values
         queries = self._heads(inputs, self.query())
-        logits_dtype = jnp.float32 if config.float32_attention_logits else config.dtype
-        logits = jnp.einsum("bhqk,bhlk->bhql", queries, keys, preferred_element_type=logits_dtype)
+        if not config.dropout_attention_weights:
+            seed = None
+        dropped = seed is not None and config.dropout_rate > 0
+        if config.attention == "cudnn" and not dropped and _cudnn_takes(queries, keys):
+            mixed = _attend_with_cudnn(queries, keys, values, biases)
+        else:
+            mixed = self._attend_plainly(queries, keys, values, biases, seed)
+        mixed = mixed.swapaxes(1, 2).reshape(*inputs.shape[:-1], -1)
+        return project(mixed, self.out(), config)
+
+    def _attend_plainly(
+        self,
+        queries: Float[Array, "B H Q K"],
+        keys: Float[Array, "B H L K"],
+        values: Float[Array, "B H L K"],
+        biases: Sequence[Float[Array, "#B #H #Q L"]],
+        seed: Seed | None,
+    ) -> Float[Array, "B H Q K"]:
+        config = self.config
+        logits_dtype = "float32" if config.float32_attention_logits else config.dtype
+        logits = multiply("bhqk,bhlk->bhql", queries, keys, logits_dtype)
         for bias in biases:
             logits += bias.astype(logits_dtype)
         weights = jax.nn.softmax(logits, axis=-1).astype(config.dtype)
         weights = dropout(weights, seed, config)
-        mixed = jnp.einsum("bhql,bhlk->bhqk", weights, values)
-        mixed = mixed.swapaxes(1, 2).reshape(*inputs.shape[:-1], -1)
-        return project(mixed, self.out(), config)
+        return jnp.einsum("bhql,bhlk->bhqk", weights, values)
 
     def _heads(
         self, x: Float[Array, "B L D"], kernel: Float[Array, "D HK"]
@@ -103,6 +123,76 @@ class Attention(nn.Module):
         heads = project(x, kernel, config).reshape(*x.shape[:-1], config.num_heads, config.head_dim)
         heads = heads.swapaxes(1, 2)
         return nn.with_logical_constraint(heads, ("batch", "heads", "length", "kv"))
+
+
+def choose_attention(config: T5Config, platform: str) -> str:
+    """The implementation of attention on a platform: `xla`, or cuDNN's where `auto` can have it.
+
+    Args:
+      config: the network's.
+      platform: of the devices, `gpu`, `tpu` or `cpu`.
+
+    Raises:
+      UserError: `cudnn` is asked for by name where it cannot be had.
+    """
+    if config.attention == "xla":
+        return "xla"
+    drops = config.dropout_attention_weights and config.dropout_rate > 0
+    if config.attention == "cudnn" and drops:
+        raise UserError(
+            "T5Config.attention = 'cudnn' cannot drop attention weights; set "
+            "dropout_attention_weights = False (--gin.ATTENTION_DROPOUT=False) or dropout_rate = "
+            "0, or choose 'auto', which then computes training by XLA."
+        )
+    reason = None
+    if platform not in ("gpu", "cuda"):
+        reason = f"a {platform.upper()} has no cuDNN"
+    elif config.dtype != "bfloat16":
+        reason = "it computes in bfloat16 alone"
+    else:
+        one = jax.ShapeDtypeStruct((1, 2, 1, config.head_dim), jnp.bfloat16)
+        try:
+            jax.eval_shape(_cudnn, one, one, one)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            reason = str(error)  # Not installed, or the heads are too wide.
+    if reason is None:
+        return "cudnn"
+    if config.attention == "cudnn":
+        raise UserError(f"T5Config.attention = 'cudnn' cannot be had here: {reason}")
+    return "xla"
+
+
+def _cudnn_takes(queries: Float[Array, "B H Q K"], keys: Float[Array, "B H L K"]) -> bool:
+    """Whether the lengths are among those whose gradient cuDNN has; decoding is left to XLA."""
+    return queries.shape[2] % 2 == 0 and keys.shape[2] % 2 == 0
+
+
+def _attend_with_cudnn(
+    queries: Float[Array, "B H Q K"],
+    keys: Float[Array, "B H L K"],
+    values: Float[Array, "B H L K"],
+    biases: Sequence[Float[Array, "#B #H #Q L"]],
+) -> Float[Array, "B H Q K"]:
+    """The same by cuDNN's kernel, which never writes the logits into memory; bfloat16 only."""
+    bias = None
+    if biases:
+        # In the dtype of the logits that the kernel adds it to.
+        bias = functools.reduce(operator.add, (bias.astype(queries.dtype) for bias in biases))
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], queries.shape[2], keys.shape[2]))
+    # The kernel wants [B, L, H, K]. XLA cancels these transpositions with those of `_heads`.
+    rows = (heads.swapaxes(1, 2) for heads in (queries, keys, values))
+    return _cudnn(*rows, bias).swapaxes(1, 2)
+
+
+def _cudnn(
+    queries: Float[Array, "B Q H K"],
+    keys: Float[Array, "B L H K"],
+    values: Float[Array, "B L H K"],
+    bias: Float[Array, "#B #H Q L"] | None = None,
+) -> Float[Array, "B Q H K"]:
+    return jax.nn.dot_product_attention(
+        queries, keys, values, bias=bias, scale=1.0, implementation="cudnn"
+    )
 
 
 def segment_bias(

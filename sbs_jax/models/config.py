@@ -7,9 +7,10 @@ import dataclasses
 from sbs_jax.errors import UserError
 
 ACTIVATIONS = ("relu", "gelu", "gelu_erf", "silu", "linear")
+ATTENTIONS = ("auto", "xla", "cudnn")
 DTYPES = ("float32", "bfloat16")
 EMBEDDING_LOOKUPS = ("gather", "one_hot")
-REMATS = ("none", "minimal", "full")
+REMATS = ("none", "dots", "minimal", "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class T5Config:
         inference on CPUs, where a bfloat16 product is fast exactly if its result is float32.
       float32_attention_logits: compute attention logits and softmax in float32 even if activations
         are bfloat16.
+      attention: what computes attention: `xla`, `cudnn` (NVIDIA GPUs, bfloat16; the logits never
+        get into memory), or `auto`, which is `cudnn` where it is available. cuDNN cannot drop
+        attention weights as this network does: where weights are dropped, XLA computes.
+      dropout_attention_weights: whether dropout applies to attention weights, too, as in T5.
       relative_attention_num_buckets: buckets of relative positions, of both directions together.
       relative_attention_max_distance: farther positions share the last bucket.
       relative_attention_per_layer: every layer has a table of position biases of its own (umT5);
@@ -50,8 +55,12 @@ class T5Config:
       layer_norm_epsilon: added to the mean square of a layer norm's input.
       embedding_lookup: `gather`, or `one_hot` for a matrix product with one-hot rows: V times the
         work, but no scatter in the gradient.
-      remat: what a layer keeps for the gradient: `none` recomputes nothing, `minimal` keeps only
-        the results of projections, `full` keeps only the layer's input.
+      remat: what a layer keeps for the gradient: `none` recomputes nothing, `dots` keeps the
+        results of all matrix products, `minimal` only those of projections, `full` only the
+        layer's input.
+      scan_layers: run the layers of a stack as a loop over stacked parameters (`models.stacking`).
+        The time to compile then does not grow with the number of layers. The network computes the
+        same.
 
     Raises:
       UserError: a value is impossible; names it and the possible ones.
@@ -73,12 +82,15 @@ class T5Config:
     dtype: str = "float32"
     product_dtype: str | None = None
     float32_attention_logits: bool = True
+    attention: str = "auto"
+    dropout_attention_weights: bool = True
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     relative_attention_per_layer: bool = False
     layer_norm_epsilon: float = 1e-6
     embedding_lookup: str = "gather"
     remat: str = "none"
+    scan_layers: bool = False
 
     def __post_init__(self) -> None:
         # Gin and JSON may give a list, which would make the config unhashable.
@@ -88,17 +100,21 @@ class T5Config:
         self._check_activations()
         self._check_choice("dtype", DTYPES)
         self._check_choice("product_dtype", (None, *DTYPES))
+        self._check_choice("attention", ATTENTIONS)
         self._check_choice("embedding_lookup", EMBEDDING_LOOKUPS)
         self._check_choice("remat", REMATS)
         for name in (
+            "dropout_attention_weights",
             "dropout_broadcast_length",
             "logits_via_embedding",
             "relative_attention_per_layer",
+            "scan_layers",
         ):
             self._require(name, isinstance(getattr(self, name), bool), "must be True or False")
         self._require("scale_logits", self.scale_logits in (None, True, False), "must be a bool")
         rate = self.dropout_rate
         self._require("dropout_rate", _is_number(rate) and 0 <= rate < 1, "must lie in [0, 1)")
+        self._check_cudnn()
         epsilon = self.layer_norm_epsilon
         self._require("layer_norm_epsilon", _is_number(epsilon) and epsilon > 0, "must be positive")
         stddev = self.head_init_stddev
@@ -156,6 +172,14 @@ class T5Config:
             _is_integer(distance) and distance > buckets // 2,
             f"must be an integer above relative_attention_num_buckets / 2 = {buckets // 2}",
         )
+
+    def _check_cudnn(self) -> None:
+        """What is asked for by name is not silently replaced."""
+        if self.attention != "cudnn":
+            return
+        self._require("dtype", self.dtype == "bfloat16", "does not go with attention = 'cudnn'")
+        fits = self.head_dim % 8 == 0 and self.head_dim <= 128
+        self._require("head_dim", fits, "must be a multiple of 8 up to 128 for attention = 'cudnn'")
 
     def _check_activations(self) -> None:
         names = self.mlp_activations

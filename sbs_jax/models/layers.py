@@ -70,10 +70,49 @@ def project(
     """
     dtype = config.product_dtype or config.dtype
     rows = x.astype(dtype).reshape(-1, x.shape[-1])
-    product = jnp.dot(
-        rows, kernel.astype(dtype), preferred_element_type=result_dtype or config.dtype
-    )
+    product = multiply("ij,jk->ik", rows, kernel.astype(dtype), result_dtype or config.dtype)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def multiply(subscripts: str, x: jax.Array, y: jax.Array, result_dtype: str) -> jax.Array:
+    """`jnp.einsum` of two arrays whose sums may be of a wider dtype than the arrays.
+
+    Left to itself, JAX would compute the gradients from operands of both dtypes, that is in the
+    wider one: products of float32 instead of bfloat16, at a fraction of an accelerator's speed.
+    Here the gradient of the result is rounded to the operands' dtype first, as a matrix unit would.
+
+    Args:
+      subscripts: see `jnp.einsum`.
+      x: of the same dtype as `y`.
+      y: of the same dtype as `x`.
+      result_dtype: of the accumulated sums and the result.
+    """
+    if x.dtype == result_dtype:
+        return jnp.einsum(subscripts, x, y, preferred_element_type=result_dtype)
+    return _multiply_wide(subscripts, x, y, result_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _multiply_wide(subscripts: str, x: jax.Array, y: jax.Array, result_dtype: str) -> jax.Array:
+    return jnp.einsum(subscripts, x, y, preferred_element_type=result_dtype)
+
+
+def _multiply_forward(
+    subscripts: str, x: jax.Array, y: jax.Array, result_dtype: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _multiply_wide(subscripts, x, y, result_dtype), (x, y)
+
+
+def _multiply_backward(
+    subscripts: str, result_dtype: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del result_dtype
+    x, y = saved
+    _, pullback = jax.vjp(functools.partial(jnp.einsum, subscripts), x, y)
+    return pullback(gradient.astype(x.dtype))
+
+
+_multiply_wide.defvjp(_multiply_forward, _multiply_backward)
 
 
 class RMSNorm(nn.Module):

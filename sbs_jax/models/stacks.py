@@ -66,8 +66,7 @@ class Encoder(nn.Module):
         config = self.config
         if not config.relative_attention_per_layer:
             self.relpos_bias = RelativePositionBias(config, bidirectional=True)
-        layer = _remat(EncoderLayer, config)
-        self.layers = [layer(config) for _ in range(config.num_encoder_layers)]
+        self.layers = _layers(EncoderLayer, config, config.num_encoder_layers, broadcast=1)
         self.encoder_norm = RMSNorm(config)
 
     @property
@@ -84,10 +83,7 @@ class Encoder(nn.Module):
         if not self.config.relative_attention_per_layer:
             biases = (self.relpos_bias(x.shape[1]), *biases)
         x = dropout(x, first, self.config)
-        for layer, layer_seeds in zip(
-            self.layers, _batched(seeds, EncoderLayer.num_seeds), strict=True
-        ):
-            x = layer(x, biases, layer_seeds)
+        x = _through(self.layers, x, _batched(seeds, EncoderLayer.num_seeds), biases)
         return dropout(self.encoder_norm(x), last, self.config)
 
 
@@ -112,7 +108,7 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(self.config)
 
     def __call__(
-        self, x: Float[Array, "B S D"], biases: Biases, seeds: Seeds
+        self, x: Float[Array, "B S D"], seeds: Seeds, biases: Biases
     ) -> Float[Array, "B S D"]:
         """Applies the layer."""
         if self.config.relative_attention_per_layer:
@@ -139,8 +135,7 @@ class Decoder(nn.Module):
         config = self.config
         if not config.relative_attention_per_layer:
             self.relpos_bias = RelativePositionBias(config, bidirectional=False)
-        layer = _remat(DecoderLayer, config)
-        self.layers = [layer(config) for _ in range(config.num_decoder_layers)]
+        self.layers = _layers(DecoderLayer, config, config.num_decoder_layers, broadcast=3)
         self.decoder_norm = RMSNorm(config)
         if not config.logits_via_embedding:
             init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -176,10 +171,8 @@ class Decoder(nn.Module):
             self_biases = (self.relpos_bias(length), self_mask)
         first, last, *seeds = seeds
         x = dropout(x, first, self.config)
-        for layer, layer_seeds in zip(
-            self.layers, _batched(seeds, DecoderLayer.num_seeds), strict=True
-        ):
-            x = layer(x, encoded, self_biases, (cross_mask,), layer_seeds)
+        layer_seeds = _batched(seeds, DecoderLayer.num_seeds)
+        x = _through(self.layers, x, layer_seeds, encoded, self_biases, (cross_mask,))
         return dropout(self.decoder_norm(x), last, self.config)
 
     def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -188,7 +181,7 @@ class Decoder(nn.Module):
 
     def encoder_keys_values(self, encoded: Float[Array, "B S D"]) -> tuple[KeysValues, ...]:
         """Every layer's keys and values of the encoder's output."""
-        return tuple(layer.encoder_keys_values(encoded) for layer in self.layers)
+        return tuple(layer.encoder_keys_values(encoded) for layer in self._each_layer())
 
     def empty_cache(self, batch_size: int, length: int) -> DecoderCache:
         """A cache for `length` positions."""
@@ -247,12 +240,24 @@ class Decoder(nn.Module):
         shared = None if per_layer else relative(self.relpos_bias)
         written = []
         for layer, cached, encoder_keys_values in zip(
-            self.layers, cache.keys_values, memory.keys_values, strict=True
+            self._each_layer(), cache.keys_values, memory.keys_values, strict=True
         ):
             biases = (relative(layer.relpos_bias) if per_layer else shared, mask)
             x, updated = layer.step(x, slot, cached, biases, encoder_keys_values, (memory.bias,))
             written.append(updated)
         return self.decoder_norm(x), DecoderCache(tuple(written))
+
+    def _each_layer(self) -> Sequence[DecoderLayer]:
+        """The layers one by one; of stacked parameters each gets its own part."""
+        if not self.config.scan_layers:
+            return self.layers
+        stacked = self.layers.variables["params"]
+        return [
+            DecoderLayer(self.config, parent=None).bind(
+                {"params": jax.tree.map(lambda leaf, index=index: leaf[index], stacked)}
+            )
+            for index in range(self.config.num_decoder_layers)
+        ]
 
 
 class DecoderLayer(nn.Module):
@@ -280,10 +285,10 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
+        seeds: Seeds,
         encoded: Float[Array, "B S D"],
         self_biases: Biases,
         cross_biases: Biases,
-        seeds: Seeds,
     ) -> Float[Array, "B T D"]:
         """Applies the layer to all positions."""
         if self.config.relative_attention_per_layer:
@@ -343,11 +348,63 @@ def _batched(seeds: Seeds, size: int) -> list[Seeds]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
+def _layers(layer: Any, config: T5Config, count: int, broadcast: int) -> Any:
+    """The layers of a stack: a list, or with `scan_layers` one module around stacked parameters.
+
+    Args:
+      layer: their class.
+      config: the network's.
+      count: how many.
+      broadcast: how many arguments of a layer are the same for all, after `x` and its seeds.
+    """
+    if not config.scan_layers:
+        layer = _remat(layer, config)
+        return [layer(config) for _ in range(count)]
+    scanned = nn.scan(
+        _remat(_carrying(layer), config),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, *[nn.broadcast] * broadcast),
+        length=count,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scanned(config)
+
+
+def _carrying(layer: Any) -> Any:
+    """The layer's class as `nn.scan` wants it: what goes on, and nothing to be collected."""
+
+    class Carrying(layer):
+        def __call__(self, x: Float[Array, "B L D"], *arguments: Any) -> tuple[Any, None]:
+            return super().__call__(x, *arguments), None
+
+    return Carrying
+
+
+def _through(layers: Any, x: Float[Array, "B L D"], seeds: list[Seeds], *shared: Any) -> Any:
+    """Applies all layers, each with its own seeds."""
+    if isinstance(layers, nn.Module):
+        dropped = seeds[0][0] is not None
+        stacked = jnp.stack([jnp.stack(one) for one in seeds]) if dropped else seeds[0]
+        return layers(x, stacked, *shared)[0]
+    for layer, own in zip(layers, seeds, strict=True):
+        x = layer(x, own, *shared)
+    return x
+
+
+# What a layer keeps for its gradient, by the names of `T5Config.remat`; None keeps everything.
+_KEPT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def _remat(layer: Any, config: T5Config) -> Any:
     """The layer's class, recomputing in the backward pass what `config.remat` says."""
-    if config.remat == "none":
+    policy = _KEPT[config.remat]
+    if policy is None:
         return layer
-    policy = None
-    if config.remat == "minimal":
-        policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-    return nn.remat(layer, policy=policy)
+    # Around the body of a loop, nothing has to keep XLA from undoing it.
+    return nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers)

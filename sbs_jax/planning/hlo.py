@@ -174,7 +174,8 @@ def read_program(text: str, num_devices: int = 1) -> Program:
     """
     computations, entry = _parse(text)
     flops = traffic = 0.0
-    found: collections.Counter[tuple[object, ...]] = collections.Counter()
+    found: collections.Counter[Collective] = collections.Counter()
+    pieces: dict[str, tuple[int, Collective]] = {}
     for name, times, is_inner in _executions(computations, entry):
         computation = computations[name]
         for instruction in computation.values():
@@ -182,12 +183,20 @@ def read_program(text: str, num_devices: int = 1) -> Program:
             if not is_inner:
                 traffic += times * _traffic(instruction, computation, computations)
             collective = _collective(instruction, computation, num_devices)
-            if collective is not None:
+            channel = re.search(r"channel_id=\d+", instruction.rest)
+            if collective is None:
+                continue
+            if is_inner and channel:
+                # TPUs fuse the beginning, the middle and the end of one collective with different
+                # computations; its channel tells that it is one.
+                known = pieces.get(channel[0], (0, collective))
+                larger = max(known[1], collective, key=lambda one: one.bytes)
+                pieces[channel[0]] = max(known[0], times), larger
+            else:
                 found[collective] += times
-    collectives = [
-        Collective(*key[:4], count=count, group=key[4], groups=key[5])
-        for key, count in found.items()
-    ]
+    for times, collective in pieces.values():
+        found[collective] += times
+    collectives = [dataclasses.replace(one, count=count) for one, count in found.items()]
     collectives.sort(key=lambda one: -one.total_bytes)
     return Program(flops, traffic, tuple(collectives))
 
@@ -459,7 +468,8 @@ def _fusion_traffic(
 
 def _collective(
     instruction: Instruction, computation: Computation, num_devices: int
-) -> tuple[object, ...] | None:
+) -> Collective | None:
+    """The collective that an instruction is, to be executed once; None if it is none."""
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
@@ -482,7 +492,8 @@ def _collective(
         group = 2
     if group == 1:
         return None
-    return kind, shape, largest.dims, sum(array.bytes for array in arrays), group, groups
+    size = sum(array.bytes for array in arrays)
+    return Collective(kind, shape, largest.dims, size, 1, group, groups)
 
 
 def _groups(rest: str) -> tuple[tuple[int, ...], ...]:

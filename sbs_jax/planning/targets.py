@@ -18,6 +18,8 @@ import re
 from sbs_jax.errors import UserError
 
 GPUS_PER_HOST = 8
+# What is left for a program of a GPU's memory: the driver, NCCL's buffers and fragments take some.
+_GPU_SHARE = 0.95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +229,12 @@ class Target:
     def num_devices(self) -> int:
         """JAX devices of all hosts together."""
         return math.prod(self.shape) * self.chip.devices_per_chip
+
+    @property
+    def usable_bytes(self) -> int:
+        """The memory that a program can use on one device."""
+        share = _GPU_SHARE if self.chip.platform == "cuda" else 1.0
+        return int(self.chip.memory_bytes * share)
 
     @property
     def devices_per_host(self) -> int:

@@ -220,9 +220,10 @@ class Assembly:
           UserError: a hyperparameter is out of its range.
         """
         step = make_train_step(
-            self.student.apply,
+            self.student.hidden,
             self.config.optimizer,
             self.config.loss,
+            head=self.student.head,
             num_microbatches=self.config.batching.num_microbatches,
         )
         return placement.jit_train_step(self.student, step, self.abstract_state)

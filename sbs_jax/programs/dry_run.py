@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from sbs_jax.data.vocabulary import decode_tokens
 from sbs_jax.parts import PART_NAMES
+from sbs_jax.planning.compiling import compile_program
+from sbs_jax.planning.report import in_bytes, verdict
 from sbs_jax.programs.assembly import Assembly
 
 ROWS_SHOWN = 2
@@ -52,13 +52,21 @@ def describe_mesh(mesh: Mesh) -> str:
 def memory_lines(run: Assembly, batch: Mapping[str, np.ndarray]) -> list[str]:
     """Bytes on one device: parameters, optimizer, and XLA's plan for the rest of the step."""
     abstract_batch = run.abstract_batch(len(batch["decoder_target_tokens"]))
-    params = _device_bytes(run.abstract_state.params)
-    optimizer = _device_bytes(run.abstract_state.opt_state)
-    lines = [f"parameters {_bytes(params)}, optimizer {_bytes(optimizer)}"]
-    analysis = run.step_fn.lower(run.abstract_state, abstract_batch).compile().memory_analysis()
-    if analysis is not None:  # Not every backend has one.
-        needed = _bytes(analysis.temp_size_in_bytes)
+    state = run.abstract_state
+    compiled = compile_program(
+        "train step",
+        lambda: run.step_fn.lower(state, abstract_batch),
+        mesh=run.student.mesh,
+        params=state.params,
+        opt_state=state.opt_state,
+    )
+    parameters, optimizer = in_bytes(compiled.parameter_bytes), in_bytes(compiled.optimizer_bytes)
+    lines = [f"parameters {parameters}, optimizer {optimizer}"]
+    if compiled.memory is not None:  # Not every backend has one.
+        needed = in_bytes(compiled.memory.temporaries)
         lines.append(f"activations and gradients of a step {needed} (XLA's plan)")
+    elif compiled.exhausted is not None:
+        lines.append(verdict(compiled))
     return lines
 
 
@@ -84,18 +92,3 @@ def batch_lines(batch: Mapping[str, np.ndarray], decode: Callable[[list[int]], s
             answer = decode(batch["decoder_target_tokens"][row][target].tolist())
             lines.append(f"  {part}: {text!r} → {answer!r}")
     return lines
-
-
-def _device_bytes(tree: Any) -> int:
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
-def _bytes(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"

@@ -7,7 +7,7 @@ import dataclasses
 import optax
 
 from sbs_jax.errors import UserError
-from sbs_jax.training import schedules
+from sbs_jax.training import low_precision, schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
+    moment_dtype: str = "float32",
 ) -> Optimizer:
     """AdamW as the published runs use it: no weight decay, gradients clipped to norm 1.
 
@@ -41,6 +42,9 @@ def adamw(
       eps: added to the root of the second moment.
       weight_decay: decoupled decay, times the learning rate.
       max_grad_norm: global norm to clip to; None clips nothing.
+      moment_dtype: in which both moments are kept, `float32` or `bfloat16`: 4 bytes a parameter
+        instead of 8. Sums are computed in float32 and rounded up or down at random, so that many
+        small changes count on average (`low_precision`).
 
     Raises:
       UserError: a hyperparameter is out of its range.
@@ -53,7 +57,13 @@ def adamw(
     if not weight_decay >= 0.0:
         raise UserError(f"adamw: weight_decay = {weight_decay} must not be negative.")
     schedule = _as_schedule("adamw", learning_rate)
+    if moment_dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"adamw: moment_dtype = {moment_dtype!r} must be one of 'float32', 'bfloat16'."
+        )
     transformation = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    if moment_dtype == "bfloat16":
+        transformation = low_precision.keep_in_bfloat16(transformation)
     return Optimizer(_clipped("adamw", transformation, max_grad_norm), schedule)
 
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sbs_jax import losses
+from sbs_jax import head_loss, losses
 from sbs_jax.errors import UserError
+from sbs_jax.head_loss import Head
 from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.state import TrainState
@@ -75,6 +76,7 @@ def make_train_step(
     optimizer: Optimizer,
     loss: Loss = DEFAULT_LOSS,
     *,
+    head: Head | None = None,
     num_microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch) -> (state, metrics)`.
@@ -84,9 +86,11 @@ def make_train_step(
     parts' weights are computed over the whole batch first.
 
     Args:
-      apply_fn: the network.
+      apply_fn: the network, or with `head` the network below its head.
       optimizer: see `optimizers`.
       loss: its weights and regularisers.
+      head: makes logits of what `apply_fn` returns, hidden states [B, T, D]. The loss then applies
+        it to some tokens at a time, and logits of the whole batch never exist (`head_loss`).
       num_microbatches: how many equal slices of the batch are computed one after another.
 
     Raises:
@@ -99,15 +103,19 @@ def make_train_step(
     def loss_fn(
         params: Any, microbatch: Batch, lambda_: jax.Array, dropout_rng: jax.Array
     ) -> tuple[jax.Array, dict[str, losses.PartSums]]:
-        sums = losses.sum_parts(
-            apply_fn(params, microbatch, dropout_rng),
+        outputs = apply_fn(params, microbatch, dropout_rng)
+        arrays = (
             microbatch["decoder_target_tokens"],
             microbatch["decoder_target_parts"],
             microbatch["decoder_segment_ids"],
             microbatch["loss_weights"],
-            label_smoothing=loss.label_smoothing,
-            z_loss=loss.z_loss,
         )
+        options = {"label_smoothing": loss.label_smoothing, "z_loss": loss.z_loss}
+        if head is not None:
+            return head_loss.sum_parts(
+                head, params, outputs, *arrays, rationale_weight=lambda_, **options
+            )
+        sums = losses.sum_parts(outputs, *arrays, **options)
         return losses.join(sums, lambda_), sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from flax import traverse_util
 
 from sbs_jax.checkpoints.loading import identify, load_params, require_same_network
 from sbs_jax.errors import UserError
+from sbs_jax.models import stacking
 from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
@@ -93,6 +95,29 @@ def test_a_misfit_names_the_parameter_and_its_shapes(tmp_path):
         "parameter decoder/logits_dense/kernel is [32, 64] in this checkpoint but not in this run;"
     ) in message(logits_via_embedding=True)
     require_same_network(identify(folder), CONFIG)  # T5X's says nothing beyond its shapes
+
+
+def scanned_params():
+    """All layers of a stack in one array, along axis 1, as T5X's scalable networks have them."""
+    stacked = stacking.stack_layers(PARAMS, lambda layers: np.stack(layers, axis=1))
+    flat = traverse_util.flatten_dict(stacked, sep="/")
+    return {re.sub(r"^(encoder|decoder)/layers/", r"\1/\1/", name): flat[name] for name in flat}
+
+
+@pytest.mark.parametrize("write", [write_legacy, write_orbax])
+def test_layers_that_t5x_scanned_over(student, tmp_path, write):
+    params = scanned_params()
+    assert any(name.startswith("decoder/decoder/") for name in params)
+    if write is write_orbax:
+        params = traverse_util.unflatten_dict(params, sep="/")
+    folder = write(tmp_path / "checkpoint_80", params)
+    assert_loaded(student, folder)
+    config = dataclasses.replace(CONFIG, scan_layers=True)
+    loaded = load_params(identify(folder), Student(config, make_mesh(2, 4)).placed_params)
+    assert stacking.is_stacked(loaded)
+    again = traverse_util.flatten_dict(stacking.unstack_layers(loaded), sep="/")
+    for name, array in FLAT.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
 
 
 def test_damage_and_other_kinds_are_told_in_a_sentence(student, tmp_path):

@@ -41,7 +41,7 @@ PARAMETERS = {
         ({"mlp_activations": ()}, "must be a tuple of one or two"),
         ({"dtype": "float16"}, "T5Config.dtype = 'float16' must be one of 'float32', 'bfloat16'."),
         ({"embedding_lookup": "sum"}, "must be one of 'gather', 'one_hot'."),
-        ({"remat": True}, "must be one of 'none', 'minimal', 'full'."),
+        ({"remat": True}, "must be one of 'none', 'dots', 'minimal', 'full'."),
         ({"dropout_rate": 1.0}, "T5Config.dropout_rate = 1.0 must lie in [0, 1)."),
         ({"dropout_rate": None}, "T5Config.dropout_rate = None must lie in [0, 1)."),
         ({"dropout_broadcast_length": 1}, "must be True or False."),

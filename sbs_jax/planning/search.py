@@ -1,0 +1,138 @@
+"""Tries meshes, microbatches and rematerialisation for a run on a target, and ranks what fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from sbs_jax.planning.compiling import Compiled
+
+REMATS = ("none", "minimal", "full")
+_MOST_MICROBATCHES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a run is laid out on devices.
+
+    Attributes:
+      data: devices along which batches are cut.
+      model: devices along which products are cut.
+      fsdp: whether parameters and optimizer are cut along `data`, too.
+      microbatches: slices of a batch that are computed one after another.
+      remat: see `T5Config.remat`.
+    """
+
+    data: int
+    model: int
+    fsdp: bool
+    microbatches: int
+    remat: str
+
+    def __str__(self) -> str:
+        fsdp = ", FSDP" if self.fsdp else ""
+        return (
+            f"data {self.data} × model {self.model}{fsdp}, {self.microbatches} microbatches, "
+            f"remat {self.remat}"
+        )
+
+    def macros(self) -> str:
+        """The flags that ask for it."""
+        return (
+            f"--gin.DATA_PARALLEL={self.data} --gin.MODEL_PARALLEL={self.model} "
+            f"--gin.FSDP={self.fsdp} --gin.NUM_MICROBATCHES={self.microbatches} "
+            f"--gin.REMAT={self.remat}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A layout, and what the compiler said.
+
+    Attributes:
+      layout: that was tried.
+      compiled: None where parameters and optimizer alone are larger than the memory.
+      static_bytes: of parameters and optimizer on one device.
+    """
+
+    layout: Layout
+    compiled: Compiled | None
+    static_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run."""
+        return self.compiled is not None and self.compiled.fits is not False
+
+
+def search(
+    num_devices: int,
+    rows: int,
+    *,
+    static_bytes: Callable[[Layout], int],
+    usable_bytes: int | None,
+    compile_layout: Callable[[Layout], Compiled],
+    model_sizes: Sequence[int] | None = None,
+    most: int = 12,
+    note: Callable[[Tried], None] = lambda _: None,
+) -> list[Tried]:
+    """Tries layouts, the cheapest of each mesh first, until one of that mesh fits.
+
+    Rematerialisation and microbatches cost time and save memory, so for every mesh they grow until
+    the run fits, and no further.
+
+    Args:
+      num_devices: of the target.
+      rows: of a batch.
+      static_bytes: parameters and optimizer of a layout on one device, without compiling.
+      usable_bytes: of one device; None tries every layout.
+      compile_layout: compiles one.
+      model_sizes: sizes of the `model` axis; by default powers of 2.
+      most: how many layouts are compiled at most.
+      note: is shown each as it is done.
+
+    Returns:
+      All that was tried: first what fits, by its bound, then the rest.
+    """
+    tried: list[Tried] = []
+    compiled = 0
+    for steps in meshes(num_devices, rows, model_sizes):
+        for layout in steps:
+            size = static_bytes(layout)
+            too_large = usable_bytes is not None and size > usable_bytes
+            if not too_large and compiled >= most:
+                break
+            one = Tried(layout, None if too_large else compile_layout(layout), size)
+            compiled += not too_large
+            tried.append(one)
+            note(one)
+            if too_large or one.fits:
+                break  # Recomputation makes parameters no smaller, and a fitting run only slower.
+    return sorted(tried, key=_rank)
+
+
+def meshes(
+    num_devices: int, rows: int, model_sizes: Sequence[int] | None = None
+) -> Iterator[list[Layout]]:
+    """Layouts of each mesh, each list from fast to small; meshes that cut no row are left out."""
+    sizes = model_sizes
+    if sizes is None:
+        sizes = [2**power for power in range(num_devices.bit_length()) if 2**power <= num_devices]
+    for model in sizes:
+        if num_devices % model:
+            continue
+        data = num_devices // model
+        if rows % data:
+            continue
+        for fsdp in (False, True) if data > 1 else (False,):
+            steps = [Layout(data, model, fsdp, 1, remat) for remat in REMATS]
+            count = 2
+            while count <= _MOST_MICROBATCHES and rows % (data * count) == 0:
+                steps.append(Layout(data, model, fsdp, count, REMATS[-1]))
+                count *= 2
+            yield steps
+
+
+def _rank(one: Tried) -> tuple[bool, float, int]:
+    bound = one.compiled.bound if one.compiled is not None else None
+    return not one.fits, float("inf") if bound is None else bound.seconds, one.static_bytes

@@ -1,0 +1,296 @@
+r"""Compiles a run's programs for named hardware that need not be there, and says what they take.
+
+For instance:
+    python -m sbs_jax.plan --target=v5e:4x4 --gin_file=examples/svamp_t5_1_1_small.gin \
+      --gin.FSDP=True
+    python -m sbs_jax.plan --target=h100:8 --search --gin_file=examples/svamp_t5_1_1_small.gin
+
+It takes the gin files and the flags of a training run, reads no data and allocates nothing. Memory,
+operations and the bytes of collectives are those of the program that XLA compiled; the time is a
+bound from the chip's published figures, which no real execution reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sbs_jax import gin_utils
+from sbs_jax.configuration import config as config_lib
+from sbs_jax.errors import UserError
+from sbs_jax.experiments import runs
+from sbs_jax.files import atomic_write_text
+
+PROGRAMS = ("train", "eval", "decode")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code: 0 also for a run that does not fit."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        own, others = parser().parse_known_args(argv)
+        flags = gin_utils.parse_flags(others)
+        config = config_lib.read(
+            flags.gin_file,
+            flags.gin_bindings,
+            # Nothing is written anywhere.
+            [("MODEL_DIR", "plan"), *flags.gin],
+            flags.gin_search_paths,
+            target=runs.TRAIN,
+        )
+        if flags.help:
+            shared = gin_utils.help_text("python -m sbs_jax.plan", __doc__ or "", flags, config)
+            print(f"{shared}\n\nflags of a plan:{parser().format_help().partition('options:')[2]}")
+            return 0
+        config.check()
+        logging.basicConfig(level=logging.WARNING)
+        found = plan(config, own)
+        if own.json is not None:
+            text = "".join(json.dumps(row) + "\n" for row in found)
+            atomic_write_text(Path(own.json), text)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags that a plan has besides those of a training run."""
+    result = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    result.add_argument(
+        "--target",
+        metavar="KIND:SIZE",
+        help="what to compile for, such as v5e:4x4, v5p:4x4x4, a100-80:8, h100:8; without it, the "
+        "devices of this machine.",
+    )
+    result.add_argument(
+        "--programs",
+        default="train",
+        metavar="NAMES",
+        help="what to compile, separated by commas: train, eval (the losses of a batch), decode.",
+    )
+    result.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, FSDP, rematerialisation and microbatches, and rank those that fit.",
+    )
+    result.add_argument(
+        "--max_compiles",
+        type=int,
+        default=12,
+        metavar="N",
+        help="with --search: compile so many layouts at most (default: 12).",
+    )
+    result.add_argument("--json", metavar="FILE", help="also write what was found, a line each.")
+    return result
+
+
+def plan(config: config_lib.GinConfig, flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compiles what the flags ask for and prints what is found.
+
+    Args:
+      config: of a training run, checked.
+      flags: of `parser`.
+
+    Returns:
+      A record for each program that was compiled, as `planning.report.as_json` writes it.
+
+    Raises:
+      UserError: the target is unknown or its compiler is not installed; or of the run itself.
+    """
+    names = [name for name in flags.programs.split(",") if name]
+    for name in names:
+        if name not in PROGRAMS:
+            raise UserError(f"--programs={name}: choose among {', '.join(PROGRAMS)}.")
+    if flags.max_compiles < 1:
+        raise UserError(f"--max_compiles={flags.max_compiles} must be at least 1.")
+    # Only now: a mistake on the command line should not wait for JAX.
+    from sbs_jax.planning import targets, topology
+
+    target = None if flags.target is None else targets.parse_target(flags.target)
+    devices = None if target is None else topology.devices_of(target)
+    import gin
+
+    config.apply()
+    run = gin.get_bindings(runs.TRAIN)["config"]
+    planned = Planned(run, target, devices)
+    if flags.search:
+        return planned.search(flags.max_compiles)
+    return planned.describe(names)
+
+
+class Planned:
+    """A run that is planned for a target."""
+
+    def __init__(self, run: Any, target: Any, devices: Sequence[Any] | None) -> None:
+        import jax
+
+        self.run, self.target = run, target
+        self.devices = list(jax.devices() if devices is None else devices)
+
+    def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Compiles the run as it is configured, and prints all that is known of each program."""
+        from sbs_jax.planning import report
+
+        mesh = self.run.mesh
+        assembly = self._assemble(mesh.data_parallel, mesh.model_parallel)
+        print(_title(assembly, self.target))
+        records = []
+        for name in names:
+            compiled = self._compile(assembly, name)
+            print("\n".join(report.lines(compiled)), flush=True)
+            records.append(report.as_json(compiled))
+        return records
+
+    def search(self, most: int) -> list[dict[str, Any]]:
+        """Tries layouts of the run's step, and prints them, the best first."""
+        from sbs_jax.planning import report
+        from sbs_jax.planning import search as search_lib
+
+        batching = self.run.batching
+        if batching.examples_per_batch is not None:
+            raise UserError(
+                "EXAMPLES_PER_BATCH leaves the number of rows to the data; set BATCH_SIZE instead."
+            )
+        usable = None if self.target is None else self.target.usable_bytes
+        lay_out = functools.cache(self._lay_out)
+
+        def note(one: search_lib.Tried) -> None:
+            print(f"{one.layout}: {_outcome(one)}", flush=True)
+
+        tried = search_lib.search(
+            len(self.devices),
+            batching.batch_size,
+            static_bytes=lambda layout: _static_bytes(lay_out(layout)),
+            usable_bytes=usable,
+            compile_layout=lambda layout: self._compile(lay_out(layout), "train"),
+            most=most,
+            note=note,
+        )
+        rows = [
+            {"layout": str(one.layout)} | report.table_row(one.compiled)
+            for one in tried
+            if one.compiled is not None
+        ]
+        print()
+        print(report.table(rows))
+        if tried and tried[0].fits:
+            print(f"\nthe least bound has: {tried[0].layout.macros()}")
+        else:
+            print(f"\nnothing that was tried fits; {_advice()}")
+        return [
+            {"layout": dataclasses.asdict(one.layout), "static_bytes": one.static_bytes}
+            | ({} if one.compiled is None else report.as_json(one.compiled))
+            for one in tried
+        ]
+
+    def _assemble(self, data: int, model: int, **changes: Any) -> Any:
+        from sbs_jax.partitioning.mesh import make_mesh
+        from sbs_jax.programs.assembly import assemble
+
+        run = dataclasses.replace(self.run, **changes)
+        return assemble(run, mesh=make_mesh(data, model, self.devices), writes=False)
+
+    def _lay_out(self, layout: Any) -> Any:
+        run = self.run
+        return self._assemble(
+            layout.data,
+            layout.model,
+            mesh=dataclasses.replace(
+                run.mesh,
+                data_parallel=layout.data,
+                model_parallel=layout.model,
+                fsdp=layout.fsdp,
+            ),
+            batching=dataclasses.replace(run.batching, num_microbatches=layout.microbatches),
+            model_config=dataclasses.replace(run.model_config, remat=layout.remat),
+        )
+
+    def _compile(self, assembly: Any, name: str) -> Any:
+        """Compiles one program of a run."""
+        import jax
+
+        from sbs_jax.planning import compiling, flops
+
+        student, state, batch = assembly.student, assembly.abstract_state, assembly.abstract_batch()
+        forward = flops.count_flops(
+            lambda params, batch: student.apply(params, batch, None), state.params, batch
+        )
+        common = {"mesh": student.mesh, "target": self.target, "params": state.params}
+        if name == "train":
+            return compiling.compile_program(
+                "train step",
+                lambda: assembly.step_fn.lower(state, batch),
+                opt_state=state.opt_state,
+                # The gradient of a product is two products.
+                model_flops=3 * forward,
+                **common,
+            )
+        if name == "eval":
+            from sbs_jax.evaluation.loss_step import make_loss_step
+
+            step = student.jit(
+                make_loss_step(student.hidden, head=student.head), out_shardings=student.replicated
+            )
+            return compiling.compile_program(
+                "eval step", lambda: step.lower(state.params, batch), model_flops=forward, **common
+            )
+        from sbs_jax.decoding.greedy import greedy_decode
+        from sbs_jax.partitioning.rules import batch_sharding
+
+        inputs = batch["encoder_input_tokens"]
+        tokens = jax.ShapeDtypeStruct(
+            inputs.shape, inputs.dtype, sharding=batch_sharding(student.mesh)
+        )
+        decode = student.jit(
+            functools.partial(
+                greedy_decode,
+                student.model,
+                max_decode_len=assembly.config.batching.feature_lengths["targets"],
+            ),
+            out_shardings=student.replicated,
+        )
+        return compiling.compile_program(
+            "greedy decoding of a batch",
+            lambda: decode.lower(state.params, tokens),
+            model_flops=forward,
+            **common,
+        )
+
+
+def _title(assembly: Any, target: Any) -> str:
+    mesh = " × ".join(f"{axis} {size}" for axis, size in assembly.student.mesh.shape.items())
+    where = "the devices of this machine" if target is None else target.name
+    return f"{assembly.student.num_params:,} parameters on {where} ({mesh})"
+
+
+def _static_bytes(assembly: Any) -> int:
+    from sbs_jax.planning.compiling import device_bytes
+
+    state = assembly.abstract_state
+    return device_bytes(state.params) + device_bytes(state.opt_state)
+
+
+def _outcome(one: Any) -> str:
+    from sbs_jax.planning import report
+
+    if one.compiled is None:
+        size = report.in_bytes(one.static_bytes)
+        return f"parameters and optimizer alone are {size} on each device"
+    return f"{report.verdict(one.compiled)}; {report.bound_in_words(one.compiled)}"
+
+
+def _advice() -> str:
+    return (
+        "take more devices, fewer rows (BATCH_SIZE), Adafactor, or MOMENT_DTYPE=bfloat16 with AdamW"
+    )

@@ -1,0 +1,61 @@
+"""`python -m sbs_jax.plan`: its sentences, and a plan for the devices at hand."""
+
+import json
+
+import pytest
+
+from sbs_jax.programs.plan import main
+
+RUN = [
+    "--gin_file=models/t5_1_1_tiny.gin",
+    "--gin_file=optimizers/adamw.gin",
+    "--gin_file=tasks/svamp.gin",
+    "--gin_file=runs/train.gin",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 32}",
+    "--gin.TRAIN_STEPS=10",
+    "--gin.BATCH_SIZE=8",
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--target=h1000:8"], "did you mean h100?"),
+        (["--target=v5e:5x5"], "even numbers"),
+        (["--programs=train,test"], "choose among train, eval, decode"),
+        (["--max_compiles=0"], "--max_compiles=0 must be at least 1"),
+        (["--gin.BATCH_SIZES=8"], "BATCH_SIZES"),
+        (["--bogus"], "--bogus: unknown flag"),
+    ],
+)
+def test_mistakes_get_a_sentence(flags, says, capsys):
+    assert main([*RUN, *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+
+
+def test_help_lists_its_flags(capsys):
+    assert main([*RUN, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--target KIND:SIZE" in printed
+    assert "BATCH_SIZE" in printed
+
+
+@pytest.mark.slow
+def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
+    flags = ["--gin.FSDP=True", "--programs=train,decode", f"--json={tmp_path / 'plan.jsonl'}"]
+    assert main([*RUN, *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "1,836,800 parameters on the devices of this machine (data 8 × model 1)" in printed
+    assert "train step (compiled in" in printed
+    assert "all-gather" in printed
+    step, decoding = map(json.loads, (tmp_path / "plan.jsonl").read_text().splitlines())
+    # Most parameters are cut in eight, and AdamW has two moments of each.
+    assert 4 * 1_836_800 / 8 < step["parameter_bytes"] < 1.2 * 4 * 1_836_800 / 8
+    assert step["optimizer_bytes"] == pytest.approx(2 * step["parameter_bytes"], rel=1e-3)
+    known = step["parameter_bytes"] + step["optimizer_bytes"] + step["temporary_bytes"]
+    assert known <= step["peak_bytes"] < 1.1 * known
+    assert step["fits"] is None
+    assert step["bound_seconds"] is None
+    assert decoding["program"] == "greedy decoding of a batch"

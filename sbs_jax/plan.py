@@ -1,4 +1,4 @@
-"""`python -m sbs_jax.plan`; see `programs.plan`."""
+"""The command `python -m sbs_jax.plan`; see `sbs_jax.programs.plan`."""
 
 import sys
 

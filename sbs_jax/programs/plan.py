@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sbs_jax import gin_utils
 from sbs_jax.configuration import config as config_lib
+from sbs_jax.configuration import flags as flags_lib
+from sbs_jax.configuration.help import help_text
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import runs
 from sbs_jax.files import atomic_write_text
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         own, others = parser().parse_known_args(argv)
-        flags = gin_utils.parse_flags(others)
+        flags = flags_lib.parse_flags(others)
         config = config_lib.read(
             flags.gin_file,
             flags.gin_bindings,
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             target=runs.TRAIN,
         )
         if flags.help:
-            shared = gin_utils.help_text("python -m sbs_jax.plan", __doc__ or "", flags, config)
+            shared = help_text("python -m sbs_jax.plan", __doc__ or "", flags, config)
             print(f"{shared}\n\nflags of a plan:{parser().format_help().partition('options:')[2]}")
             return 0
         config.check()

@@ -7,7 +7,7 @@ import dataclasses
 import optax
 
 from sbs_jax.errors import UserError
-from sbs_jax.training import low_precision, schedules
+from sbs_jax.training import low_precision, per_layer, schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,7 @@ def adafactor(
         momentum=momentum,
         weight_decay_rate=weight_decay,
     )
+    transformation = per_layer.per_layer(transformation)
     return Optimizer(_clipped("adafactor", transformation, max_grad_norm), schedule)
 
 

@@ -1,0 +1,83 @@
+"""benchmarks/accelerator.py in miniature, on a CPU: what it keeps, and what a second call does."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.batches import random_batch
+
+FILE = Path(__file__).parent.parent / "benchmarks" / "accelerator.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("accelerator_benchmark", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def flags(benchmark, tmp_path):
+    arrays = {
+        f"{side}/{number}/{name}": array
+        for side in ("encoder", "decoder")
+        for number in range(benchmark.BATCHES)
+        for name, array in random_batch(seed=number).items()
+    }
+    np.savez(tmp_path / "batches.npz", **arrays)
+    return ["--tiny", f"--data={tmp_path / 'batches.npz'}", f"--json={tmp_path / 'found.json'}"]
+
+
+def test_every_case_is_kept_and_not_measured_again(benchmark, flags, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run_apart(arguments, name, seconds):
+        asked.append(name)
+        assert 0 < seconds <= 60 * arguments.minutes
+        if name == "matrix rate":
+            return {"tflops_per_second": 100.0, "device": "Abacus"}
+        if name.startswith("peer"):
+            return {"failed": "time"} if name == "peer base" else {"failed": "no torch"}
+        return {"seconds_per_step": 0.5, "model_tflops_per_second": 40.0, "peak_bytes": 2**30}
+
+    monkeypatch.setattr(benchmark, "run_apart", run_apart)
+    assert benchmark.main([*flags, "--only=rate|base$"]) == 0
+    # What did not get ready in time is left for another call, and so is all after it.
+    assert asked == ["matrix rate", "train base", "peer base"]
+    kept = json.loads((tmp_path / "found.json").read_text())
+    assert list(kept) == ["matrix rate", "train base"]
+    printed = capsys.readouterr().out
+    assert "Abacus: 100.0 TFLOP/s" in printed
+    assert "| train base | 500 | – | – | 40% | 1.00 GiB, – |" in printed
+    asked.clear()
+    assert benchmark.main([*flags, "--only=rate|train base$|peer small"]) == 0
+    assert asked == ["peer small"]
+    assert "| peer small | failed: no torch |" in capsys.readouterr().out
+
+
+def test_without_time_nothing_begins(benchmark, flags, tmp_path, capsys):
+    assert benchmark.main([*flags, "--minutes=0.1"]) == 0
+    assert "no time left for matrix rate" in capsys.readouterr().out
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_without_batches_a_sentence(benchmark, tmp_path, capsys):
+    assert benchmark.main([f"--data={tmp_path / 'none.npz'}"]) == 1
+    assert "none.npz: is not there; --prepare writes it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["matrix rate", "train base remat=full", "decode base", "lanes 2"])
+def test_a_case_on_a_cpu(benchmark, flags, tmp_path, case):
+    assert benchmark.main([*flags, f"--only=^{case}$"]) == 0
+    (row,) = json.loads((tmp_path / "found.json").read_text()).values()
+    assert "failed" not in row, row
+    if case.startswith("train"):
+        assert row["tokens_per_second"] > row["examples_per_second"] > 0
+        assert row["planned_peak_bytes"] > 0

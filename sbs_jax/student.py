@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,15 +13,13 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbs_jax.head_loss import Head
-from sbs_jax.models.attention import choose_attention
-from sbs_jax.models.config import T5Config
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.interface import ModelConfig, network_of
 from sbs_jax.partitioning import rules as rules_lib
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
 
 
 class Student:
-    """A T5 laid out on a mesh.
+    """A network laid out on a mesh; see `models.interface` for what it has to offer.
 
     Attributes:
       config: the network's dimensions.
@@ -33,10 +30,9 @@ class Student:
       param_shardings: the sharding of each parameter.
     """
 
-    def __init__(self, config: T5Config, mesh: Mesh, *, fsdp: bool = False) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, *, fsdp: bool = False) -> None:
         self.config = config
-        attention = choose_attention(config, mesh.devices.flat[0].platform)
-        self.model = Transformer(dataclasses.replace(config, attention=attention))
+        self.model = network_of(config, mesh.devices.flat[0].platform)
         self.mesh = mesh
         self.rules = rules_lib.logical_axis_rules(mesh, config.axis_sizes, fsdp=fsdp)
         # XLA:CPU runs virtual devices on one pool of threads: two programs whose devices wait for
@@ -92,13 +88,13 @@ class Student:
 
         `dropout_rng` None switches dropout off.
         """
-        return self._apply(Transformer.__call__, params, batch, dropout_rng)
+        return self._apply("__call__", params, batch, dropout_rng)
 
     def hidden(
         self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
     ) -> jax.Array:
         """Returns the hidden states [B, T, D] that `head` makes logits of; see `apply`."""
-        return self._apply(Transformer.hidden, params, batch, dropout_rng)
+        return self._apply("hidden", params, batch, dropout_rng)
 
     @property
     def head(self) -> Head:
@@ -115,7 +111,7 @@ class Student:
 
     def _apply(
         self,
-        method: Callable[..., jax.Array],
+        method: str,
         params: Any,
         batch: Mapping[str, jax.Array],
         dropout_rng: jax.Array | None,
@@ -144,7 +140,7 @@ class Student:
         return {"decoder": {"logits_dense": tree["decoder"]["logits_dense"]}}
 
     def _head_logits(self, params: Any, hidden: jax.Array) -> jax.Array:
-        return self.model.apply({"params": params}, hidden, method=Transformer.logits)
+        return self.model.apply({"params": params}, hidden, method="logits")
 
     def _spread_head(self, tree: Any) -> Any:
         """Lays copies [`data`, …] of the head out: each where its rows are, whole but for `model`.

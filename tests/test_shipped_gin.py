@@ -15,6 +15,7 @@ from sbs_jax.configuration import dump, reader
 from sbs_jax.configuration.reader import Binding
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.training.optimizers import Optimizer
 from tests.hf_models import hf_model
 from tests.t5_weights import our_model
@@ -31,8 +32,7 @@ def of(folder):
 # Files that only make sense inside others.
 PARTS = (
     "models/computing.gin",
-    "models/t5.gin",
-    "models/t5_1_1.gin",
+    *(f"models/{name}.gin" for name in ("t5", "t5_1_1", "llama", "qwen2", "qwen3", "gemma3")),
     "optimizers/schedules.gin",
     "runs/data.gin",
 )
@@ -84,8 +84,10 @@ def test_every_file_parses_by_itself(name):
 def test_every_model_can_be_trained(model):
     config = train_with(model=model)
     value = gin.get_bindings("programs.train.train")["config"].model_config
-    assert isinstance(value, T5Config)
-    assert value.dropout_rate == config.macros["DROPOUT_RATE"].value
+    assert isinstance(value, T5Config | DecoderConfig)
+    decoder = isinstance(value, DecoderConfig)
+    macro = "DECODER_DROPOUT_RATE" if decoder else "DROPOUT_RATE"
+    assert value.dropout_rate == config.macros[macro].value == (0.0 if decoder else 0.1)
     assert value.dtype == "float32"
 
 
@@ -106,16 +108,15 @@ def test_the_model_may_come_from_weights(tmp_path):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_size_binds_dimensions_only(model):
-    dimensions = {
-        "vocab_size",
-        "emb_dim",
-        "num_heads",
-        "num_encoder_layers",
-        "num_decoder_layers",
-        "head_dim",
-        "mlp_dim",
-    }
-    assert {binding.parameter for binding in own_bindings(model)} == dimensions
+    dimensions = {"vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"}
+    bound = {binding.parameter for binding in own_bindings(model)}
+    if "num_layers" not in bound:
+        assert bound == dimensions | {"num_encoder_layers", "num_decoder_layers"}
+        return
+    dimensions |= {"num_layers", "num_kv_heads", "max_positions"}
+    # Sizes of one family of decoders differ in these, too.
+    context = {"rope_theta", "rope_scaling", "rope_factor", "sliding_window"}
+    assert dimensions <= bound <= dimensions | context | {"pad_id", "eos_id"}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

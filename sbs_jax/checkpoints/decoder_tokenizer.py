@@ -8,11 +8,10 @@ from typing import Any
 
 import jinja2
 import jinja2.sandbox
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from sbs_jax.checkpoints.decoder_weights import Checkpoint
 from sbs_jax.errors import UserError
+from sbs_jax.text_tokenizer import FILE, from_gguf, from_json
 
 # Control tokens after which nothing of a completion follows, whatever `eos_token_id` says; the
 # same that llama.cpp stops at.
@@ -25,12 +24,6 @@ _ENDS = (
     "<|eom_id|>",
     "<|end|>",
 )
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_CONTROL, _USER_DEFINED = 3, 4
 
 
 class Tokenizer:
@@ -43,7 +36,7 @@ class Tokenizer:
     def __init__(self, checkpoint: Checkpoint) -> None:
         source = checkpoint.source
         if checkpoint.metadata is None:
-            self._tokenizer = _from_folder(source)
+            self._tokenizer = from_json(source / FILE)
             settings = _optional_json(source / "tokenizer_config.json")
             template = settings.get("chat_template")
             if isinstance(template, list):
@@ -56,7 +49,7 @@ class Tokenizer:
             }
             self._add_bos: int | None = None
         else:
-            self._tokenizer = _from_gguf(checkpoint.metadata, source)
+            self._tokenizer = from_gguf(checkpoint.metadata, source)
             template = checkpoint.metadata.get("tokenizer.chat_template")
             tokens = checkpoint.metadata["tokenizer.ggml.tokens"]
             self._specials = {
@@ -65,12 +58,12 @@ class Tokenizer:
                 for number in (checkpoint.metadata.get(f"tokenizer.ggml.{name}_token_id"),)
             }
             add = checkpoint.metadata.get("tokenizer.ggml.add_bos_token", False)
-            self._add_bos = checkpoint.config.bos_id if add else None
+            self._add_bos = checkpoint.bos_id if add else None
         self._template = _compile(template, source) if template else None
         self._source = source
         found = (self._tokenizer.token_to_id(token) for token in _ENDS)
         known = {number for number in found if number is not None}
-        self.end_ids = tuple(sorted({*checkpoint.config.eos_ids, *known}))
+        self.end_ids = tuple(sorted({*checkpoint.eos_ids, *known}))
 
     def encode(self, prompt: str | list[dict[str, str]]) -> list[int]:
         """Returns the tokens of a text, or of a chat in the model's own template.
@@ -96,59 +89,6 @@ class Tokenizer:
 def _whole(text: str) -> str:
     """Tokenizers take no lone surrogates."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _from_folder(folder: Path) -> tokenizers.Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise UserError(f"{path}: not a tokenizer ({error}).") from error
-
-
-def _from_gguf(meta: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
-    kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise UserError(
-            f"{path}: its tokenizer is of kind {kind!r}, of which a GGUF file does not hold the "
-            "merges; use the Hugging Face folder of this model."
-        )
-    splitters = {
-        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
-        "llama-bpe": [_split(_LLAMA3)],
-        "qwen2": [_split(_QWEN2)],
-        "default": [],
-        "gpt-2": [],
-    }
-    if pre not in splitters:
-        raise UserError(
-            f"{path}: its pre-tokenizer {pre!r} is not known here (known are "
-            f"{', '.join(splitters)}); use the Hugging Face folder of this model."
-        )
-    tokens = meta["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
-    )
-    # With a splitter of its own, the byte-level step only maps bytes.
-    byte_level = pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=pre not in ("llama-bpe", "qwen2")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splitters[pre], byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, meta.get("tokenizer.ggml.token_type", ()), strict=False):
-        if token_type in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, normalized=False, special=token_type == _CONTROL)
-            if token_type == _CONTROL:
-                tokenizer.add_special_tokens([added])
-            else:
-                tokenizer.add_tokens([added])
-    return tokenizer
-
-
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
 
 
 def _compile(template: str, source: Path) -> jinja2.Template:

@@ -23,13 +23,19 @@ from etils import epath
 from flax import traverse_util
 
 from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5x, tensors
+from sbs_jax.checkpoints.decoder_gguf import open_gguf
+from sbs_jax.checkpoints.decoder_huggingface import FAMILIES, open_decoder
 from sbs_jax.checkpoints.huggingface import CONFIG_FILE, open_huggingface
 from sbs_jax.checkpoints.manager import restore_params
+from sbs_jax.checkpoints.safetensors_files import read_json
 from sbs_jax.errors import UserError
 from sbs_jax.models import stacking
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.interface import ModelConfig, config_from_json
+from sbs_jax.text_tokenizer import FILE, TextTokenizer
 
-Kind = Literal["sbs_jax", "huggingface", "t5x", "t5x_orbax"]
+Kind = Literal["sbs_jax", "huggingface", "gguf", "t5x", "t5x_orbax"]
 
 VOCABULARY_FILE = "spiece.model"
 
@@ -48,6 +54,27 @@ _MEANING = (
     "layer_norm_epsilon",
 )
 
+# What a DecoderConfig says only of how a run computes.
+_DECODER_COMPUTING = (
+    "dropout_rate",
+    "dropout_broadcast_length",
+    "dtype",
+    "product_dtype",
+    "float32_attention_logits",
+    "max_positions",
+    "embedding_lookup",
+    "remat",
+    "attention_scalar",  # `attention_scale` is what it means
+)
+_DECODER_MEANING = (
+    "attention_scale",
+    *(
+        field.name
+        for field in dataclasses.fields(DecoderConfig)
+        if field.name not in _DECODER_COMPUTING
+    ),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -64,17 +91,17 @@ class Source:
     step: int | None = None
 
     @functools.cached_property
-    def config(self) -> T5Config | None:
+    def config(self) -> ModelConfig | None:
         """The network's dimensions; None for T5X's, which lie in T5X's gin files.
 
         Raises:
           UserError: what says so is damaged, or it is no T5.
         """
-        if self.kind == "huggingface":
-            return open_huggingface(Path(self.folder))[0]
+        if self.kind in ("huggingface", "gguf"):
+            return self._opened[0]
         if self.kind == "sbs_jax":
             if saved := self._metadata.get("model_config"):
-                return record.config_from_json(saved, self.folder)
+                return config_from_json(saved, self.folder)
             return self._record.model_config
         return None
 
@@ -121,7 +148,10 @@ class Source:
 
     @functools.cached_property
     def vocabulary_path(self) -> Path | None:
-        """The SentencePiece model beside the weights, or that of their MODEL_DIR; None without."""
+        """The vocabulary beside the weights, or that of their MODEL_DIR; None without.
+
+        It is a SentencePiece model; for decoders also a `tokenizer.json` or the GGUF file itself.
+        """
         path = self._vocabulary_place
         return Path(path) if "://" not in os.fspath(path) and path.is_file() else None
 
@@ -144,6 +174,25 @@ class Source:
             f"there{beside}; name it with --gin.VOCABULARY_PATH=PATH."
         )
 
+    @functools.cached_property
+    def _opened(self) -> tuple[ModelConfig, Mapping[str, tensors.StoredTensor]]:
+        """The config and the tensors of weights of others."""
+        if self.kind == "huggingface" and not self._is_decoder:
+            return open_huggingface(Path(self.folder))
+        # Padding and EOS are those of the tokenizer beside the weights.
+        ids: tuple[int, ...] = ()
+        if self.vocabulary_path is not None:
+            tokenizer = TextTokenizer(self.vocabulary_path)
+            ids = (tokenizer.pad_id, tokenizer.eos_id)
+        if self.kind == "gguf":
+            return open_gguf(Path(self.folder), *ids)[:2]
+        return open_decoder(Path(self.folder), *ids)
+
+    @functools.cached_property
+    def _is_decoder(self) -> bool:
+        file = Path(self.folder) / CONFIG_FILE
+        return file.is_file() and read_json(file).get("model_type") in FAMILIES
+
     @property
     def layers_are_stacked(self) -> bool:
         """Whether a run of ours saved all layers of a stack in one array (`SCAN_LAYERS`)."""
@@ -154,7 +203,11 @@ class Source:
 
     @property
     def _vocabulary_place(self) -> epath.Path:
-        of_run = self.folder.parent / record.VOCABULARY
+        if self.kind == "gguf":
+            return self.folder  # the tokenizer lies in the file itself
+        if self.kind == "huggingface" and self._is_decoder:
+            return self.folder / FILE
+        of_run = record.kept_vocabulary(self.folder.parent)
         # A run of T5X on gin/t5x keeps its vocabulary where ours do.
         if self.kind == "sbs_jax" or (self.kind != "huggingface" and of_run.is_file()):
             return of_run
@@ -179,10 +232,10 @@ def identify(path: str | os.PathLike[str]) -> Source:
     """Finds out what weights a user means.
 
     Args:
-      path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, a checkpoint in it; a Hugging
-        Face folder, or (with the extra `hub`) a name on the Hugging Face hub, `google/flan-t5-base`
-        or `google/flan-t5-base@REVISION`; a checkpoint of T5X, its `checkpoint` file, or the folder
-        of T5X's checkpoints (its latest).
+      path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, a checkpoint in it; a GGUF file
+        of a decoder; a Hugging Face folder, or (with the extra `hub`) a name on the Hugging Face
+        hub, `google/flan-t5-base` or `google/flan-t5-base@REVISION`; a checkpoint of T5X, its
+        `checkpoint` file, or the folder of T5X's checkpoints (its latest).
 
     Returns:
       Where they are and of what kind.
@@ -193,6 +246,8 @@ def identify(path: str | os.PathLike[str]) -> Source:
     folder = folders.absolute(path)
     if not folder.exists() and hub.is_name(os.fspath(path)):
         return Source("huggingface", epath.Path(hub.download(os.fspath(path))))
+    if folder.is_file() and folder.suffix == ".gguf":
+        return Source("gguf", folder)
     if folder.is_file():
         folder = _folder_of_file(folder)
     if source := _checkpoint(folder):
@@ -283,8 +338,8 @@ def stored_params(source: Source) -> Mapping[str, tensors.StoredTensor]:
       UserError: a file is missing or damaged, or of another kind of model.
       ValueError: `source` is a checkpoint of ours, which Orbax reads.
     """
-    if source.kind == "huggingface":
-        return open_huggingface(Path(source.folder))[1]
+    if source.kind in ("huggingface", "gguf"):
+        return source._opened[1]
     if source.kind == "t5x":
         return t5x.open_legacy(source.folder).params
     if source.kind == "t5x_orbax":
@@ -292,7 +347,7 @@ def stored_params(source: Source) -> Mapping[str, tensors.StoredTensor]:
     raise ValueError(f"{source.kind} is read by restore_params")
 
 
-def require_same_network(source: Source, config: T5Config) -> None:
+def require_same_network(source: Source, config: ModelConfig) -> None:
     """Checks what the shapes of parameters cannot tell: that `config` computes the same function.
 
     Raises:
@@ -301,7 +356,12 @@ def require_same_network(source: Source, config: T5Config) -> None:
     saved = source.config
     if saved is None:
         return
-    for name in _MEANING:
+    if type(saved) is not type(config):
+        raise UserError(
+            f"{source.folder}: does not fit: it holds a network of {type(saved).__name__}, but "
+            f"this run has a {type(config).__name__}; {_ADVICE}."
+        )
+    for name in _MEANING if isinstance(config, T5Config) else _DECODER_MEANING:
         theirs, ours = getattr(saved, name), getattr(config, name)
         if theirs != ours:
             raise UserError(
@@ -314,18 +374,20 @@ def model_config(
     path: str | None,
     dropout_rate: float = T5Config.dropout_rate,
     dtype: str = T5Config.dtype,
+    decoder_dropout_rate: float = DecoderConfig.dropout_rate,
     *,
     dropout_attention_weights: bool = T5Config.dropout_attention_weights,
     attention: str = T5Config.attention,
     remat: str = T5Config.remat,
     scan_layers: bool = T5Config.scan_layers,
-) -> T5Config:
-    """The T5Config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
+) -> ModelConfig:
+    """The config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
 
     Args:
       path: as for `identify`.
-      dropout_rate: of this run.
+      dropout_rate: of this run, where the network is a T5.
       dtype: of this run's activations.
+      decoder_dropout_rate: of this run, where the network is a decoder.
       dropout_attention_weights: of this run, see `T5Config`.
       attention: of this run, see `T5Config`.
       remat: of this run, see `T5Config`.
@@ -344,6 +406,15 @@ def model_config(
         raise UserError(
             f"{source.folder}: a T5X checkpoint does not say the dimensions of its network; name a "
             "file of gin/models instead of models/from_checkpoint.gin."
+        )
+    if isinstance(source.config, DecoderConfig):
+        if scan_layers or attention == "cudnn":
+            raise UserError(
+                "SCAN_LAYERS = True and ATTENTION = 'cudnn' are for T5 alone; leave them out for a "
+                "decoder."
+            )
+        return dataclasses.replace(
+            source.config, dropout_rate=decoder_dropout_rate, dtype=dtype, remat=remat
         )
     return dataclasses.replace(
         source.config,

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import sbs_jax
-from sbs_jax.models.config import T5Config
+from sbs_jax.checkpoints import decoder_huggingface
+from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.interface import ModelConfig
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
 
 _METHODS = {
@@ -26,7 +28,7 @@ _SCORES = ("accuracy", "label_loss", "rationale_loss", "rouge_l", "chrf", "faith
 def write(
     *,
     name: str,
-    config: T5Config,
+    config: ModelConfig,
     dtype: str,
     settings: Mapping[str, Any],
     step: int | None,
@@ -47,18 +49,29 @@ def write(
     Returns:
       Markdown, with Hugging Face's front matter.
     """
+    decoder = isinstance(config, DecoderConfig)
+    task, tag, what = (
+        ("text-generation", "decoder", "decoder")
+        if decoder
+        else (
+            "text2text-generation",
+            "t5",
+            "T5",
+        )
+    )
     sections = [
-        "---\nlibrary_name: transformers\npipeline_tag: text2text-generation\n"
-        "tags:\n- t5\n- distilling-step-by-step\n- sbs_jax\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
+        f"tags:\n- {tag}\n- distilling-step-by-step\n- sbs_jax\n---",
         f"# {name}",
-        f"A T5 of {_count(config):,} parameters ({dtype}), exported by sbs_jax "
+        f"A {what} of {_count(config):,} parameters ({dtype}), exported by sbs_jax "
         f"{sbs_jax.__version__}.",
     ]
     if settings.get("method") or settings.get("mixture_or_task_name"):
         sections += ["## Training", _training(settings, step)]
     if table := _score_table(own_scores, scores):
         sections += ["## Scores", table]
-    sections += ["## How to ask", _how_to_ask(name, settings)]
+    ask = _how_to_ask_decoder if decoder else _how_to_ask
+    sections += ["## How to ask", ask(name, settings)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -137,6 +150,34 @@ def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
     return told + "\n\n" + _code(name, lines, "prefix + question", indent="    ")
 
 
+def _how_to_ask_decoder(name: str, settings: Mapping[str, Any]) -> str:
+    data = settings.get("data_settings") or {}
+    label = data.get("label_prefix", DEFAULT_LABEL_PREFIX)
+    rationale = data.get("rationale_prefix", DEFAULT_RATIONALE_PREFIX)
+    method = settings.get("method") or ""
+    prefixes = {"sbs": [label, rationale], "rationale": [rationale]}.get(method, [label])
+    behind = data.get("prefix_side") == "decoder"
+    order = "(question, prefix)" if behind else "(prefix + question,)"
+    where = "behind" if behind else "in front of"
+    lines = "\n".join(
+        [
+            "import torch",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+            f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+            'question = "…"',
+            f"for prefix in {json.dumps(prefixes, ensure_ascii=False)}:",
+            f"    encoded = tokenizer(list({order}), add_special_tokens=False).input_ids",
+            "    ids = [token for part in encoded for token in part]",
+            "    outputs = model.generate(torch.tensor([ids]))",
+            "    print(tokenizer.decode(outputs[0, len(ids) :], skip_special_tokens=True))",
+        ]
+    )
+    names = " and ".join(f"`{prefix}`" for prefix in prefixes)
+    return f"{names} stands {where} the input:\n\n```python\n{lines}\n```"
+
+
 def _code(name: str, lines: list[str], text: str, indent: str = "") -> str:
     body = [
         f'{indent}inputs = tokenizer({text}, return_tensors="pt")',
@@ -172,8 +213,11 @@ def _block(name: str, lines: list[str], imports: str = "") -> str:
     return "```python\n" + imports + start + "\n".join(lines) + "\n```"
 
 
-def _count(config: T5Config) -> int:
+def _count(config: ModelConfig) -> int:
     """The number of parameters."""
+    if isinstance(config, DecoderConfig):
+        shapes = decoder_huggingface.parameter_shapes(config)
+        return sum(math.prod(shape) for shape in shapes.values())
     joined = config.num_heads * config.head_dim
     attention = 4 * config.emb_dim * joined + config.emb_dim
     gates = len(config.mlp_activations)

@@ -15,15 +15,16 @@ from typing import Any
 
 from etils import epath
 
+from sbs_jax import text_tokenizer
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text
-from sbs_jax.models.config import T5Config
+from sbs_jax.models.interface import ModelConfig, config_from_json, config_to_json
 
 FILE = "student.json"
 VOCABULARY = "vocabulary/spiece.model"
+_TOKENIZER = f"vocabulary/{text_tokenizer.FILE}"
 
 _FORMAT = 1
-_OF_THE_RUN = ("attention", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Record:
       settings: how it was trained; see `loading.Source`.
     """
 
-    model_config: T5Config | None
+    model_config: ModelConfig | None
     settings: dict[str, Any]
 
 
-def write(folder: Path, model_config: T5Config, settings: Mapping[str, Any]) -> None:
+def write(folder: Path, model_config: ModelConfig, settings: Mapping[str, Any]) -> None:
     """Writes `folder/student.json`; `settings` must be JSON."""
     content = {
         "format": _FORMAT,
-        "model_config": dataclasses.asdict(model_config),
+        "model_config": config_to_json(model_config),
         "settings": dict(settings),
     }
     text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -74,25 +75,13 @@ def read(folder: epath.Path) -> Record:
         ) from None
 
 
-def config_from_json(values: Mapping[str, Any], where: object) -> T5Config:
-    """The T5Config whose fields were saved; fields that it no longer has are left out.
+def kept_vocabulary(model_dir: epath.PathLike) -> epath.Path:
+    """Returns a run's vocabulary: its tokenizer if it has one, else its SentencePiece model.
 
-    Raises:
-      UserError: a value is impossible.
+    The file need not exist.
     """
-    known = {field.name for field in dataclasses.fields(T5Config)}
-    # JSON has no tuples.
-    chosen = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-        if name in known
-    }
-    # How the run computed says nothing about how another program should.
-    chosen = {name: value for name, value in chosen.items() if name not in _OF_THE_RUN}
-    try:
-        return T5Config(**chosen)
-    except (UserError, TypeError) as error:
-        raise UserError(f"{where}: holds no T5Config ({error}).") from None
+    tokenizer = epath.Path(model_dir) / _TOKENIZER
+    return tokenizer if tokenizer.is_file() else epath.Path(model_dir) / VOCABULARY
 
 
 def require_same_vocabulary(model_dir: Path, named: str | Path) -> None:
@@ -101,8 +90,11 @@ def require_same_vocabulary(model_dir: Path, named: str | Path) -> None:
     Raises:
       UserError: the run has another vocabulary already.
     """
-    target, given = model_dir / VOCABULARY, epath.Path(named)
-    if target.is_file() and given.is_file() and target.read_bytes() != given.read_bytes():
+    target = kept_vocabulary(model_dir)
+    if not target.is_file() or not epath.Path(named).is_file():
+        return
+    of_file = text_tokenizer.is_tokenizer(target)
+    if of_file != text_tokenizer.is_tokenizer(named) or target.read_bytes() != _content(named):
         raise UserError(
             f"{target}: this run's vocabulary is another one than {named}; choose another "
             "MODEL_DIR, or leave out VOCABULARY_PATH."
@@ -116,8 +108,20 @@ def keep_vocabulary(model_dir: Path, named: str | Path) -> None:
       UserError: the run has another vocabulary already.
     """
     require_same_vocabulary(model_dir, named)
-    target = model_dir / VOCABULARY
+    if text_tokenizer.is_tokenizer(named):
+        target = model_dir / _TOKENIZER
+        # What the tokenizer's own file does not say: which token is EOS, and which one padding.
+        settings = text_tokenizer.TextTokenizer(named).config_text()
+        atomic_write_text(target.with_name(text_tokenizer.CONFIG_FILE), settings)
+    else:
+        target = model_dir / VOCABULARY
     if not target.is_file():
-        content = epath.Path(named).read_bytes()
         with atomic_open(target, "wb") as file:
-            file.write(content)
+            file.write(_content(named))
+
+
+def _content(named: str | Path) -> bytes:
+    """The bytes under which a run keeps a vocabulary."""
+    if text_tokenizer.is_tokenizer(named):
+        return text_tokenizer.TextTokenizer(named).serialized()
+    return epath.Path(named).read_bytes()

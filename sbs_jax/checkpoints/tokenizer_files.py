@@ -41,7 +41,9 @@ def read_sentencepiece(path: Path) -> sentencepiece_pb.ModelProto:
     return proto
 
 
-def build_tokenizer(proto: sentencepiece_pb.ModelProto) -> tokenizers.Tokenizer:
+def build_tokenizer(
+    proto: sentencepiece_pb.ModelProto, *, add_eos: bool = True
+) -> tokenizers.Tokenizer:
     """Builds the tokenizer that encodes as SentencePiece does, with EOS at the end.
 
     As in every tokenizer of T5, the names of special tokens within a text (`</s>`) mean these
@@ -49,6 +51,7 @@ def build_tokenizer(proto: sentencepiece_pb.ModelProto) -> tokenizers.Tokenizer:
 
     Args:
       proto: a unigram or a BPE model.
+      add_eos: whether EOS ends a text; what a decoder-only model continues has none.
 
     Returns:
       For `tokenizer.json`.
@@ -86,22 +89,24 @@ def build_tokenizer(proto: sentencepiece_pb.ModelProto) -> tokenizers.Tokenizer:
             if piece.type == _USER_DEFINED
         ]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=["$A", eos],
-        pair=["$A", eos, "$B", eos],
-        special_tokens=[(eos, proto.trainer_spec.eos_id)],
-    )
+    if add_eos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=["$A", eos],
+            pair=["$A", eos, "$B", eos],
+            special_tokens=[(eos, proto.trainer_spec.eos_id)],
+        )
     return tokenizer
 
 
 def tokenizer_files(
-    proto: sentencepiece_pb.ModelProto, *, max_length: int | None
+    proto: sentencepiece_pb.ModelProto, *, max_length: int | None, add_eos: bool = True
 ) -> dict[str, str]:
     """The text of each of Hugging Face's tokenizer files.
 
     Args:
       proto: of `read_sentencepiece`.
       max_length: tokens of an input, as far as known.
+      add_eos: see `build_tokenizer`.
 
     Returns:
       By name: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`.
@@ -119,7 +124,7 @@ def tokenizer_files(
     if max_length is not None:
         config["model_max_length"] = max_length
     return {
-        "tokenizer.json": build_tokenizer(proto).to_str(pretty=False) + "\n",
+        "tokenizer.json": build_tokenizer(proto, add_eos=add_eos).to_str(pretty=False) + "\n",
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "special_tokens_map.json": json.dumps(special, indent=2, ensure_ascii=False) + "\n",
     }

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from sbs_jax import text_tokenizer
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf
@@ -69,9 +70,17 @@ class DatasetVocabulary(seqio.Vocabulary):
         settings = settings_lib.current()
         found = self._resolved.get(settings)
         if found is None or not os.path.isfile(found.sentencepiece_model_file):
-            path = settings.vocabulary_path or str(self._trained(settings))
+            path = settings.vocabulary_path or str(self._own(settings))
             found = self._resolved[settings] = _open(path)
         return found
+
+    def _own(self, settings: DataSettings) -> Path:
+        """The tokenizer that the run keeps, or else a trained SentencePiece model."""
+        if settings.model_dir is not None:
+            kept = Path(settings.model_dir).expanduser() / "vocabulary" / text_tokenizer.FILE
+            if kept.is_file():
+                return kept
+        return self._trained(settings)
 
     def _trained(self, settings: DataSettings) -> Path:
         if settings.model_dir is not None:
@@ -289,7 +298,97 @@ def _bare_words(texts: Iterable[str]) -> list[str]:
     return [form for word in sorted(words) for form in (word, word + ",")]
 
 
-def _open(path: str) -> seqio.SentencePieceVocabulary:
+class TokenizerVocabulary(seqio.Vocabulary):
+    """A `tokenizer.json`, or the tokenizer of a GGUF file, with T5's ids of padding and EOS.
+
+    It has what this package uses of a `seqio.SentencePieceVocabulary`.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Reads the file; raises a `UserError` if it cannot."""
+        super().__init__()
+        self.tokenizer = _Processor(path)
+        self.sentencepiece_model_file = path
+
+    @property
+    def bos_id(self) -> int | None:
+        """None: texts begin without such a token."""
+        return None
+
+    @property
+    def eos_id(self) -> int:
+        """The id of the end of a sequence."""
+        return EOS_ID
+
+    @property
+    def unk_id(self) -> int | None:
+        """None: every text can be spelt."""
+        return None
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.tokenizer.text.size
+
+    def _encode(self, s: str) -> list[int]:
+        return self.tokenizer.text.encode(s)
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.text.decode(list(ids))
+
+    @tf.autograph.experimental.do_not_convert
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        """Returns ids of a text [T], or of texts [N] as a ragged tensor [N, None]."""
+        s = tf.convert_to_tensor(s)
+        values, lengths = tf.numpy_function(
+            self._flat, [tf.reshape(s, [-1])], (tf.int32, tf.int64), stateful=False
+        )
+        values, lengths = tf.ensure_shape(values, [None]), tf.ensure_shape(lengths, [None])
+        ragged = tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
+        return ragged.values if s.shape.rank == 0 else ragged
+
+    def _flat(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self.tokenizer.text.encode_batch([text.decode("utf-8") for text in texts])
+        lengths = np.array([len(ids) for ids in encoded], np.int64)
+        return np.array([token for ids in encoded for token in ids], np.int32), lengths
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError("texts are decoded outside of TensorFlow")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenizerVocabulary):
+            return NotImplemented
+        return self.sentencepiece_model_file == other.sentencepiece_model_file
+
+    def __hash__(self) -> int:
+        return hash(self.sentencepiece_model_file)
+
+
+class _Processor:
+    """A tokenizer with the methods that this package calls of SentencePiece's processor."""
+
+    def __init__(self, path: str) -> None:
+        self.text = text_tokenizer.TextTokenizer(path)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of texts."""
+        return self.text.encode_batch(texts)
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text of ids."""
+        return self.text.decode(ids)
+
+    def id_to_piece(self, token: int) -> str:
+        """Returns the vocabulary's own spelling of a token."""
+        return self.text.id_to_piece(token)
+
+    def serialized_model_proto(self) -> bytes:
+        """Returns bytes that say what the tokenizer is."""
+        return self.text.serialized()
+
+
+def _open(path: str) -> seqio.SentencePieceVocabulary | TokenizerVocabulary:
+    if text_tokenizer.is_tokenizer(path):
+        return TokenizerVocabulary(path)
     vocabulary = seqio.SentencePieceVocabulary(path)
     try:
         vocabulary.load_model()

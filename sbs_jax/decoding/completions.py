@@ -7,6 +7,7 @@ the batch shrinks when most of its rows have ended, and its cache grows when it 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbs_jax.decoding.choice import choose
-from sbs_jax.models.decoder import network
 from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.network import DecoderOnly
+from sbs_jax.models.decoder.stack import Cache, Memory, as_prefix
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
 
 _STEPS = 8  # decoded between two looks at stop strings
@@ -98,7 +100,7 @@ class CompletionEngine:
     def __init__(
         self,
         config: DecoderConfig,
-        params: network.Params,
+        params: Any,
         tokenizer: Tokenizer,
         mesh: Mesh,
         *,
@@ -111,11 +113,12 @@ class CompletionEngine:
         self.batch_size = batch_size
         self.work = Work()
         self._mesh = mesh
-        self._dtype = dtype
         self._share = share_prefix
         self._params = params
+        # The dtype of activations is that of the weights.
+        self._network = DecoderOnly(dataclasses.replace(config, dtype=dtype))
         self._prefix_tokens: tuple[int, ...] = ()
-        self._prefix: network.Prefix | None = None
+        self._prefix: Memory | None = None
         even = self.config.num_kv_heads % mesh.shape[MODEL_AXIS] == 0
         self._heads = MODEL_AXIS if even else None
         self._ends = jnp.asarray(tokenizer.end_ids or (-1,), jnp.int32)
@@ -138,7 +141,7 @@ class CompletionEngine:
         self.work.prompts += sum(len(job.tokens) for job in jobs)
         return _Batch(self, jobs, prefix, shared).run()
 
-    def _prefix_for(self, beginning: tuple[int, ...]) -> network.Prefix | None:
+    def _prefix_for(self, beginning: tuple[int, ...]) -> Memory | None:
         """Returns the stored prefix if it serves, else computes a new one."""
         known = self._prefix_tokens
         if known and beginning[: len(known)] == known and 2 * len(known) >= len(beginning):
@@ -149,11 +152,11 @@ class CompletionEngine:
         padded = _round_up(length, 128)
         tokens = np.zeros((1, padded), np.int32)
         tokens[0, :length] = beginning
-        cache = network.new_cache(self.config, 1, padded, self._dtype)
+        cache = _empty_cache(self._network, 1, padded)
         _, cache = self._prefill(tokens, np.zeros(1, np.int32), cache, None)
-        first = NamedSharding(self._mesh, PartitionSpec(self._heads))
-        store = jax.tree.map(lambda array: jax.device_put(array[0], first), cache)
-        self._prefix = network.Prefix(store, jnp.int32(length))
+        everywhere = NamedSharding(self._mesh, PartitionSpec(None, self._heads))
+        cache = jax.tree.map(lambda array: jax.device_put(array, everywhere), cache)
+        self._prefix = as_prefix(cache, jnp.int32(length))
         self._prefix_tokens = beginning
         self.work.prefix += length
         return self._prefix
@@ -162,16 +165,16 @@ class CompletionEngine:
         self,
         tokens: np.ndarray,
         padding: np.ndarray,
-        cache: network.Store,
-        prefix: network.Prefix | None,
-    ) -> tuple[jax.Array, network.Store]:
+        cache: Cache,
+        prefix: Memory | None,
+    ) -> tuple[jax.Array, Cache]:
         """Sends prompts [B, N] through the network in pieces; returns the last logits [B, V]."""
         logits = None
         for start in range(0, tokens.shape[1], _PREFILL_COLUMNS):
             piece = tokens[:, start : start + _PREFILL_COLUMNS]
             logits, cache = _step(
                 self._params,
-                self.config,
+                self._network,
                 jnp.asarray(piece),
                 jnp.int32(start),
                 jnp.asarray(padding),
@@ -185,11 +188,11 @@ class CompletionEngine:
         even = rows % self._mesh.shape[DATA_AXIS] == 0
         return NamedSharding(self._mesh, PartitionSpec(DATA_AXIS if even else None))
 
-    def cache(self, rows: int, columns: int) -> network.Store:
+    def cache(self, rows: int, columns: int) -> Cache:
         """Returns an empty cache on the mesh."""
         data = self.rows_sharding(rows).spec
         sharding = NamedSharding(self._mesh, PartitionSpec(*data, self._heads))
-        empty = network.new_cache(self.config, rows, columns, self._dtype)
+        empty = _empty_cache(self._network, rows, columns)
         return jax.tree.map(lambda array: jax.device_put(array, sharding), empty)
 
 
@@ -200,7 +203,7 @@ class _Batch:
         self,
         engine: CompletionEngine,
         jobs: Sequence[Job],
-        prefix: network.Prefix | None,
+        prefix: Memory | None,
         shared: int,
     ) -> None:
         self.engine = engine
@@ -262,7 +265,7 @@ class _Batch:
         }
         out = _decode(
             self.engine._params,
-            self.engine.config,
+            self.engine._network,
             self.logits,
             jnp.int32(self.column),
             jnp.asarray(self.padding),
@@ -326,15 +329,22 @@ class _Batch:
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=5)
 def _step(
     params: Any,
-    config: Any,
+    network: DecoderOnly,
     tokens: jax.Array,
     column: jax.Array,
     padding: jax.Array,
-    cache: network.Store,
-    prefix: network.Prefix | None,
-) -> tuple[jax.Array, network.Store]:
-    logits, cache = network.forward(
-        params, config, tokens, column, padding, cache, prefix, last_only=True
+    cache: Cache,
+    prefix: Memory | None,
+) -> tuple[jax.Array, Cache]:
+    logits, cache = network.apply(
+        {"params": params},
+        tokens,
+        column,
+        padding,
+        cache,
+        prefix,
+        last_only=True,
+        method="continue_texts",
     )
     return logits[:, -1], cache
 
@@ -342,12 +352,12 @@ def _step(
 @functools.partial(jax.jit, static_argnums=(1, 11, 12), donate_argnums=(2, 5))
 def _decode(
     params: Any,
-    config: Any,
+    network: DecoderOnly,
     logits: jax.Array,
     column: jax.Array,
     padding: jax.Array,
-    store: network.Store,
-    prefix: network.Prefix | None,
+    store: Cache,
+    prefix: Memory | None,
     ended: jax.Array,
     made: jax.Array,
     settings: dict[str, jax.Array],
@@ -382,15 +392,15 @@ def _decode(
         place = state["step"]
         made = state["made"] + valid
         eos = state["eos"] | (live & is_end)
-        after, grown = network.forward(
-            params,
-            config,
+        after, grown = network.apply(
+            {"params": params},
             jnp.where(valid, token, 0)[:, None],
             column + place,
             padding,
             state["store"],
             prefix,
             last_only=True,
+            method="continue_texts",
         )
         return {
             "step": place + 1,
@@ -405,6 +415,14 @@ def _decode(
         }
 
     return jax.lax.while_loop(more, step, state)
+
+
+def _empty_cache(network: DecoderOnly, rows: int, columns: int) -> Cache:
+    def make(module: DecoderOnly) -> Cache:
+        return module.decoder.empty_cache(rows, columns)
+
+    # The cache is donated to each step: every layer needs buffers of its own.
+    return jax.tree.map(jnp.copy, network.apply({}, method=make))
 
 
 def shared_beginning(prompts: Sequence[Sequence[int]]) -> Sequence[int]:

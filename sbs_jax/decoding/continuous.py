@@ -30,7 +30,6 @@ from sbs_jax.decoding import shapes
 from sbs_jax.decoding.begin import PAD_ID
 from sbs_jax.decoding.greedy import most_likely
 from sbs_jax.decoding.sampling import draw
-from sbs_jax.models.attention import MASKED
 from sbs_jax.models.network import Transformer
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
 
@@ -306,7 +305,6 @@ class ContinuousDecoder:
     def _empty_fn(self, rows: int, length: int) -> Slots:
         ring = len(self._fed) - 1 + self.max_decode_len
         cache = self._model.apply({}, rows, ring, method=_empty_cache)
-        memory = self._model.apply({}, rows, length, method=_empty_cache).keys_values
         zeros = jnp.zeros(rows, jnp.int32)
         return Slots(
             step=jnp.int32(0),
@@ -316,16 +314,16 @@ class ContinuousDecoder:
             written=jnp.zeros((ring, rows), jnp.int32),
             scores=jnp.zeros(rows, jnp.float32),
             samples=jnp.zeros(rows, jnp.uint32),
-            memory=EncoderMemory(memory, jnp.zeros((rows, 1, 1, length), jnp.float32)),
+            memory=self._model.apply({}, rows, length, method="empty_memory"),
             cache=cache,
         )
 
     def _grow_fn(self, slots: Slots, length: int) -> Slots:
-        return slots.replace(memory=_widened(slots.memory, length))
+        return slots.replace(memory=slots.memory.widened(length))
 
     def _encode_fn(self, params: Any, tokens: Int[Array, "B S"], length: int) -> EncoderMemory:
         memory, _ = self._model.apply({"params": params}, tokens, 1, method="start_decoding")
-        return _widened(memory, length)
+        return memory.widened(length)
 
     def _insert_fn(self, params: Any, slots: Slots, pool: EncoderMemory, taken: _Taken) -> Slots:
         """Puts encoded inputs into slots; the last one may be there several times."""
@@ -336,7 +334,7 @@ class ContinuousDecoder:
                 array = lax.dynamic_update_index_in_dim(array, rows[i], taken.places[i], axis=0)
             return array
 
-        pool = _widened(pool, slots.memory.bias.shape[-1])
+        pool = pool.widened(slots.memory.bias.shape[-1])
         own = jax.tree.map(lambda array: jnp.take(array, taken.rows, axis=0), pool)
         prompt_length = len(self._fed) - 1
         cache = slots.cache
@@ -391,13 +389,16 @@ class ContinuousDecoder:
         ring = slots.written.shape[0]
         slot = slots.step % ring
         ages = (slots.step - jnp.arange(ring)) % ring
+        # Where only differences of positions count, they are the same in all rows.
+        own = jnp.full((1, 1), ring - 1)
+        if self._model.absolute_positions:
+            own = (slots.step - slots.starts)[:, None]
         hidden, cache = self._model.apply(
             variables,
             slots.tokens[:, None],
             slot,
-            # Only differences of positions count, and those are the same in all rows.
-            jnp.full((1, 1), ring - 1),
-            (ring - 1 - ages)[None],
+            own,
+            own - ages[None],
             (ages[None] <= (slots.step - slots.starts)[:, None])[:, None],
             slots.memory,
             slots.cache,
@@ -482,9 +483,9 @@ def _shardings(network: Network) -> tuple[Any, Slots]:
 
     row = on("data")
     heads = on("data", dict(network.rules)["heads"])
-    memory: Any = EncoderMemory(heads, row)  # type: ignore[arg-type]
+    memory = network.model.memory_type.spread(heads, row)
     rows = dict.fromkeys(("tokens", "starts", "active", "scores", "samples"), row)
-    cache: Any = DecoderCache(heads)  # type: ignore[arg-type]
+    cache = network.model.cache_type.spread(heads)
     slots: Any = Slots(step=on(), written=on(None, "data"), memory=memory, cache=cache, **rows)
     return memory, slots
 
@@ -498,14 +499,6 @@ def _indices(taken: Sequence[_Encoded], places: Sequence[int], count: int) -> _T
         np.array([one.sample for one in chosen], np.uint32),
         np.array(places, np.int32),
     )
-
-
-def _widened(memory: EncoderMemory, length: int) -> EncoderMemory:
-    """Pads encoded inputs to `length` tokens."""
-    more = ((0, 0), (0, 0), (0, length - memory.bias.shape[-1]))
-    keys_values = jax.tree.map(lambda array: jnp.pad(array, (*more, (0, 0))), memory.keys_values)
-    bias = jnp.pad(memory.bias, ((0, 0), *more), constant_values=MASKED)
-    return EncoderMemory(keys_values, bias)
 
 
 def _empty_cache(model: Transformer, rows: int, slots: int) -> DecoderCache:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sbs_jax.decoding.begin import PAD_ID
-from sbs_jax.models.network import Transformer, segments_of
+from sbs_jax.models.interface import Network
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def input_saliency(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     targets: Int[Array, "B T"],
@@ -40,7 +40,7 @@ def input_saliency(
       float32, 0 on padding.
     """
     variables = {"params": params}
-    segments = segments_of(encoder_input_tokens)
+    segments = model.apply(variables, encoder_input_tokens, method="input_segments")
     rows = targets.shape[0]
     prompt = jnp.asarray(() if decoder_prompt is None else decoder_prompt, jnp.int32)
     fed = jnp.concatenate([jnp.full(1, PAD_ID, jnp.int32), prompt])

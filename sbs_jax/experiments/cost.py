@@ -13,6 +13,11 @@ from sbs_jax.configuration.reader import Macro, Reference
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.costs import num_params, step_flops
+from sbs_jax.models.decoder.config import DecoderConfig
+
+_CONFIGS = {
+    f"{config.__module__}.{config.__qualname__}": config for config in (T5Config, DecoderConfig)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +63,20 @@ def estimate(config: config_lib.GinConfig, rows: float | None = None) -> Cost:
     return Cost(parameters, steps, round(steps * rows * (inputs + targets)), flops)
 
 
-def read_student(config: config_lib.GinConfig) -> T5Config | None:
+def read_student(config: config_lib.GinConfig) -> T5Config | DecoderConfig | None:
     """The student's dimensions; None where a binding is no plain value."""
-    values = {}
-    names = {field.name for field in dataclasses.fields(T5Config)}
+    values, kind = {}, T5Config
     for binding in config.bindings.values():
-        if binding.full_name != "sbs_jax.models.config.T5Config" or binding.parameter not in names:
+        if binding.full_name not in _CONFIGS:
+            continue
+        kind = _CONFIGS[binding.full_name]
+        if binding.parameter not in {field.name for field in dataclasses.fields(kind)}:
             continue
         value, _ = config.resolve(binding.value)
         if isinstance(value, Macro | Reference):
             return None
         values[binding.parameter] = tuple(value) if isinstance(value, list) else value
-    return T5Config(**values) if "vocab_size" in values else None
+    return kind(**values) if "vocab_size" in values else None
 
 
 def in_words(count: float | None) -> str:

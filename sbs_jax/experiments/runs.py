@@ -233,7 +233,8 @@ def macro(config: config_lib.GinConfig, name: str, default: Any = None) -> Any:
 def model_name(config: config_lib.GinConfig) -> str:
     """The size's name: that of the gin file that binds the dimensions."""
     for binding in config.bindings.values():
-        if binding.full_name == "sbs_jax.models.config.T5Config" and binding.parameter == "emb_dim":
+        of_network = binding.full_name.rsplit(".", 1)[-1] in ("T5Config", "DecoderConfig")
+        if of_network and binding.parameter == "emb_dim":
             return Path(binding.source.name).stem
     return "unknown"
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from sbs_jax.checkpoints import record
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.configuration import dump, lookup
 from sbs_jax.data import pipeline
@@ -135,7 +136,7 @@ class Group:
         first = self._first
         lane_step = make_lane_step(
             first.student,
-            first.config.optimizer,
+            first.config.optimizer_in_use,
             first.config.loss,
             num_microbatches=first.config.batching.num_microbatches,
         )
@@ -201,7 +202,7 @@ class Group:
         source = first.config.folder / "vocabulary"
         for lane in self.lanes[1:]:
             target = lane.assembly.config.folder / "vocabulary"
-            if source.is_dir() and not (target / "spiece.model").is_file():
+            if source.is_dir() and not record.kept_vocabulary(target.parent).is_file():
                 shutil.copytree(source, target, dirs_exist_ok=True)
 
     def _load(self) -> list[pipeline.TrainBatches]:

@@ -9,7 +9,7 @@ from typing import Any
 from sbs_jax.errors import UserError
 from sbs_jax.inference.predictor import CHOICES, TASK, Predictor, load_predictor
 from sbs_jax.inference.programs import Strategy
-from sbs_jax.models.config import T5Config
+from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.parts import METHODS
 
@@ -46,7 +46,7 @@ class Loader:
     """
 
     checkpoint_path: str
-    model_config: T5Config | None = None
+    model_config: ModelConfig | None = None
     dtype: str = "float32"
     inference_dtype: str | None = None
     engine: str = "jax"

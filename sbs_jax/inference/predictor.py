@@ -45,8 +45,9 @@ from sbs_jax.inference.prompting import (
     choices_in,
     prompting_from,
 )
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer, open_tokenizer
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
@@ -294,7 +295,7 @@ def load_predictor(
     *,
     mesh: Mesh | None = None,
     batch_size: int = 32,
-    model_config: T5Config | None = None,
+    model_config: ModelConfig | None = None,
     dtype: str | None = None,
     inference_dtype: str | None = None,
     engine: str = "jax",
@@ -352,7 +353,7 @@ def load_predictor(
     if engine == "jax":
         config = dataclasses.replace(config, product_dtype=inference_dtype or config.product_dtype)
     settings = source.settings
-    tokenizer = Tokenizer(vocabulary_path or source.require_vocabulary())
+    tokenizer = open_tokenizer(vocabulary_path or source.require_vocabulary())
     lengths = {"inputs": 512, "targets": 128} | dict(
         feature_lengths or settings.get("feature_lengths") or {}
     )
@@ -369,6 +370,8 @@ def load_predictor(
     if engine == "ctranslate2":
         if jax.process_count() > 1:
             raise UserError("ENGINE = 'ctranslate2' works in one process.")
+        if not isinstance(config, T5Config):
+            raise UserError("ENGINE = 'ctranslate2' runs T5 alone; use 'jax' for a decoder.")
         from sbs_jax.inference.ctranslate2_programs import CTranslate2Programs
 
         quantization = inference_dtype or "float32"

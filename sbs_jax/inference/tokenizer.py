@@ -8,11 +8,21 @@ from collections.abc import Sequence
 import sentencepiece
 
 from sbs_jax.errors import UserError
+from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
 
 EOS_ID = 1
 EOS_STRING = "</s>"
 """Within a text this means the token EOS, as in training (natural language inference has it)."""
 _IDS = (0, EOS_ID, 2)  # T5's, of padding, end and unknown
+
+
+def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | TextTokenizer:
+    """Reads a vocabulary: a SentencePiece model, a `tokenizer.json` or a GGUF file's.
+
+    Raises:
+      UserError: It cannot be read.
+    """
+    return TextTokenizer(path) if is_tokenizer(path) else Tokenizer(path)
 
 
 class Tokenizer:

@@ -1,4 +1,4 @@
-"""What a T5 costs, from its dimensions: parameters and floating-point operations.
+"""What a network costs, from its dimensions: parameters and floating-point operations.
 
 Products of matrices are counted, two operations for each multiplication, and three times as many
 for a step as for a forward pass. What is computed again under `remat` is not counted.
@@ -7,10 +7,13 @@ for a step as for a forward pass. What is computed again under `remat` is not co
 from __future__ import annotations
 
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.decoder.config import DecoderConfig
 
 
-def num_params(config: T5Config) -> int:
+def num_params(config: T5Config | DecoderConfig) -> int:
     """Number of parameters of a student."""
+    if isinstance(config, DecoderConfig):
+        return _decoder_params(config)
     attention = 4 * config.emb_dim * config.num_heads * config.head_dim
     mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
     encoder = config.num_encoder_layers * (attention + mlp + 2 * config.emb_dim)
@@ -21,7 +24,20 @@ def num_params(config: T5Config) -> int:
     return encoder + decoder + positions + 2 * config.emb_dim + embeddings
 
 
-def step_flops(config: T5Config, rows: float, inputs: int, targets: int) -> float:
+def _decoder_params(config: DecoderConfig) -> int:
+    width, shared = (heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads))
+    attention = 2 * config.emb_dim * (width + shared)
+    attention += (width + 2 * shared) * config.attention_bias
+    attention += config.emb_dim * config.attention_out_bias
+    attention += 2 * config.head_dim * config.qk_norm
+    norms = config.emb_dim * (4 if config.post_norms else 2)
+    layer = attention + 3 * config.emb_dim * config.mlp_dim + norms
+    tables = 1 if config.logits_via_embedding else 2
+    embeddings = tables * config.vocab_size * config.emb_dim
+    return config.num_layers * layer + config.emb_dim + embeddings
+
+
+def step_flops(config: T5Config | DecoderConfig, rows: float, inputs: int, targets: int) -> float:
     """Floating-point operations of one training step.
 
     Args:
@@ -31,6 +47,13 @@ def step_flops(config: T5Config, rows: float, inputs: int, targets: int) -> floa
       targets: length of a row's targets, T.
     """
     width = config.num_heads * config.head_dim
+    if isinstance(config, DecoderConfig):
+        length = inputs + targets
+        both = width + config.num_kv_heads * config.head_dim
+        layer = length * 2 * config.emb_dim * (2 * both + 3 * config.mlp_dim)
+        layer += 4 * length * length * width
+        head = 2 * targets * config.emb_dim * config.vocab_size
+        return 3.0 * rows * (config.num_layers * layer + head)
     project = 2 * config.emb_dim * width  # one position through one of q, k, v, out
     mlp = 2 * (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
 

@@ -13,11 +13,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.dropout import Seed, dropout
 
 Initializer = Callable[..., jax.Array]
 
-_ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "gelu": functools.partial(nn.gelu, approximate=True),
     "gelu_erf": functools.partial(nn.gelu, approximate=False),
@@ -49,7 +50,7 @@ class Kernel(nn.Module):
 def project(
     x: Float[Array, "*B inputs"],
     kernel: Float[Array, "inputs outputs"],
-    config: T5Config,
+    config: T5Config | DecoderConfig,
     *,
     result_dtype: str | None = None,
 ) -> Float[Array, "*B outputs"]:
@@ -183,7 +184,7 @@ class Mlp(nn.Module):
             scope = "wi" if len(config.mlp_activations) == 1 else f"wi_{index}"
             shape = (config.emb_dim, config.mlp_dim)
             kernel = Kernel(shape, ("embed", "mlp"), init, name=scope)()
-            branches.append(_ACTIVATION_FUNCTIONS[name](project(x, kernel, config)))
+            branches.append(ACTIVATION_FUNCTIONS[name](project(x, kernel, config)))
         hidden = functools.reduce(operator.mul, branches)
         hidden = dropout(hidden, seed, config)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))

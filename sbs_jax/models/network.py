@@ -6,6 +6,8 @@ Parameters have T5X's names and shapes (`t5x/examples/t5/network.py`), for insta
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -22,9 +24,15 @@ class Transformer(nn.Module):
 
     Attributes:
       config: dimensions and variant.
+      memory_type: of what `start_decoding` remembers of inputs.
+      cache_type: of what decoding remembers of its own tokens.
+      absolute_positions: whether more than the differences of positions counts in `extend`.
     """
 
     config: T5Config
+    memory_type: ClassVar[type] = EncoderMemory
+    cache_type: ClassVar[type] = DecoderCache
+    absolute_positions: ClassVar[bool] = False
 
     def setup(self) -> None:
         """Creates the stacks around the embedding that they share."""
@@ -91,6 +99,10 @@ class Transformer(nn.Module):
             deterministic,
             decoder_source_ids=decoder_source_ids,
         )
+
+    def input_segments(self, tokens: Int[Array, "B S"]) -> Int[Array, "B S"]:
+        """The segment ids of inputs that are not packed: 1 on tokens, 0 on padding."""
+        return segments_of(tokens)
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Looks up tokens of the encoder or the decoder."""
@@ -164,6 +176,11 @@ class Transformer(nn.Module):
         encoded = self.encode(encoder_input_tokens, segments)
         memory = EncoderMemory(self.decoder.encoder_keys_values(encoded), padding_bias(segments))
         return memory, self.decoder.empty_cache(encoded.shape[0], max_decode_len)
+
+    def empty_memory(self, rows: int, length: int) -> EncoderMemory:
+        """A memory of `rows` inputs of `length` tokens that nobody has read."""
+        keys_values = self.decoder.empty_cache(rows, length).keys_values
+        return EncoderMemory(keys_values, jnp.zeros((rows, 1, 1, length), jnp.float32))
 
     def decode_step(
         self,

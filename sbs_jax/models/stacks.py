@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import (
+    MASKED,
     Attention,
     causal_bias,
     mask_bias,
@@ -40,6 +41,19 @@ class EncoderMemory:
     keys_values: tuple[KeysValues, ...]
     bias: Float[Array, "B 1 1 S"]
 
+    def widened(self, length: int) -> EncoderMemory:
+        """Pads the encoded inputs to `length` tokens."""
+        more = ((0, 0), (0, 0), (0, length - self.bias.shape[-1]))
+        return EncoderMemory(
+            jax.tree.map(lambda array: jnp.pad(array, (*more, (0, 0))), self.keys_values),
+            jnp.pad(self.bias, ((0, 0), *more), constant_values=MASKED),
+        )
+
+    @classmethod
+    def spread(cls, heads: Any, rows: Any) -> EncoderMemory:
+        """Puts `heads` in the place of keys and values, and `rows` in that of other arrays."""
+        return cls(heads, rows)
+
 
 @struct.dataclass
 class DecoderCache:
@@ -50,6 +64,11 @@ class DecoderCache:
     """
 
     keys_values: tuple[KeysValues, ...]
+
+    @classmethod
+    def spread(cls, heads: Any) -> DecoderCache:
+        """Puts `heads` in the place of keys and values."""
+        return cls(heads)
 
 
 class Encoder(nn.Module):
@@ -393,7 +412,7 @@ def _through(layers: Any, x: Float[Array, "B L D"], seeds: list[Seeds], *shared:
 
 
 # What a layer keeps for its gradient, by the names of `T5Config.remat`; None keeps everything.
-_KEPT: dict[str, Callable[..., Any] | None] = {
+KEPT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_saveable,
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -403,7 +422,7 @@ _KEPT: dict[str, Callable[..., Any] | None] = {
 
 def _remat(layer: Any, config: T5Config) -> Any:
     """The layer's class, recomputing in the backward pass what `config.remat` says."""
-    policy = _KEPT[config.remat]
+    policy = KEPT[config.remat]
     if policy is None:
         return layer
     # Around the body of a loop, nothing has to keep XLA from undoing it.

@@ -30,14 +30,14 @@ from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.models import costs
-from sbs_jax.models.config import T5Config
+from sbs_jax.models.interface import ModelConfig, config_to_json
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import MeshSettings, check_batch_size
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import resuming
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
-from sbs_jax.training import placement
+from sbs_jax.training import optimizers, placement
 from sbs_jax.training.loop import FLOPS, EvaluateFn, Finished, StepFn, batch_counts, fit
 from sbs_jax.training.mlflow_log import MlflowLog
 from sbs_jax.training.optimizers import Optimizer
@@ -107,6 +107,8 @@ class TrainConfig:
       task: what is trained.
       batching: how records become batches.
       optimizer: from `training.optimizers`.
+      freeze: regular expressions; parameters whose path contains one are not trained, see
+        `training.optimizers.freeze`.
       train_steps: the step to end at, counted from the beginning of the run.
       data: how data sets are read; None takes the settings in force.
       loss: the weights and regularisers of the loss.
@@ -119,7 +121,7 @@ class TrainConfig:
       UserError: a value is out of its range.
     """
 
-    model_config: T5Config
+    model_config: ModelConfig
     model_dir: str
     task: TaskChoice
     batching: Batching
@@ -130,6 +132,7 @@ class TrainConfig:
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
     saving: Saving = dataclasses.field(default_factory=Saving)
+    freeze: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -139,6 +142,11 @@ class TrainConfig:
         ):
             if number < 1:
                 raise UserError(f"{name} = {number} must be at least 1.")
+
+    @property
+    def optimizer_in_use(self) -> Optimizer:
+        """`optimizer`, which leaves the parameters of `freeze` alone."""
+        return optimizers.freeze(self.optimizer, self.freeze)
 
     @property
     def folder(self) -> Path:
@@ -210,7 +218,8 @@ class Assembly:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state; nothing is allocated."""
-        return placement.abstract_state(self.student, self.config.optimizer, self.config.seed)
+        config = self.config
+        return placement.abstract_state(self.student, config.optimizer_in_use, config.seed)
 
     @functools.cached_property
     def step_fn(self) -> StepFn:
@@ -221,7 +230,7 @@ class Assembly:
         """
         step = make_train_step(
             self.student.hidden,
-            self.config.optimizer,
+            self.config.optimizer_in_use,
             self.config.loss,
             head=self.student.head,
             num_microbatches=self.config.batching.num_microbatches,
@@ -274,7 +283,7 @@ class Assembly:
         """
         settings = self._choice.settings
         folder = self.config.folder if self._writes else None
-        own = folder is not None and (folder / record.VOCABULARY).is_file()
+        own = folder is not None and record.kept_vocabulary(folder).is_file()
         source = self.initial_source
         # Trained weights mean nothing with another vocabulary than their own.
         if source is not None and settings.vocabulary_path is None and not own:
@@ -382,8 +391,9 @@ class Assembly:
 
     def fresh_state(self) -> TrainState:
         """Creates the state of a run that begins, with parameters drawn from the seed."""
-        params = self.student.init_params(self.config.seed)
-        return placement.create_state(self.student, params, self.config.optimizer, self.config.seed)
+        config = self.config
+        params = self.student.init_params(config.seed)
+        return placement.create_state(self.student, params, config.optimizer_in_use, config.seed)
 
     def metadata(self, initial_checkpoint: str | None) -> dict[str, Any]:
         """What is saved beside a run's weights, as JSON.
@@ -393,7 +403,7 @@ class Assembly:
         """
         config = self.config
         return {
-            "model_config": dataclasses.asdict(config.model_config),
+            "model_config": config_to_json(config.model_config),
             **self.task.record(),
             "mixture_or_task_module": self.task.module,
             "feature_lengths": dict(config.batching.feature_lengths),

@@ -21,7 +21,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, Value, write_predictions
 from sbs_jax.files import atomic_write_text
 from sbs_jax.losses import Normalization
-from sbs_jax.models.config import T5Config
+from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
@@ -43,7 +43,7 @@ def evaluate(
     mixture_or_task_module: str | None = None,
     trust_modules: bool = False,
     feature_lengths: Mapping[str, int] | None = None,
-    model_config: T5Config | None = None,
+    model_config: ModelConfig | None = None,
     inference_dtype: str | None = None,
     splits: Sequence[str] = ("test",),
     batch_size: int = 32,
@@ -81,7 +81,7 @@ def evaluate(
       feature_lengths: row lengths in tokens, of `inputs` and `targets`.
       model_config: the student's dimensions.
       inference_dtype: dtype of weights and inputs of matrix products; see
-        `T5Config.product_dtype`.
+        `ModelConfig.product_dtype`.
       splits: names of splits, such as `validation` and `test`.
       batch_size: rows of a batch.
       eval_steps: number of batches of each split, at most; None takes all.

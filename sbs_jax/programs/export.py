@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
-from sbs_jax.checkpoints import folders, loading, model_card, record, tokenizer_files
+from sbs_jax.checkpoints import (
+    decoder_huggingface,
+    folders,
+    loading,
+    model_card,
+    record,
+    tokenizer_files,
+)
 from sbs_jax.checkpoints.huggingface import (
     CONFIG_FILE,
     config_to_huggingface,
@@ -26,7 +33,9 @@ from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_s
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text, read_jsonl
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.interface import ModelConfig, network_of
+from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -38,15 +47,15 @@ def export(
     checkpoint_path: str,
     output_dir: str,
     dtype: str = "float32",
-    model_config: T5Config | None = None,
+    model_config: ModelConfig | None = None,
     vocabulary_path: str | None = None,
     eval_output_dir: str | None = None,
 ) -> Path:
     """Writes a folder that transformers, and what converts from it, can load.
 
-    It holds `config.json`, `generation_config.json`, `model.safetensors`, `spiece.model`,
-    `tokenizer.json` with its configuration, `README.md` (a model card), and for a student of ours
-    `student.json`, by which sbs_jax knows its settings again.
+    It holds `config.json`, `generation_config.json`, `model.safetensors`, `spiece.model` (unless
+    the student has a pretrained tokenizer), `tokenizer.json` with its configuration, `README.md`
+    (a model card), and `student.json`, by which sbs_jax knows a student's settings again.
 
     Args:
       checkpoint_path: see `loading.identify`.
@@ -69,14 +78,22 @@ def export(
     _require_free(folder, source)
     config = _config(source, model_config)
     vocabulary = Path(vocabulary_path or source.require_vocabulary()).expanduser()
-    proto = tokenizer_files.read_sentencepiece(vocabulary)
-    if len(proto.pieces) > config.vocab_size:
+    decoder = isinstance(config, DecoderConfig)
+    tokenizer = proto = None
+    if is_tokenizer(vocabulary):
+        tokenizer = TextTokenizer(vocabulary)
+        size = tokenizer.size
+    else:
+        proto = tokenizer_files.read_sentencepiece(vocabulary)
+        size = len(proto.pieces)
+    if size > config.vocab_size:
         raise UserError(
-            f"{vocabulary}: has {len(proto.pieces)} pieces, but the embedding has "
+            f"{vocabulary}: has {size} pieces, but the embedding has "
             f"{config.vocab_size} rows; name the vocabulary that the weights were trained with by "
             "--gin.VOCABULARY_PATH=PATH."
         )
-    config_json = config_to_huggingface(config, dtype)
+    to_huggingface = decoder_huggingface.config_to_huggingface if decoder else config_to_huggingface
+    config_json = to_huggingface(config, dtype)
     scores = {} if eval_output_dir is None else _eval_scores(Path(eval_output_dir).expanduser())
     settings = _without_paths(source.settings)
     lengths = settings.get("feature_lengths") or {}
@@ -85,13 +102,24 @@ def export(
     tensors = _weights(source, config)
     write_safetensors(folder / WEIGHTS_FILE, tensors, dtype)
     _write_json(folder / CONFIG_FILE, config_json)
-    generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    if decoder:
+        generation = {"eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
+    else:
+        generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
     if "targets" in lengths:
         generation["max_new_tokens"] = lengths["targets"]
     _write_json(folder / "generation_config.json", generation)
-    with atomic_open(folder / loading.VOCABULARY_FILE, "wb") as file:
-        file.write(vocabulary.read_bytes())
-    texts = tokenizer_files.tokenizer_files(proto, max_length=lengths.get("inputs"))
+    if tokenizer is not None:
+        texts = {
+            "tokenizer.json": tokenizer.serialized().decode(),
+            "tokenizer_config.json": tokenizer.config_text(),
+        }
+    else:
+        with atomic_open(folder / loading.VOCABULARY_FILE, "wb") as file:
+            file.write(vocabulary.read_bytes())
+        texts = tokenizer_files.tokenizer_files(
+            proto, max_length=lengths.get("inputs"), add_eos=not decoder
+        )
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     record.write(folder, config, settings)
@@ -105,7 +133,8 @@ def export(
         scores=scores,
     )
     atomic_write_text(folder / "README.md", card)
-    if config.relative_attention_per_layer and not config.scales_logits:
+    umt5 = isinstance(config, T5Config) and config.relative_attention_per_layer
+    if umt5 and not config.scales_logits:
         _LOG.warning(
             "transformers 5 divides the logits of every umT5 by the square root of d_model, which "
             "this network does not: greedy text is the same, probabilities are not."
@@ -114,7 +143,7 @@ def export(
     return folder
 
 
-def _config(source: loading.Source, given: T5Config | None) -> T5Config:
+def _config(source: loading.Source, given: ModelConfig | None) -> ModelConfig:
     if given is not None:
         loading.require_same_network(source, given)
         return given
@@ -138,10 +167,10 @@ def _require_free(folder: Path, source: loading.Source) -> None:
         )
 
 
-def _weights(source: loading.Source, config: T5Config) -> dict[str, StoredTensor]:
+def _weights(source: loading.Source, config: ModelConfig) -> dict[str, StoredTensor]:
     """Hugging Face's tensors by name, still to be read where that is possible."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
+    boxed = jax.eval_shape(network_of(config).init, jax.random.key(0), tokens, tokens)
     abstract = nn.unbox(boxed)["params"]
     if source.kind == "sbs_jax":
         # In the host's memory: there is room on no device for what a mesh had trained.
@@ -159,9 +188,16 @@ def _weights(source: loading.Source, config: T5Config) -> dict[str, StoredTensor
         where=str(source.folder),
         advice="use the MODEL of this checkpoint",
     )
+    if isinstance(config, DecoderConfig):
+        stored = decoder_huggingface.move_ids(
+            stored, {theirs: ours for ours, theirs in config.moved_ids.items()}
+        )
+        sources = decoder_huggingface.huggingface_sources(config)
+    else:
+        sources = huggingface_sources(config)
     return {
         name.name: Transposed(stored[path]) if name.transposed else stored[path]
-        for path, name in huggingface_sources(config).items()
+        for path, name in sources.items()
     }
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import optax
+from flax import traverse_util
 
 from sbs_jax.errors import UserError
 from sbs_jax.training import low_precision, per_layer, schedules
@@ -120,6 +124,45 @@ def sgd(
     return Optimizer(
         _clipped("sgd", optax.sgd(schedule, momentum=momentum), max_grad_norm), schedule
     )
+
+
+def freeze(optimizer: Optimizer, patterns: Sequence[str]) -> Optimizer:
+    """Leaves parameters as they are, without moments, and updates the others.
+
+    Args:
+      optimizer: what updates the others; it clips by the norm of their gradients alone.
+      patterns: regular expressions; a parameter is frozen where one of them is found in its path,
+        for example `token_embedder` or `decoder/layers_[0-9]/` (`re.search`). With none, the
+        optimizer is returned.
+
+    Raises:
+      UserError: a pattern is no regular expression; or, when the state is made, it fits no
+        parameter, or nothing is left to train.
+    """
+    if not patterns:
+        return optimizer
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise UserError(f"FREEZE = {list(patterns)}: is no regular expression ({error}).") from None
+
+    def label(params: Any) -> Any:
+        paths = traverse_util.flatten_dict(params, sep="/")
+        for pattern in compiled:
+            if not any(pattern.search(path) for path in paths):
+                raise UserError(
+                    f"FREEZE: {pattern.pattern!r} fits no parameter, such as {min(paths)}."
+                )
+        labels = {
+            path: "frozen" if any(pattern.search(path) for pattern in compiled) else "trained"
+            for path in paths
+        }
+        if "trained" not in labels.values():
+            raise UserError(f"FREEZE = {list(patterns)} leaves nothing to train.")
+        return traverse_util.unflatten_dict(labels, sep="/")
+
+    parts = {"trained": optimizer.transformation, "frozen": optax.set_to_zero()}
+    return dataclasses.replace(optimizer, transformation=optax.partition(parts, label))
 
 
 def _as_schedule(owner: str, learning_rate: float | schedules.Schedule) -> schedules.Schedule:

@@ -57,6 +57,34 @@ CONFIGS = {
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 30_000.0},
     },
+    "qwen3": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    },
+    "gemma2": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 20,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+    },
+    "gemma3": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "num_hidden_layers": 6,
+        "sliding_window": 20,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
 }
 
 
@@ -66,15 +94,17 @@ def save_random(name, folder):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     settings = {**_SIZES, **CONFIGS[name]}
-    if name.startswith("qwen2"):
-        network = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**settings))
-    else:
-        network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    family = name.split("-")[0].capitalize()
+    kind = "Gemma3Text" if family == "Gemma3" else family
+    # Eager: transformers' other kinds of attention do not cap logits.
+    config = getattr(transformers, f"{kind}Config")(**settings, attn_implementation="eager")
+    network = getattr(transformers, f"{family}ForCausalLM")(config)
+    mean = 0.0 if family.startswith("Gemma") else 1.0
     for parameter_name, parameter in network.named_parameters():
         if parameter_name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
         if "norm" in parameter_name:
-            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+            torch.nn.init.normal_(parameter, mean=mean, std=0.2)
     network.eval().save_pretrained(folder)
     save_tokenizer(folder)
     return network

@@ -5,7 +5,8 @@ import jax
 import pytest
 
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.experiments import cost, measuring
+from sbs_jax.experiments import cost, measuring, runs
+from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from tests import toy
@@ -23,13 +24,20 @@ TIED = dataclasses.replace(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [GATED, TIED], ids=["gated", "tied"])
+DECODER = DecoderConfig(
+    vocab_size=64, emb_dim=32, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=8, mlp_dim=48,
+    qk_norm=True, post_norms=True, attention_bias=True, logits_via_embedding=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [GATED, TIED, DECODER], ids=["gated", "tied", "decoder"])
 def test_parameters_are_those_of_the_network(config):
     assert cost.num_params(config) == Student(config, make_mesh()).num_params
 
 
-def test_flops_are_what_xla_counts():
-    student = Student(GATED, make_mesh(1, 1, jax.devices()[:1]))
+@pytest.mark.parametrize("config", [GATED, DECODER], ids=["t5", "decoder"])
+def test_flops_are_what_xla_counts(config):
+    student = Student(config, make_mesh(1, 1, jax.devices()[:1]))
     batch = random_batch(rows=4, inputs=96, targets=48)
 
     def loss(params):
@@ -37,7 +45,7 @@ def test_flops_are_what_xla_counts():
 
     counted = jax.jit(jax.grad(loss)).lower(student.abstract_params).cost_analysis()["flops"]
     # XLA also counts what is no product of matrices.
-    assert cost.step_flops(GATED, 4, 96, 48) == pytest.approx(counted, rel=0.25)
+    assert cost.step_flops(config, 4, 96, 48) == pytest.approx(counted, rel=0.25)
 
 
 def test_a_configuration_tells_its_cost_without_being_applied():
@@ -49,6 +57,14 @@ def test_a_configuration_tells_its_cost_without_being_applied():
     assert found.tokens == 500 * 24 * (256 + 192)
     student = cost.read_student(config)
     assert found.flops == 500 * cost.step_flops(student, 24, 256, 192)
+
+
+def test_a_decoder_is_read_from_its_gin_file():
+    files = ["runs/train.gin", "models/smollm2_135m.gin", "optimizers/adamw.gin", "tasks/svamp.gin"]
+    flags = [("MODEL_DIR", "x"), ("TRAIN_STEPS", "1")]
+    config = config_lib.read(files, flags=flags, target="sbs_jax.programs.train.train")
+    assert cost.estimate(config).parameters == 134_515_008
+    assert runs.model_name(config) == "smollm2_135m"
 
 
 def test_rows_that_depend_on_the_examples_are_measured():

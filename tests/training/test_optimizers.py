@@ -1,5 +1,6 @@
 """Optimizers against their formulas, and the sentences of their constructors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,3 +72,35 @@ def test_ramps_of_lambda_reach_their_end_and_stay():
             ramp(0.0, 1.0, 0)
         with pytest.raises(UserError, match=r"end = -1.0 must not be negative"):
             ramp(0.0, -1.0, 5)
+
+
+def test_frozen_parameters_stay_and_the_others_move_as_ever():
+    params = {
+        "token_embedder": {"embedding": jnp.ones((4, 3))},
+        "decoder": {"layers_0": {"kernel": jnp.ones((3, 3))}, "layers_1": {"kernel": jnp.ones(3)}},
+    }
+    gradients = jax.tree.map(
+        lambda leaf: 0.01 * jnp.arange(1.0, 1 + leaf.size).reshape(leaf.shape), params
+    )
+    plain = optimizers.adamw(0.1, max_grad_norm=None)
+    frozen = optimizers.freeze(plain, ["token_embedder", "layers_0/"])
+    state = frozen.transformation.init(params)
+    updates, _ = frozen.transformation.update(gradients, state, params)
+    alone, _ = plain.transformation.update(gradients, plain.transformation.init(params), params)
+    assert not updates["token_embedder"]["embedding"].any()
+    assert not updates["decoder"]["layers_0"]["kernel"].any()
+    last = updates["decoder"]["layers_1"]["kernel"]
+    np.testing.assert_array_equal(last, alone["decoder"]["layers_1"]["kernel"])
+    assert last.all()
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 10  # no moments of what is frozen
+    assert optimizers.freeze(plain, []) is plain
+
+
+@pytest.mark.parametrize(
+    ("patterns", "sentence"),
+    [(["("], "no regular expression"), (["nothing"], "fits no parameter"), (["."], "nothing to")],
+)
+def test_patterns_that_make_no_sense(patterns, sentence):
+    with pytest.raises(UserError, match=sentence):
+        frozen = optimizers.freeze(optimizers.adamw(0.1), patterns)
+        frozen.transformation.init({"a": {"b": jnp.ones(2)}})

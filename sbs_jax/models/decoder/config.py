@@ -1,41 +1,253 @@
-"""The dimensions of a decoder-only language model; pure Python, as the teacher imports it."""
+"""The dimensions and the variant of a decoder-only language model; pure Python."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import math
+
+from sbs_jax.errors import UserError
+from sbs_jax.models.config import ACTIVATIONS, EMBEDDING_LOOKUPS, REMATS
+from sbs_jax.token_ids import moved_ids
+
+DTYPES = ("float32", "bfloat16", "float64")
+ROPE_SCALINGS = ("none", "linear", "llama3")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Shape of a Llama-family decoder.
+    """Dimensions and variant of a decoder: Llama, SmolLM2, Qwen2, Qwen2.5, Qwen3, Gemma 2 and 3.
+
+    Fields that `T5Config` has too mean the same there and here. The defaults are those of Llama.
 
     Attributes:
-      vocab_size, emb_dim, mlp_dim, num_layers, num_heads, num_kv_heads, head_dim: Sizes.
-      inverse_frequencies: Of the rotary embedding, K/2 of them, scaling included.
-      rope_theta: Their base, as the file gives it.
-      norm_eps: Of the RMS norms.
-      max_positions: Longest context.
-      tied: Whether the output head is the token embedding.
-      eos_ids: Tokens that end a completion.
-      bos_id: Token that starts a text, or None.
+      vocab_size: rows of the embedding table, V.
+      emb_dim: width of the residual stream, D.
+      num_layers: layers.
+      num_heads: query heads, H.
+      num_kv_heads: heads of keys and values, KV; divides H (grouped-query attention).
+      head_dim: width of one head, K, even. H · K may differ from D.
+      mlp_dim: hidden width of the gated MLP, F.
+      mlp_activations: its two branches, which are multiplied; out of `ACTIVATIONS`. `gelu` is the
+        tanh approximation.
+      dropout_rate: in [0, 1); on embeddings, attention weights, MLP hidden units, block outputs
+        and the last hidden states. Off by default: pretrained decoders are finetuned without.
+      dropout_broadcast_length: draw one mask for all positions of a sequence.
+      logits_via_embedding: the output head is the transposed embedding table (tied).
+      dtype: dtype of activations, `float32` or `bfloat16` (`float64` needs JAX's x64 mode, and is
+        there for numerical tests).
+      product_dtype: see `T5Config`.
+      float32_attention_logits: compute attention logits and softmax in float32 even if activations
+        are bfloat16.
+      layer_norm_epsilon: added to the mean square of a norm's input.
+      norm_adds_one: a norm scales by 1 + its weight (Gemma).
+      post_norms: norms after attention and MLP, too, before the residual is added (Gemma).
+      qk_norm: norms on each query and key head before the rotation (Qwen3, Gemma 3).
+      attention_bias: query, key and value projections add biases (Qwen2).
+      attention_out_bias: the output projection of attention adds a bias.
+      attention_scalar: attention logits are multiplied by attention_scalar^-0.5; None is K.
+      attention_softcap: c in c · tanh(logits / c), applied to attention logits (Gemma 2); None
+        does not cap.
+      logits_softcap: the same on the output (Gemma 2).
+      scale_embeddings: embeddings are multiplied by D^0.5 (Gemma).
+      sliding_window: a local layer's token attends to itself and the sliding_window - 1 positions
+        before; None where all layers are global.
+      full_attention_every: layer i, from 0, is global if i + 1 is divisible by this: 2 in Gemma 2,
+        6 in Gemma 3. Has an effect only with sliding_window.
+      rope_theta: the base of the rotary embedding's frequencies.
+      local_rope_theta: that of local layers; None is rope_theta. Scaling is for global layers only
+        where this is given (Gemma 3).
+      rope_scaling: `none`, `linear` or `llama3`, as in transformers' modeling_rope_utils.
+      rope_factor: its factor.
+      rope_low_freq_factor: of `llama3`.
+      rope_high_freq_factor: of `llama3`.
+      rope_original_max_positions: of `llama3`.
+      rope_divisors: K / 2 divisors of the frequencies, as some GGUF files hold them instead of
+        the scaling's name; None for none.
+      max_positions: longest context, in tokens.
+      pad_id: the id, in the files' own numbering, of a token that never occurs within a text.
+      eos_id: the id there of the token that ends a text. In this package padding is 0 and EOS is 1
+        everywhere, as T5 has them: `checkpoints` and the vocabulary exchange ids (`moved_ids`), in
+        the rows of tables and in texts. The defaults exchange nothing.
+      embedding_lookup: see `T5Config`.
+      remat: see `T5Config`.
+
+    Raises:
+      UserError: a value is impossible; names it and the possible ones.
     """
 
     vocab_size: int
-    emb_dim: int
-    mlp_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    inverse_frequencies: tuple[float, ...]
-    rope_theta: float
-    norm_eps: float
-    max_positions: int
-    tied: bool
-    eos_ids: tuple[int, ...] = ()
-    bos_id: int | None = None
+    emb_dim: int = 576
+    num_layers: int = 30
+    num_heads: int = 9
+    num_kv_heads: int = 3
+    head_dim: int = 64
+    mlp_dim: int = 1536
+    mlp_activations: tuple[str, str] = ("silu", "linear")
+    dropout_rate: float = 0.0
+    dropout_broadcast_length: bool = False
+    logits_via_embedding: bool = True
+    dtype: str = "float32"
+    product_dtype: str | None = None
+    float32_attention_logits: bool = True
+    layer_norm_epsilon: float = 1e-5
+    norm_adds_one: bool = False
+    post_norms: bool = False
+    qk_norm: bool = False
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    attention_scalar: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    scale_embeddings: bool = False
+    sliding_window: int | None = None
+    full_attention_every: int = 1
+    rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_max_positions: int = 8192
+    rope_divisors: tuple[float, ...] | None = None
+    max_positions: int = 8192
+    pad_id: int = 0
+    eos_id: int = 1
+    embedding_lookup: str = "gather"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("mlp_activations", "rope_divisors"):
+            # Gin and JSON may give a list, which would make the config unhashable.
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in (
+            "vocab_size",
+            "emb_dim",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "mlp_dim",
+            "full_attention_every",
+            "rope_original_max_positions",
+            "max_positions",
+        ):
+            self._require(name, _is_count(getattr(self, name)), "must be a positive integer")
+        self._require("head_dim", self.head_dim % 2 == 0, "must be even")
+        self._require(
+            "num_kv_heads",
+            self.num_heads % self.num_kv_heads == 0,
+            f"must divide num_heads = {self.num_heads}",
+        )
+        names = self.mlp_activations
+        self._require(
+            "mlp_activations",
+            isinstance(names, tuple)
+            and len(names) == 2
+            and all(name in ACTIVATIONS for name in names),
+            f"must be a tuple of two names out of {', '.join(ACTIVATIONS)}",
+        )
+        for name, choices in (
+            ("dtype", DTYPES),
+            ("product_dtype", (None, *DTYPES)),
+            ("embedding_lookup", EMBEDDING_LOOKUPS),
+            ("remat", REMATS),
+            ("rope_scaling", ROPE_SCALINGS),
+        ):
+            known = ", ".join(repr(choice) for choice in choices)
+            self._require(name, getattr(self, name) in choices, f"must be one of {known}")
+        for field in dataclasses.fields(self):
+            if field.type == "bool":
+                value = getattr(self, field.name)
+                self._require(field.name, isinstance(value, bool), "must be True or False")
+        rate = self.dropout_rate
+        self._require("dropout_rate", _is_number(rate) and 0 <= rate < 1, "must lie in [0, 1)")
+        for name in (
+            "layer_norm_epsilon",
+            "rope_theta",
+            "rope_factor",
+            "rope_low_freq_factor",
+            "rope_high_freq_factor",
+        ):
+            value = getattr(self, name)
+            self._require(name, _is_number(value) and value > 0, "must be positive")
+        for name in (
+            "attention_scalar",
+            "attention_softcap",
+            "logits_softcap",
+            "local_rope_theta",
+        ):
+            value = getattr(self, name)
+            ok = value is None or (_is_number(value) and value > 0)
+            self._require(name, ok, "must be positive, or None")
+        window = self.sliding_window
+        self._require(
+            "sliding_window", window is None or _is_count(window), "must be a positive integer"
+        )
+        divisors = self.rope_divisors
+        self._require(
+            "rope_divisors",
+            divisors is None or len(divisors) == self.head_dim // 2,
+            f"must have head_dim / 2 = {self.head_dim // 2} entries",
+        )
+        for name in ("pad_id", "eos_id"):
+            value = getattr(self, name)
+            ok = isinstance(value, int) and not isinstance(value, bool)
+            self._require(
+                name,
+                ok and 0 <= value < self.vocab_size,
+                f"must be an id below vocab_size = {self.vocab_size}",
+            )
+        self._require("eos_id", self.eos_id != self.pad_id, "must differ from pad_id")
+
+    @property
+    def moved_ids(self) -> dict[int, int]:
+        """The file's id of each of our ids that is another one; see `token_ids`."""
+        return moved_ids(self.pad_id, self.eos_id)
 
     @property
     def groups(self) -> int:
-        """Query heads per key head."""
+        """Query heads for each head of keys and values."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def attention_scale(self) -> float:
+        """What queries are multiplied by."""
+        return (self.attention_scalar or self.head_dim) ** -0.5
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by."""
+        return math.sqrt(self.emb_dim) if self.scale_embeddings else 1.0
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer, from 0, sees no farther than the sliding window."""
+        return self.sliding_window is not None and (layer + 1) % self.full_attention_every != 0
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Size of every logical axis that a parameter has; the mesh may cut them.
+
+        Query heads are cut where their heads of keys and values can be, so that what attends to one
+        another stays on one device.
+        """
+        return {
+            "vocab": self.vocab_size,
+            "embed": self.emb_dim,
+            "heads": self.num_kv_heads,
+            "joined_kv": self.num_kv_heads,
+            "kv": self.head_dim,
+            "mlp": self.mlp_dim,
+        }
+
+    def _require(self, name: str, condition: bool, what: str) -> None:
+        if not condition:
+            raise UserError(f"DecoderConfig.{name} = {getattr(self, name)!r} {what}.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,207 +1,313 @@
-"""A compact Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""A decoder-only language model as a Flax Linen module, for the local teacher and for students.
 
-Functions over a plain tree of arrays (`checkpoints/decoder_weights.py` gives its layout). Attention
-looks at two key stores: a prefix that the whole batch shares, held once, and each row's own cache.
-Shapes: B batch, N new tokens, P prefix, T columns of the cache, D model, KV key heads, G query
-heads per key head,
-K head width, F MLP, V vocabulary.
+`DecoderOnly` has the interface of the T5 (`models/interface.py`), so the same data, loss, training,
+decoding and ranking serve both. What is the encoder's input there, is here the text x that comes
+first. A row holds x once and each target as a branch of its own:
+
+    [ x | p_y y | p_r r ]        several examples a row
+
+A token attends to a key if both belong to the same example, the key's branch is x or the token's
+own, and the key is not later. The positions of each branch go on from those of x.
+
+The data end x with EOS, which is not read here: branches follow the text itself.
+
+Decoder inputs begin with a start token, as T5's do: here it stands for the last token of x, which
+predicts the first token of every branch. So it has x's last position and embedding, and branches
+do not see x's own copy of it. What a branch computes is what the plain text `x p_y y` gives.
+
+Shapes: B batch, S tokens of x, T tokens of targets, D model, H query heads, KV heads of keys and
+values, K head width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
+from sbs_jax.models.attention import mask_bias
 from sbs_jax.models.decoder.config import DecoderConfig
-
-Params = dict[str, Any]
-
-# Logical axes, with the names of the table in sbs_jax/partitioning. What one key head and its
-# query heads do stays on one device.
-AXES = {
-    "embedding": ("vocab", "embed"),
-    "norm": ("embed",),
-    "head": ("embed", "vocab"),
-    "attention_norm": ("embed",),
-    "qkv": ("embed", "heads", None, None),
-    "qkv_bias": ("heads", None, None),
-    "out": ("heads", None, None, "embed"),
-    "out_bias": ("embed",),
-    "mlp_norm": ("embed",),
-    "gate_up": ("embed", None, "mlp"),
-    "down": ("mlp", "embed"),
-}
+from sbs_jax.models.decoder.layers import Embedder
+from sbs_jax.models.decoder.rows import Places, is_last, positions_in, without_end
+from sbs_jax.models.decoder.stack import Cache, Memory, Stack
+from sbs_jax.models.dropout import draw_seeds
+from sbs_jax.models.network import segments_of
 
 
-class Store(NamedTuple):
-    """Keys and values of all layers.
+class DecoderOnly(nn.Module):
+    """A decoder-only language model: Llama, SmolLM2, Qwen2, Qwen2.5, Qwen3, Gemma 2, Gemma 3.
 
-    A row's own cache holds arrays [B, KV, T, K] a layer; a shared prefix [KV, P, K].
+    Attributes:
+      config: dimensions and variant.
+      memory_type: of what `start_decoding` remembers of texts.
+      cache_type: of what decoding remembers of its own tokens.
+      absolute_positions: whether more than the differences of positions counts in `extend`.
     """
 
-    keys: tuple[Array, ...]
-    values: tuple[Array, ...]
+    config: DecoderConfig
+    memory_type: ClassVar[type] = Memory
+    cache_type: ClassVar[type] = Cache
+    absolute_positions: ClassVar[bool] = True  # positions go on from those of the text
 
+    def setup(self) -> None:
+        """Creates the embedding and the stack."""
+        self.token_embedder = Embedder(self.config)
+        self.decoder = Stack(self.config)
 
-class Prefix(NamedTuple):
-    """The shared prefix: its store, padded to a round length, and how much of it is real."""
+    def __call__(
+        self,
+        encoder_input_tokens: Int[Array, "B S"],
+        decoder_input_tokens: Int[Array, "B T"],
+        **options: Any,
+    ) -> Float[Array, "B T V"]:
+        """The logits of the token after each decoder input: `logits(hidden(...))`, float32."""
+        return self.logits(self.hidden(encoder_input_tokens, decoder_input_tokens, **options))
 
-    store: Store
-    length: Int[Array, ""]
+    def hidden(
+        self,
+        encoder_input_tokens: Int[Array, "B S"],
+        decoder_input_tokens: Int[Array, "B T"],
+        *,
+        encoder_segment_ids: Int[Array, "B S"] | None = None,
+        decoder_segment_ids: Int[Array, "B T"] | None = None,
+        decoder_source_ids: Int[Array, "B T"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "B T D"]:
+        """The last hidden states of the targets' tokens, the input of `logits`.
 
+        Args:
+          encoder_input_tokens: int32 ids of the texts x.
+          decoder_input_tokens: targets shifted right within each segment, starting with 0, which
+            stands for the last token of x.
+          encoder_segment_ids: which of the texts packed into its row each token belongs to, from
+            1; 0 is padding. Derived from nonzero tokens if None: one text a row.
+          decoder_segment_ids: which branch each target's token belongs to, from 1; a branch
+            continues the text of its number. If None, a row is one branch of one text.
+          decoder_source_ids: the text that each target's token continues, where that is not the
+            one of its own segment's number: several branches may share one.
+          deterministic: no dropout; otherwise an rng named `dropout` must be given.
 
-def new_cache(config: DecoderConfig, rows: int, columns: int, dtype: str = "float32") -> Store:
-    """Returns an empty cache of `rows` rows."""
-    shape = (rows, config.num_kv_heads, columns, config.head_dim)
-    empty = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-    return Store(empty, tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)))
+        Returns:
+          Hidden states in the activations' dtype. Those of padding are meaningless.
+        """
+        if encoder_segment_ids is None:
+            encoder_segment_ids = segments_of(encoder_input_tokens)
+        return self.decode_hidden(
+            self.embed(encoder_input_tokens),
+            without_end(encoder_input_tokens, encoder_segment_ids),
+            decoder_input_tokens,
+            decoder_segment_ids,
+            deterministic,
+            decoder_source_ids=decoder_source_ids,
+        )
 
+    def input_segments(self, tokens: Int[Array, "B S"]) -> Int[Array, "B S"]:
+        """The segment ids of texts that are not packed: 1 on their tokens, 0 on EOS and padding."""
+        return without_end(tokens, segments_of(tokens))
 
-def forward(
-    params: Params,
-    config: DecoderConfig,
-    tokens: Int[Array, "B N"],
-    column: Int[Array, ""] | int,
-    padding: Int[Array, " B"],
-    cache: Store,
-    prefix: Prefix | None = None,
-    *,
-    last_only: bool = False,
-) -> tuple[Float[Array, "B N V"], Store]:
-    """Runs the decoder over the columns `column` … `column + N - 1` of the cache.
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Looks up tokens."""
+        embedded = self.token_embedder(tokens)
+        return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
 
-    Rows are padded on the left: row b begins at column `padding[b]`, at position `prefix.length`.
+    def encode_embedded(
+        self,
+        embedded: Float[Array, "B S D"],
+        encoder_segment_ids: Int[Array, "B S"],
+        deterministic: bool = True,
+    ) -> Float[Array, "B S D"]:
+        """What `decode_hidden` wants of the texts: the result of `embed` itself.
 
-    Args:
-      params: From `load_params`.
-      config: The model's shape.
-      tokens: New tokens; what stands on padding is ignored.
-      column: The first column to fill.
-      padding: Columns of padding in front of each row.
-      cache: Keys and values of the columns before.
-      prefix: What stands before column 0 of every row.
-      last_only: Computes the logits of the last token alone.
+        The segments are those of `input_segments`, or of `hidden` without the EOS of each text.
 
-    Returns:
-      Logits in float32, [B, N, V] (or [B, 1, V]), and the cache with the new columns.
-    """
-    rows, new = tokens.shape
-    columns = cache.keys[0].shape[2]
-    kv, groups, width = config.num_kv_heads, config.groups, config.head_dim
-    places = column + jnp.arange(new)
-    positions = jnp.maximum(places[None] - padding[:, None], 0)
-    if prefix is not None:
-        positions = positions + prefix.length
-    cos, sin = _rotation(config, positions)
-    own = jnp.arange(columns)
-    seen = (own >= padding[:, None, None]) & (own <= places[:, None])  # [B, N, T]
-    hidden = params["embedding"][tokens]
-    keys, values = list(cache.keys), list(cache.values)
-    for number, layer in enumerate(params["layers"]):
-        normed = _norm(hidden, layer["attention_norm"], config.norm_eps)
-        qkv = jnp.einsum("bnd,dhgk->bnhgk", normed, layer["qkv"])
-        if "qkv_bias" in layer:
-            qkv = qkv + layer["qkv_bias"]
-        turned = _rotate(qkv[..., : groups + 1, :], cos, sin)
-        query, key = turned[..., :groups, :], turned[..., groups, :]
-        keys[number] = _write(keys[number], key, column)
-        values[number] = _write(values[number], qkv[..., groups + 1, :], column)
-        # [B, KV, N·G, K]: one matrix product a key head.
-        query = query.transpose(0, 2, 1, 3, 4).reshape(rows, kv, new * groups, width)
-        query = query * (width**-0.5)
-        pair = None
-        if prefix is not None:
-            pair = prefix.store.keys[number], prefix.store.values[number], prefix.length
-        mixed = _attend(query, keys[number], values[number], jnp.repeat(seen, groups, 1), pair)
-        mixed = mixed.reshape(rows, kv, new, groups, width).transpose(0, 2, 1, 3, 4)
-        added = jnp.einsum("bnhgk,hgkd->bnd", mixed, layer["out"])
-        if "out_bias" in layer:
-            added = added + layer["out_bias"]
-        hidden = hidden + added
-        normed = _norm(hidden, layer["mlp_norm"], config.norm_eps)
-        gate_up = jnp.einsum("bnd,dcf->bncf", normed, layer["gate_up"])
-        inner = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-        hidden = hidden + inner @ layer["down"]
-    if last_only:
-        hidden = hidden[:, -1:]
-    hidden = _norm(hidden, params["norm"], config.norm_eps)
-    head = params["head"] if "head" in params else params["embedding"].T
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-    return logits, Store(tuple(keys), tuple(values))
+        There is no encoder: texts and branches go through the same layers, together.
+        """
+        del encoder_segment_ids, deterministic
+        return embedded
 
+    def decode_hidden(
+        self,
+        encoded: Float[Array, "B S D"],
+        encoder_segment_ids: Int[Array, "B S"],
+        decoder_input_tokens: Int[Array, "B T"],
+        decoder_segment_ids: Int[Array, "B T"] | None = None,
+        deterministic: bool = True,
+        *,
+        decoder_source_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """`hidden` from the texts' embeddings, of which a gradient may be wanted."""
+        if decoder_segment_ids is None:
+            decoder_segment_ids = jnp.ones_like(decoder_input_tokens)
+        if decoder_source_ids is None:
+            decoder_source_ids = decoder_segment_ids
+        about = decoder_source_ids[:, :, None] == encoder_segment_ids[:, None, :]  # [B, T, S]
+        steps = positions_in(decoder_segment_ids)
+        # Of each target's token: the index of the last token of its text, and that one's position.
+        index = jnp.arange(encoder_segment_ids.shape[1])
+        last = jnp.max(jnp.where(about, index, 0), axis=-1)
+        start = jnp.take_along_axis(encoded, last[..., None], axis=1)
+        branches = jnp.where((steps == 0)[..., None], start, self.embed(decoder_input_tokens))
+        places = Places(
+            positions=jnp.concatenate(
+                [positions_in(encoder_segment_ids), about.sum(-1) - 1 + steps], axis=1
+            ),
+            examples=jnp.concatenate([encoder_segment_ids, decoder_source_ids], axis=1),
+            branches=jnp.concatenate(
+                [jnp.zeros_like(encoder_segment_ids), decoder_segment_ids], axis=1
+            ),
+            repeated=jnp.pad(is_last(encoder_segment_ids), ((0, 0), (0, steps.shape[1]))),
+        )
+        x = jnp.concatenate([encoded, branches], axis=1)
+        seeds = draw_seeds(
+            None if deterministic else self.make_rng("dropout"), self.decoder.num_seeds
+        )
+        hidden = self.decoder(x, places.positions, places.visible(), seeds)
+        return hidden[:, encoded.shape[1] :]
 
-def _attend(
-    query: Float[Array, "B KV M K"],
-    keys: Float[Array, "B KV T K"],
-    values: Float[Array, "B KV T K"],
-    seen: Array,
-    prefix: tuple[Array, Array, Array] | None,
-) -> Float[Array, "B KV M K"]:
-    """Attention over the row's own cache and the shared prefix, as one softmax."""
-    rows, kv, many, width = query.shape
-    scores = jnp.einsum("bhmk,bhtk->bhmt", query, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen[:, None], scores, -jnp.inf)
-    # A column of padding sees nothing; any finite maximum keeps it from being NaN.
-    highest = jnp.maximum(scores.max(-1, keepdims=True), -1e30)
-    if prefix is None:
-        weights = jnp.exp(scores - highest)
-        total = jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
-        return jnp.einsum("bhmt,bhtk->bhmk", (weights / total).astype(values.dtype), values)
-    prefix_keys, prefix_values, length = prefix
-    # The whole batch against one set of keys: one large product instead of B small ones.
-    flat = query.transpose(1, 0, 2, 3).reshape(kv, rows * many, width)
-    before = jnp.einsum("hmk,hpk->hmp", flat, prefix_keys, preferred_element_type=jnp.float32)
-    before = jnp.where(jnp.arange(prefix_keys.shape[1]) < length, before, -jnp.inf)
-    back = (kv, rows, many)
-    top = jnp.maximum(highest[..., 0], before.max(-1).reshape(back).swapaxes(0, 1))[..., None]
-    weights = jnp.exp(scores - top)
-    early = jnp.exp(before - top.swapaxes(0, 1).reshape(kv, rows * many, 1))
-    total = weights.sum(-1) + early.sum(-1).reshape(back).swapaxes(0, 1)
-    mixed = jnp.einsum("bhmt,bhtk->bhmk", weights.astype(values.dtype), values)
-    shared = jnp.einsum("hmp,hpk->hmk", early.astype(values.dtype), prefix_values)
-    mixed = mixed + shared.reshape(*back, width).swapaxes(0, 1)
-    return (mixed / total[..., None]).astype(values.dtype)
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """The output head, float32, on any selection of hidden states."""
+        config = self.config
+        if config.logits_via_embedding:
+            logits = self.token_embedder.attend(hidden)
+        else:
+            logits = self.decoder.head(hidden)
+        if config.logits_softcap is not None:
+            cap = jnp.asarray(config.logits_softcap, logits.dtype)
+            logits = cap * jnp.tanh(logits / cap)
+        if logits.ndim != 3:
+            return logits  # not batch-shaped: skip the sharding constraint
+        return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
+    def start_decoding(
+        self, encoder_input_tokens: Int[Array, "B S"], max_decode_len: int
+    ) -> tuple[Memory, Cache]:
+        """Reads the texts, and prepares `decode_step` for up to `max_decode_len` tokens a row."""
+        segments = self.input_segments(encoder_input_tokens)
+        embedded = self.embed(encoder_input_tokens)
+        positions = positions_in(segments)
+        places = Places(positions, segments, jnp.zeros_like(segments), jnp.zeros_like(segments))
+        keys_values = self.decoder.read(embedded, positions, places.visible())
+        lengths = segments.sum(-1)
+        last = jnp.maximum(lengths - 1, 0)
+        start = jnp.take_along_axis(embedded, last[:, None, None], axis=1)[:, 0]
+        seen = (segments > 0) & (positions < last[:, None])
+        memory = Memory(keys_values, mask_bias(seen)[:, None], positions, lengths, start)
+        return memory, self.decoder.empty_cache(segments.shape[0], max_decode_len)
 
-def _write(store: Array, new: Array, column: Any) -> Array:
-    """Writes [B, N, KV, K] into the columns from `column` on."""
-    return jax.lax.dynamic_update_slice(
-        store, new.swapaxes(1, 2).astype(store.dtype), (0, 0, column, 0)
-    )
+    def empty_memory(self, rows: int, length: int) -> Memory:
+        """A memory of `rows` texts of `length` tokens that nobody has read."""
+        return Memory(
+            keys_values=self.decoder.empty_cache(rows, length).keys_values,
+            bias=jnp.zeros((rows, 1, length), jnp.float32),
+            positions=jnp.zeros((rows, length), jnp.int32),
+            lengths=jnp.zeros(rows, jnp.int32),
+            start=jnp.zeros((rows, self.config.emb_dim), self.config.dtype),
+        )
 
+    def decode_step(
+        self, tokens: Int[Array, " B"], position: Int[Array, ""], memory: Memory, cache: Cache
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Decodes one token of every row.
 
-def _rotation(config: DecoderConfig, positions: Array) -> tuple[Array, Array]:
-    """Returns cos and sin [B, N, 1, 1, K], in float32."""
-    angles = positions[..., None] * jnp.asarray(config.inverse_frequencies, jnp.float32)
-    angles = jnp.concatenate([angles, angles], -1)[:, :, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+        Args:
+          tokens: the token at `position` of the decoder's input; whatever it is at position 0, the
+            last token of the row's text is taken.
+          position: from 0; calls must come in order.
+          memory: of `start_decoding`.
+          cache: of `start_decoding` or the call before.
 
+        Returns:
+          The float32 logits of the next token, and the cache for the next call.
+        """
+        slots = jnp.arange(cache.keys_values[0][0].shape[2])[None]
+        hidden, cache = self.extend(
+            tokens[:, None],
+            position,
+            jnp.reshape(position, (1, 1)),
+            slots,
+            (slots <= position)[:, None],
+            memory,
+            cache,
+        )
+        return self.logits(hidden[:, 0]), cache
 
-def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    first, second = jnp.split(x, 2, -1)
-    turned = jnp.concatenate([-second, first], -1)
-    return (x * cos + turned * sin).astype(x.dtype)
+    def extend(
+        self,
+        tokens: Int[Array, "R Q"],
+        slot: Int[Array, ""] | int,
+        query_positions: Int[Array, "#R #Q"],
+        key_positions: Int[Array, "#R L"],
+        visible: Bool[Array, "#R #Q L"],
+        memory: Memory,
+        cache: Cache,
+    ) -> tuple[Float[Array, "R Q D"], Cache]:
+        """Decodes tokens that need not follow one another: a prompt, beams, a tree of candidates.
 
+        Args:
+          tokens: inputs of the decoder. R is a multiple of the texts B; rows of one text are
+            neighbours.
+          slot: where the cache takes them; slots `slot`, …, `slot` + Q - 1 are written.
+          query_positions: how many tokens of its own branch come before each, less than L.
+          key_positions: the same of what every slot of the cache holds (any, if invisible).
+          visible: the slots that each token sees, its own among them.
+          memory: of `start_decoding`.
+          cache: of L slots, from `start_decoding` or the call before.
 
-def _norm(x: Array, scale: Array, eps: float) -> Array:
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * scale
+        Returns:
+          The last hidden states, the input of `logits`, and the cache for the next call.
+        """
+        rows = tokens.shape[0]
 
+        def each(of_text: Array) -> Array:
+            return jnp.repeat(of_text, rows // of_text.shape[0], axis=0)
 
-def logits_of(
-    params: Params, config: DecoderConfig, tokens: Int[Array, "B N"]
-) -> Float[Array, "B N V"]:
-    """Returns the logits of whole texts (no padding); what parity tests look at."""
-    rows, length = tokens.shape
-    cache = new_cache(config, rows, length, params["embedding"].dtype)
-    return forward(params, config, tokens, 0, jnp.zeros(rows, jnp.int32), cache)[0]
+        first = jnp.broadcast_to(query_positions == 0, tokens.shape)
+        x = jnp.where(first[..., None], each(memory.start)[:, None], self.embed(tokens))
+        offset = each(memory.lengths)[:, None] - 1
+        return self.decoder.extend(
+            x, slot, offset + query_positions, offset + key_positions, visible, memory, cache
+        )
 
+    def continue_texts(
+        self,
+        tokens: Int[Array, "R Q"],
+        column: Int[Array, ""] | int,
+        padding: Int[Array, " R"],
+        cache: Cache,
+        prefix: Memory | None = None,
+        *,
+        last_only: bool = False,
+    ) -> tuple[Float[Array, "R Q V"], Cache]:
+        """Fills the columns `column` … `column + Q - 1` of texts that are padded on the left.
 
-def size_of(params: Mapping[str, Any]) -> int:
-    """Returns the number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+        Row r begins at column `padding[r]`, behind the prefix.
+
+        Args:
+          tokens: int32 ids; what stands on padding is ignored.
+          column: the first column to fill.
+          padding: columns of padding in front of each row.
+          cache: what the columns before have left; columns are its slots.
+          prefix: a text that all rows begin with; see `stack.as_prefix`.
+          last_only: computes the logits of the last column alone.
+
+        Returns:
+          Logits in float32, [R, Q, V] (or [R, 1, V]), and the cache with the new columns.
+        """
+        columns = jnp.arange(cache.keys_values[0][0].shape[2])
+        new = column + jnp.arange(tokens.shape[1])
+        before = padding[:, None] if prefix is None else padding[:, None] - prefix.lengths
+        # A column of padding sees itself alone, so that it stays finite.
+        visible = (columns >= padding[:, None, None]) & (columns <= new[:, None])
+        visible |= columns == new[:, None]
+        hidden, cache = self.decoder.extend(
+            self.embed(tokens),
+            column,
+            jnp.maximum(new - before, 0),
+            jnp.maximum(columns - before, 0),
+            visible,
+            prefix,
+            cache,
+        )
+        return self.logits(hidden[:, -1:] if last_only else hidden), cache

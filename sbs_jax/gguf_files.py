@@ -14,7 +14,6 @@ import gguf
 import numpy as np
 from gguf.constants import GGUFValueType
 
-from sbs_jax.checkpoints.tensors import Index
 from sbs_jax.errors import UserError
 
 
@@ -64,7 +63,7 @@ class GGUFFile:
 
 @dataclasses.dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor in a GGUF file; see `tensors.StoredTensor`.
+    """A tensor in a GGUF file; see `checkpoints.tensors.StoredTensor`.
 
     Attributes:
       file: The file that holds it.
@@ -79,7 +78,7 @@ class GGUFTensor:
     stored: gguf.ReaderTensor
     dtype = np.dtype(np.float32)
 
-    def __getitem__(self, index: Index) -> np.ndarray:
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Reads a part; the whole tensor is dequantised for it."""
         return self.read()[index]
 

@@ -4,8 +4,8 @@ import gguf
 import numpy as np
 import pytest
 
-from sbs_jax.checkpoints.gguf_files import GGUFFile
 from sbs_jax.errors import UserError
+from sbs_jax.gguf_files import GGUFFile
 
 TOKENS = ["<s>", "a", "é", ""]
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")

@@ -1,0 +1,255 @@
+"""What a decoder's layer is made of: projections, norms, the embedding, attention, the MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.rotary import Rotation, rotate
+from sbs_jax.models.dropout import Seed, dropout
+from sbs_jax.models.layers import ACTIVATION_FUNCTIONS, Initializer, multiply, project
+
+KeysValues = tuple[Float[Array, "B KV L K"], Float[Array, "B KV L K"]]
+
+_INIT_STDDEV = 0.02
+"""Of fresh kernels and embeddings: `initializer_range` of all these families in transformers."""
+
+
+def wide_dtype(config: DecoderConfig) -> jnp.dtype:
+    """Returns the dtype of norms, softmax and logits: float32, or float64 in numerical tests."""
+    return jnp.promote_types(jnp.float32, config.dtype)
+
+
+class Dense(nn.Module):
+    """A projection of the last axis, `NAME/kernel` and perhaps `NAME/bias`.
+
+    Attributes:
+      config: the network's.
+      features: (input width, output width).
+      axes: the logical names of both axes.
+      use_bias: whether a bias is added.
+      result_dtype: of the result; None is the activations' dtype.
+    """
+
+    config: DecoderConfig
+    features: tuple[int, int]
+    axes: tuple[str, str]
+    use_bias: bool = False
+    result_dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        """Projects."""
+        kernel = self.param("kernel", _boxed(self.axes), self.features, jnp.float32)
+        product = project(x, kernel, self.config, result_dtype=self.result_dtype)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            bias = self.param("bias", init, self.features[1:], jnp.float32)
+            product += bias.astype(product.dtype)
+        return product
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square of the last axis, then scales by a weight (or 1 + weight).
+
+    Attributes:
+      config: the network's.
+      axis: the logical name of the axis.
+    """
+
+    config: DecoderConfig
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalises in float32; the result has the activations' dtype."""
+        config = self.config
+        ones = nn.initializers.zeros if config.norm_adds_one else nn.initializers.ones
+        init = nn.with_logical_partitioning(ones, (self.axis,))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        wide = x.astype(wide_dtype(config))
+        mean_square = jnp.mean(lax.square(wide), axis=-1, keepdims=True)
+        normed = wide * lax.rsqrt(mean_square + config.layer_norm_epsilon)
+        if config.norm_adds_one:  # Gemma rounds after it scales, Llama before.
+            return (normed * (1.0 + scale.astype(wide.dtype))).astype(config.dtype)
+        return normed.astype(config.dtype) * scale.astype(config.dtype)
+
+
+class Embedder(nn.Module):
+    """The embedding table [V, D], which may be the output head as well.
+
+    Attributes:
+      config: the network's.
+    """
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Creates the table."""
+        shape = (self.config.vocab_size, self.config.emb_dim)
+        self.embedding = self.param("embedding", _boxed(("vocab", "embed")), shape, jnp.float32)
+
+    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Looks tokens up, in the activations' dtype. An id outside [0, V) gives NaN, not noise."""
+        config = self.config
+        if config.embedding_lookup == "gather":
+            found = jnp.take(self.embedding, tokens, axis=0).astype(config.dtype)
+        else:
+            one_hot = jax.nn.one_hot(tokens, config.vocab_size, dtype=config.dtype)
+            found = project(one_hot, self.embedding, config)
+        if config.scale_embeddings:
+            found *= jnp.asarray(config.embedding_scale, found.dtype)
+        return found
+
+    def attend(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """The dot product with every embedding, float32: the tied output head."""
+        wide = str(wide_dtype(self.config))
+        return project(hidden, self.embedding.T, self.config, result_dtype=wide)
+
+
+class Keys(NamedTuple):
+    """Keys and values that queries may attend to.
+
+    Attributes:
+      keys: [B, KV, L, K], rotated. The R rows of queries are a multiple of B; rows that share the
+        same keys are neighbours.
+      values: like `keys`.
+      bias: added to the attention logits, float32, broadcastable to [R, Q, L].
+    """
+
+    keys: Float[Array, "B KV L K"]
+    values: Float[Array, "B KV L K"]
+    bias: Float[Array, "#R #Q L"]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions.
+
+    Attributes:
+      config: the network's.
+    """
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Creates the projections."""
+        config = self.config
+        queries = config.num_heads * config.head_dim
+        shared = config.num_kv_heads * config.head_dim
+        axes, bias = ("embed", "joined_kv"), config.attention_bias
+        self.query = Dense(config, (config.emb_dim, queries), axes, bias)
+        self.key = Dense(config, (config.emb_dim, shared), axes, bias)
+        self.value = Dense(config, (config.emb_dim, shared), axes, bias)
+        self.out = Dense(
+            config, (queries, config.emb_dim), ("joined_kv", "embed"), config.attention_out_bias
+        )
+        if config.qk_norm:
+            self.query_norm = RMSNorm(config, "kv")
+            self.key_norm = RMSNorm(config, "kv")
+
+    def queries_keys_values(
+        self, x: Float[Array, "B Q D"], by: Rotation
+    ) -> tuple[Float[Array, "B H Q K"], Float[Array, "B KV Q K"], Float[Array, "B KV Q K"]]:
+        """Projects and rotates queries and keys, and projects values."""
+        config = self.config
+        query = self._heads(self.query(x), config.num_heads)
+        key = self._heads(self.key(x), config.num_kv_heads)
+        value = self._heads(self.value(x), config.num_kv_heads)
+        if config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = rotate(query, by) * jnp.asarray(config.attention_scale, query.dtype)
+        return query, rotate(key, by), value
+
+    def attend(
+        self, query: Float[Array, "R H Q K"], sources: Sequence[Keys], seed: Seed | None
+    ) -> Float[Array, "R Q D"]:
+        """Attends to all `sources` in one softmax, and projects the result.
+
+        Args:
+          query: rotated and scaled.
+          sources: one in training; what a decoder remembers of its input and of its output while
+            it decodes.
+          seed: drops attention weights; used with one source only.
+        """
+        config = self.config
+        rows, _, length, width = query.shape
+        query = query.reshape(rows, config.num_kv_heads, config.groups, length, width)
+        wide = wide_dtype(config) if config.float32_attention_logits else config.dtype
+        logits = []
+        for source in sources:
+            part = _products("rhgqk,rhlk->rhgql", query, source.keys, wide)
+            if config.attention_softcap is not None:
+                cap = jnp.asarray(config.attention_softcap, part.dtype)
+                part = cap * jnp.tanh(part / cap)
+            bias = source.bias
+            if bias.shape[0] not in (1, rows):
+                bias = jnp.repeat(bias, rows // bias.shape[0], axis=0)
+            logits.append(part + bias[:, None, None].astype(part.dtype))
+        if len(logits) == 1:
+            weights = jax.nn.softmax(logits[0], axis=-1).astype(config.dtype)
+            weights = dropout(weights, seed, config)
+            mixed = _products("rhgql,rhlk->rhgqk", weights, sources[0].values, config.dtype)
+        else:
+            # One softmax over parts that are never joined in memory.
+            highest = jnp.max(jnp.stack([part.max(-1, keepdims=True) for part in logits]), axis=0)
+            parts = [jnp.exp(part - highest) for part in logits]
+            total = sum(part.sum(-1, keepdims=True) for part in parts)
+            mixed = sum(
+                _products("rhgql,rhlk->rhgqk", part.astype(config.dtype), source.values, wide)
+                for part, source in zip(parts, sources, strict=True)
+            )
+            mixed = (mixed / total).astype(config.dtype)
+        mixed = mixed.reshape(rows, config.num_heads, length, width).swapaxes(1, 2)
+        return self.out(mixed.reshape(rows, length, -1))
+
+    def _heads(self, x: Float[Array, "B L NK"], count: int) -> Float[Array, "B N L K"]:
+        heads = x.reshape(*x.shape[:-1], count, self.config.head_dim).swapaxes(1, 2)
+        return nn.with_logical_constraint(heads, ("batch", "heads", "length", "kv"))
+
+
+def _products(spec: str, left: Array, right: Array, dtype: jnp.dtype | str) -> Array:
+    """An einsum over rows r, whose right side may have fewer: each then serves several rows."""
+    rows, sources = left.shape[0], right.shape[0]
+    if rows == sources:
+        return multiply(spec, left, right, str(dtype))
+    # The queries of all rows against one set of keys: one large product instead of many small.
+    grouped = left.reshape(sources, rows // sources, *left.shape[1:])
+    operands, result = spec.split("->")
+    first, second = operands.split(",")
+    spec = f"s{first},s{second[1:]}->s{result}"
+    product = multiply(spec, grouped, right, str(dtype))
+    return product.reshape(rows, *product.shape[2:])
+
+
+class Mlp(nn.Module):
+    """The gated feed-forward block.
+
+    Attributes:
+      config: the network's.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], seed: Seed | None) -> Float[Array, "B L D"]:
+        """Applies it, without norm and residual; `seed` drops hidden units."""
+        config = self.config
+        inward = (config.emb_dim, config.mlp_dim), ("embed", "mlp")
+        gate, up = (
+            ACTIVATION_FUNCTIONS[name](Dense(config, *inward, name=f"wi_{index}")(x))
+            for index, name in enumerate(config.mlp_activations)
+        )
+        hidden = dropout(gate * up, seed, config)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        return Dense(config, (config.mlp_dim, config.emb_dim), ("mlp", "embed"), name="wo")(hidden)
+
+
+def _boxed(axes: tuple[str, ...]) -> Initializer:
+    return nn.with_logical_partitioning(nn.initializers.normal(_INIT_STDDEV), axes)

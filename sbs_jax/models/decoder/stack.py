@@ -1,0 +1,328 @@
+"""The layers of a decoder-only network, and what decoding step by step keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from sbs_jax.models.attention import MASKED, mask_bias
+from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.layers import (
+    Attention,
+    Dense,
+    Keys,
+    KeysValues,
+    Mlp,
+    RMSNorm,
+    wide_dtype,
+)
+from sbs_jax.models.decoder.rotary import Rotation, rotation
+from sbs_jax.models.dropout import Seeds, draw_seeds, dropout
+from sbs_jax.models.stacks import KEPT
+
+_LAYER_SEEDS = 4  # places of a layer that drop
+
+
+@struct.dataclass
+class Memory:
+    """What decoding needs of the texts that come first, computed once per text.
+
+    Attributes:
+      keys_values: of every layer, each [B, KV, S, K].
+      bias: masks padding and the last token, which comes again as the start token; float32
+        [B, 1, S].
+      positions: int32 [B, S], of each token within its text.
+      lengths: int32 [B], tokens of each text.
+      start: [B, D], the embedding of each text's last token.
+    """
+
+    keys_values: tuple[KeysValues, ...]
+    bias: Float[Array, "B 1 S"]
+    positions: Int[Array, "B S"]
+    lengths: Int[Array, " B"]
+    start: Float[Array, "B D"]
+
+    def widened(self, length: int) -> Memory:
+        """Pads the texts to `length` tokens."""
+        more = (0, length - self.bias.shape[-1])
+        widths = ((0, 0), (0, 0), more, (0, 0))
+        return self.replace(
+            keys_values=jax.tree.map(lambda array: jnp.pad(array, widths), self.keys_values),
+            bias=jnp.pad(self.bias, ((0, 0), (0, 0), more), constant_values=MASKED),
+            positions=jnp.pad(self.positions, ((0, 0), more)),
+        )
+
+    @classmethod
+    def spread(cls, heads: Any, rows: Any) -> Memory:
+        """Puts `heads` in the place of keys and values, and `rows` in that of other arrays."""
+        return cls(heads, rows, rows, rows, rows)
+
+
+@struct.dataclass
+class Cache:
+    """What decoding remembers of the tokens so far.
+
+    Attributes:
+      keys_values: of every layer, each [R, KV, L, K], 0 where still unwritten.
+    """
+
+    keys_values: tuple[KeysValues, ...]
+
+    @classmethod
+    def spread(cls, heads: Any) -> Cache:
+        """Puts `heads` in the place of keys and values."""
+        return cls(heads)
+
+
+class _View(NamedTuple):
+    """What the layers of one kind, local or global, see.
+
+    Attributes:
+      rotation: of the tokens that go through the layers.
+      bias: of the keys written with them or before, broadcastable to [R, Q, L].
+      memory: of the memory's keys; None without a memory.
+    """
+
+    rotation: Rotation
+    bias: Float[Array, "#R #Q L"]
+    memory: Float[Array, "#R #Q S"] | None
+
+
+class Stack(nn.Module):
+    """The layers, the last norm, and the head if it has a table of its own.
+
+    Attributes:
+      config: the network's.
+    """
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Creates the layers."""
+        config = self.config
+        layer = _remat(Layer, config)
+        self.layers = [layer(config) for _ in range(config.num_layers)]
+        self.decoder_norm = RMSNorm(config)
+        if not config.logits_via_embedding:
+            features = (config.emb_dim, config.vocab_size)
+            wide = str(wide_dtype(config))
+            self.logits_dense = Dense(config, features, ("embed", "vocab"), result_dtype=wide)
+
+    @property
+    def num_seeds(self) -> int:
+        """Places that drop, in this stack and its layers."""
+        return 2 + self.config.num_layers * _LAYER_SEEDS
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "B L"],
+        visible: Bool[Array, "B L L"],
+        seeds: Seeds,
+    ) -> Float[Array, "B L D"]:
+        """Runs embedded tokens through all layers; each sees the keys that `visible` says."""
+        views = self._views(positions, positions, visible, None)
+        first, last, *seeds = seeds
+        x = dropout(x, first, self.config)
+        for number, layer in enumerate(self.layers):
+            own = seeds[number * _LAYER_SEEDS : (number + 1) * _LAYER_SEEDS]
+            x = layer(x, views[self.config.is_local(number)], own)
+        return dropout(self.decoder_norm(x), last, self.config)
+
+    def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """The untied output head, float32."""
+        return self.logits_dense(hidden)
+
+    def read(
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "B L"],
+        visible: Bool[Array, "B L L"],
+    ) -> tuple[KeysValues, ...]:
+        """Every layer's keys and values of whole texts."""
+        views = self._views(positions, positions, visible, None)
+        written = []
+        for number, layer in enumerate(self.layers):
+            x, keys_values = layer.step(x, views[self.config.is_local(number)], None, 0, None)
+            written.append(keys_values)
+        return tuple(written)
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """A cache for `length` slots."""
+        config = self.config
+        zeros = nn.with_logical_constraint(
+            jnp.zeros((rows, config.num_kv_heads, length, config.head_dim), config.dtype),
+            ("batch", "heads", "length", "kv"),
+        )
+        return Cache(((zeros, zeros),) * config.num_layers)
+
+    def extend(
+        self,
+        x: Float[Array, "R Q D"],
+        slot: Int[Array, ""] | int,
+        positions: Int[Array, "#R #Q"],
+        key_positions: Int[Array, "#R L"],
+        visible: Bool[Array, "#R #Q L"],
+        memory: Memory | None,
+        cache: Cache,
+    ) -> tuple[Float[Array, "R Q D"], Cache]:
+        """Runs new tokens, whose keys and values go into the cache from `slot`.
+
+        Args:
+          x: embedded tokens.
+          slot: where the cache takes them.
+          positions: of the tokens, counted from the beginning of their whole text.
+          key_positions: the same of what every slot of the cache holds.
+          visible: the slots that each token sees.
+          memory: what all tokens of a row may see besides; None for nothing.
+          cache: of L slots.
+        """
+        views = self._views(positions, key_positions, visible, memory)
+        written = []
+        for number, layer in enumerate(self.layers):
+            remembered = None if memory is None else memory.keys_values[number]
+            view = views[self.config.is_local(number)]
+            x, updated = layer.step(x, view, cache.keys_values[number], slot, remembered)
+            written.append(updated)
+        return self.decoder_norm(x), Cache(tuple(written))
+
+    def _views(
+        self,
+        positions: Int[Array, "#R Q"],
+        key_positions: Int[Array, "#R L"],
+        visible: Bool[Array, "#R #Q L"],
+        memory: Memory | None,
+    ) -> dict[bool, _View]:
+        """The views of global (False) and local (True) layers, as far as there are any."""
+        config = self.config
+        views = {}
+        for local in sorted({config.is_local(number) for number in range(config.num_layers)}):
+            seen, remembered = visible, None if memory is None else memory.bias
+            if local:
+                seen = seen & _within(config, positions, key_positions)
+                if memory is not None:
+                    rows = positions.shape[0]
+                    of_rows = jnp.repeat(
+                        memory.positions, rows // memory.positions.shape[0], axis=0
+                    )
+                    near = mask_bias(_within(config, positions, of_rows))
+                    remembered = near + jnp.repeat(
+                        memory.bias, rows // memory.bias.shape[0], axis=0
+                    )
+            turned = rotation(config, positions, local=local)
+            views[local] = _View(turned, mask_bias(seen), remembered)
+        return views
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each with a norm before (and perhaps after) and a residual around.
+
+    Attributes:
+      config: the network's.
+    """
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Creates both blocks."""
+        config = self.config
+        self.pre_self_attention_layer_norm = RMSNorm(config)
+        self.self_attention = Attention(config)
+        self.pre_mlp_layer_norm = RMSNorm(config)
+        self.mlp = Mlp(config)
+        if config.post_norms:
+            self.post_self_attention_layer_norm = RMSNorm(config)
+            self.post_mlp_layer_norm = RMSNorm(config)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], view: _View, seeds: Seeds
+    ) -> Float[Array, "B L D"]:
+        """Applies the layer to tokens that see one another alone."""
+        return self._apply(x, view, None, 0, None, seeds)[0]
+
+    def step(
+        self,
+        x: Float[Array, "R Q D"],
+        view: _View,
+        cached: KeysValues | None,
+        slot: Int[Array, ""] | int,
+        remembered: KeysValues | None,
+    ) -> tuple[Float[Array, "R Q D"], KeysValues]:
+        """Applies the layer without dropout, and also returns the keys and values so far.
+
+        Args:
+          x: tokens.
+          view: what they see.
+          cached: keys and values of earlier tokens, which get the new ones; None for none.
+          slot: where `cached` takes the new ones.
+          remembered: the memory's; None without.
+        """
+        seeds = draw_seeds(None, _LAYER_SEEDS)
+        return self._apply(x, view, cached, slot, remembered, seeds)
+
+    def _apply(
+        self,
+        x: Float[Array, "R Q D"],
+        view: _View,
+        cached: KeysValues | None,
+        slot: Int[Array, ""] | int,
+        remembered: KeysValues | None,
+        seeds: Seeds,
+    ) -> tuple[Float[Array, "R Q D"], KeysValues]:
+        config = self.config
+        normed = self.pre_self_attention_layer_norm(x)
+        query, *new = self.self_attention.queries_keys_values(normed, view.rotation)
+        if cached is None:
+            keys, values = new
+        else:
+            keys, values = (
+                lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), slot, axis=2)
+                for old, fresh in zip(cached, new, strict=True)
+            )
+        sources: Sequence[Keys] = (Keys(keys, values, view.bias),)
+        if remembered is not None:
+            sources = (Keys(*remembered, view.memory), *sources)
+        attended = self.self_attention.attend(query, sources, seeds[0])
+        if config.post_norms:
+            attended = self.post_self_attention_layer_norm(attended)
+        x += dropout(attended, seeds[1], config)
+        mapped = self.mlp(self.pre_mlp_layer_norm(x), seeds[2])
+        if config.post_norms:
+            mapped = self.post_mlp_layer_norm(mapped)
+        x += dropout(mapped, seeds[3], config)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), (keys, values)
+
+
+def as_prefix(cache: Cache, length: Int[Array, ""]) -> Memory:
+    """Makes a memory of a cache of one row, for `DecoderOnly.continue_texts`.
+
+    Args:
+      cache: one row, whose text begins at slot 0.
+      length: tokens of the text; slots behind it are not seen.
+    """
+    slots = jnp.arange(cache.keys_values[0][0].shape[2])[None]
+    length = jnp.reshape(length, (1,))
+    width = cache.keys_values[0][0].shape[-1]
+    # No row starts with a start token here.
+    start = jnp.zeros((1, width), cache.keys_values[0][0].dtype)
+    return Memory(cache.keys_values, mask_bias(slots < length)[:, None], slots, length, start)
+
+
+def _within(
+    config: DecoderConfig, positions: Int[Array, "#R Q"], key_positions: Int[Array, "#R L"]
+) -> Bool[Array, "#R Q L"]:
+    """Whether keys lie within the sliding window of each token."""
+    return positions[:, :, None] - key_positions[:, None, :] < config.sliding_window
+
+
+def _remat(layer: Any, config: DecoderConfig) -> Any:
+    """The layer's class, recomputing in the backward pass what `config.remat` says."""
+    policy = KEPT[config.remat]
+    return layer if policy is None else nn.remat(layer, policy=policy)

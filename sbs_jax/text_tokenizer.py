@@ -1,0 +1,249 @@
+"""Tokenizers of pretrained decoders: a `tokenizer.json`, or the one inside a GGUF file.
+
+`TextTokenizer` gives a student's tokens. Padding is 0 and EOS is 1 in this package, as T5 has them;
+most pretrained tokenizers have other ids, so ids are exchanged, here and in the rows of the weights
+(`token_ids.moved_ids`). Neither jax nor TensorFlow is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from sbs_jax.errors import UserError
+from sbs_jax.gguf_files import GGUFFile
+from sbs_jax.token_ids import EOS_ID, moved_ids
+
+FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+EOS_STRING = "</s>"
+"""Within a text this means the token EOS, as with T5's vocabularies."""
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def is_tokenizer(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names a tokenizer of this kind, and not a SentencePiece model."""
+    return Path(path).suffix in (".json", ".gguf")
+
+
+class TextTokenizer:
+    """Text to tokens and back, without special tokens unless the text names them.
+
+    Attributes:
+      path: the file.
+      pad_id: the file's id of what is 0 here: a token that occurs in no text.
+      eos_id: the file's id of what is 1 here.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Reads `tokenizer.json`, with `tokenizer_config.json` beside it, or a GGUF file.
+
+        Raises:
+          UserError: The file cannot be read, or does not say which token ends a text.
+        """
+        self.path = os.fspath(path)
+        file = Path(path).expanduser()
+        if file.suffix == ".gguf":
+            meta = GGUFFile(file).metadata
+            self._tokenizer = from_gguf(meta, file)
+            tokens = meta["tokenizer.ggml.tokens"]
+            named = {
+                name: None if number is None else tokens[number]
+                for name in ("eos", "pad")
+                for number in (
+                    meta.get(f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id"),
+                )
+            }
+        else:
+            self._tokenizer = from_json(file)
+            settings = _settings(file.parent / CONFIG_FILE)
+            named = {name: _content(settings.get(f"{name}_token")) for name in ("eos", "pad")}
+        eos = self._tokenizer.token_to_id(named["eos"]) if named["eos"] else None
+        if eos is None:
+            raise UserError(
+                f"{self.path}: it is not said which token ends a text; {CONFIG_FILE} beside it "
+                "must have an eos_token of the vocabulary."
+            )
+        self.eos_id = eos
+        self.pad_id = _padding(self._tokenizer, eos, named["pad"], self.path)
+        self._theirs = moved_ids(self.pad_id, self.eos_id)
+        self._ours = {theirs: ours for ours, theirs in self._theirs.items()}
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Number of ids."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`, without EOS at the end."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of many texts; see `encode`."""
+        # Half of a surrogate pair, as JSON may escape it, is no text that UTF-8 could hold.
+        pieces = [t.encode("utf-8", "replace").decode("utf-8").split(EOS_STRING) for t in texts]
+        flat = [part for parts in pieces for part in parts]
+        encoded = iter(self._tokenizer.encode_batch(flat, add_special_tokens=False))
+        result = []
+        for parts in pieces:
+            first, *others = (self._to_ours(next(encoded).ids) for _ in parts)
+            result.append(first + [token for ids in others for token in (EOS_ID, *ids)])
+        return result
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of `tokens` up to the first EOS, without special tokens."""
+        ids = []
+        for token in map(int, tokens):
+            if token == EOS_ID:
+                break
+            ids.append(self._theirs.get(token, token))
+        # Rows of an embedding that is larger than the vocabulary stand for nothing.
+        return self._tokenizer.decode([number for number in ids if number < self.size])
+
+    def pieces(self, tokens: Sequence[int]) -> list[tuple[str, int]]:
+        """Cuts tokens into what can be shown.
+
+        Returns:
+          Pairs of a text and how many tokens it stands for: one, but for the bytes of a character
+          that several tokens spell. Joined, the texts are what the student reads.
+        """
+        shown: list[tuple[str, int]] = []
+        run: list[int] = []
+        for token in map(int, tokens):
+            run.append(self._theirs.get(token, token))
+            text = self._tokenizer.decode(run, skip_special_tokens=False)
+            if not text.endswith("\ufffd") or len(run) == 4:
+                shown.append((text, len(run)))
+                run = []
+        if run:
+            shown.append((self._tokenizer.decode(run, skip_special_tokens=False), len(run)))
+        return shown
+
+    def id_to_piece(self, token: int) -> str:
+        """Returns the vocabulary's own spelling of a token."""
+        return self._tokenizer.id_to_token(self._theirs.get(token, token)) or "⁇"
+
+    def serialized(self) -> bytes:
+        """Returns the whole tokenizer as the bytes of a `tokenizer.json`."""
+        return self._tokenizer.to_str().encode()
+
+    def config_text(self) -> str:
+        """Returns the text of a `tokenizer_config.json` that says the special tokens."""
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self._tokenizer.id_to_token(self.eos_id),
+            "pad_token": self._tokenizer.id_to_token(self.pad_id),
+            "clean_up_tokenization_spaces": False,
+        }
+        return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+
+    def _to_ours(self, ids: list[int]) -> list[int]:
+        return [self._ours.get(number, number) for number in ids]
+
+
+def from_json(path: Path) -> tokenizers.Tokenizer:
+    """Reads a `tokenizer.json`.
+
+    Raises:
+      UserError: It cannot be read.
+    """
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(f"{path}: not a tokenizer ({error}).") from error
+
+
+def from_gguf(meta: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
+    """Builds the tokenizer that a GGUF file's metadata describe.
+
+    Raises:
+      UserError: It is of a kind that the metadata do not describe whole.
+    """
+    kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        raise UserError(
+            f"{path}: its tokenizer is of kind {kind!r}, of which a GGUF file does not hold the "
+            "merges; use the Hugging Face folder of this model."
+        )
+    splitters = {
+        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+        "llama-bpe": [_split(_LLAMA3)],
+        "qwen2": [_split(_QWEN2)],
+        "default": [],
+        "gpt-2": [],
+    }
+    if pre not in splitters:
+        raise UserError(
+            f"{path}: its pre-tokenizer {pre!r} is not known here (known are "
+            f"{', '.join(splitters)}); use the Hugging Face folder of this model."
+        )
+    tokens = meta["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
+    )
+    # With a splitter of its own, the byte-level step only maps bytes.
+    byte_level = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=pre not in ("llama-bpe", "qwen2")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splitters[pre], byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, token_type in zip(tokens, meta.get("tokenizer.ggml.token_type", ()), strict=False):
+        if token_type in (_CONTROL, _USER_DEFINED):
+            added = AddedToken(token, normalized=False, special=token_type == _CONTROL)
+            if token_type == _CONTROL:
+                tokenizer.add_special_tokens([added])
+            else:
+                tokenizer.add_tokens([added])
+    return tokenizer
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+
+
+def _padding(tokenizer: tokenizers.Tokenizer, eos: int, named: str | None, path: str) -> int:
+    """Chooses a token that occurs in no text.
+
+    It is id 0 if that is special, else the padding token unless that is EOS, else the last special
+    token.
+    """
+    special = {
+        number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special
+    } - {eos}
+    if 0 in special:
+        return 0
+    if named and (number := tokenizer.token_to_id(named)) in special:
+        return number
+    if not special:
+        raise UserError(
+            f"{path}: besides EOS it has no special token, which could serve as padding; add one."
+        )
+    return max(special)  # reserved ones come last
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from error

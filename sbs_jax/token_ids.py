@@ -1,0 +1,28 @@
+"""Ids of padding and EOS: 0 and 1 here, as T5 has them; other ids in most pretrained vocabularies.
+
+Where they differ, two pairs of ids are exchanged, in texts (`text_tokenizer`) and in the rows of
+the weights (`checkpoints`).
+"""
+
+from __future__ import annotations
+
+PAD_ID, EOS_ID = 0, 1
+
+
+def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:
+    """Returns the file's id of each of our ids that is another one: 0 is pad_id and 1 is eos_id.
+
+    For example, with a vocabulary whose padding is 0 and whose EOS is 2:
+
+        >>> moved_ids(0, 2)
+        {1: 2, 2: 1}
+
+    Args:
+      pad_id: the file's id of padding.
+      eos_id: the file's id of EOS, another one.
+    """
+    order = {number: number for number in (PAD_ID, EOS_ID, pad_id, eos_id)}
+    for ours, theirs in ((PAD_ID, pad_id), (EOS_ID, eos_id)):
+        place = next(number for number, there in order.items() if there == theirs)
+        order[place], order[ours] = order[ours], theirs
+    return {ours: theirs for ours, theirs in order.items() if ours != theirs}

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments:
         print(f"error: {arguments[0]}: sbs doctor takes no arguments.", file=sys.stderr)
         return 1
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     problems: list[str] = []
     for section in (versions(problems), devices(problems), folders(problems), extras()):
         for name, text in section:

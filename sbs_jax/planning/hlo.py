@@ -430,40 +430,63 @@ def _traffic(
             for index in range(len(instruction.operands))
         )
         return float(written + read)
-    return float(_fusion_traffic(instruction, computation, inner, written))
+    return float(_fusion_traffic(instruction, computation, inner))
 
 
-def _fusion_traffic(
-    instruction: Instruction, computation: Computation, inner: Computation, written: int
-) -> int:
-    """Of a parameter that is only sliced the slices count, of one updated in place the update."""
-    uses: dict[str, list[Instruction]] = collections.defaultdict(list)
+# What changes the view of an array, and moves nothing when it is a part of a fusion.
+_VIEWS = ("bitcast", "reshape", "copy")
+_CUTS = ("dynamic-slice", "slice", "gather")
+
+
+def _fusion_traffic(instruction: Instruction, computation: Computation, inner: Computation) -> int:
+    """Of a parameter that is only cut, the cuts count; of one updated in place, the update."""
+
+    def origin(name: str) -> Instruction | None:
+        found = inner.get(name)
+        while found is not None and found.opcode in _VIEWS:
+            found = inner.get(found.operands[0])
+        return found
+
+    def in_place(one: Instruction | None) -> bool:
+        if one is None or one.opcode != "dynamic-update-slice":
+            return False
+        base = origin(one.operands[0])
+        return base is not None and base.opcode == "parameter"
+
+    users: dict[str, list[tuple[Instruction, int]]] = collections.defaultdict(list)
     for one in inner.values():
-        for operand in one.operands:
-            uses[operand].append(one)
-    total = written
+        if one.opcode in _VIEWS:
+            continue
+        for place, operand in enumerate(one.operands):
+            source = origin(operand)
+            if source is not None:
+                users[source.name].append((one, place))
+
+    root = next((one for one in inner.values() if one.is_root), None)
+    made = [] if root is None else root.operands if root.opcode == "tuple" else [root.name]
+    total = 0
+    for place, array in enumerate(instruction.results):
+        maker = origin(made[place]) if place < len(made) else None
+        if maker is not None and in_place(maker):
+            total += min(_operand(inner, maker, 1).bytes, array.traffic)
+        else:
+            total += array.traffic
     for parameter in inner.values():
         if parameter.opcode != "parameter" or not parameter.operands[0].isdecimal():
             continue
         index = int(parameter.operands[0])
         if index >= len(instruction.operands):
             continue
-        source = _operand(computation, instruction, index)
-        users = uses[parameter.name]
-        if users and all(
-            one.opcode in ("dynamic-slice", "gather") and one.operands[0] == parameter.name
-            for one in users
-        ):
-            total += sum(min(one.results[0].bytes, source.traffic) for one in users)
-        elif users and all(
-            one.opcode == "dynamic-update-slice" and one.operands[0] == parameter.name
-            for one in users
-        ):
-            updates = sum(_operand(inner, one, 1).bytes for one in users)
-            total += updates - (source.traffic - updates if source.traffic <= written else 0)
-        else:
-            total += source.traffic
-    return max(total, 0)
+        whole = _operand(computation, instruction, index).traffic
+        read = 0
+        for one, place in users[parameter.name]:
+            if one.opcode in _CUTS and place == 0:
+                read += one.results[0].bytes
+            elif not (in_place(one) and place == 0) and one.opcode != "tuple":
+                read = whole
+                break
+        total += min(read, whole)
+    return total
 
 
 def _collective(

@@ -15,7 +15,8 @@ class Bound:
 
     Attributes:
       compute: matrix units, at the chip's peak in bfloat16.
-      memory: the main memory's bus, if each array crosses it once per instruction that uses it.
+      memory: the main memory's bus, if each array crosses it once per instruction that uses it;
+        what a cache holds from one instruction to the next saves some of that.
       links: the links between devices.
     """
 

@@ -23,6 +23,23 @@ def test_loops_count_as_often_as_they_turn():
     assert 7 * 32 * 32 * 4 < program.traffic < 6 * 7 * 32 * 32 * 4
 
 
+def test_what_a_loop_saves_is_written_and_read_once():
+    """Traffic grows with the turns, not with their square: stacks are updated in place."""
+
+    def traffic(turns):
+        def loss(x, kernels):
+            return jax.lax.scan(lambda x, k: (jnp.tanh(x @ k), None), x, kernels)[0].sum()
+
+        arguments = (
+            jax.ShapeDtypeStruct((64, 32), jnp.float32),
+            jax.ShapeDtypeStruct((turns, 32, 32), jnp.float32),
+        )
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        return hlo.read_program(gradient.lower(*arguments).compile().as_text()).traffic
+
+    assert traffic(64) < 4.5 * traffic(16)
+
+
 def test_recomputation_counts_as_often_as_it_happens():
     def layer(x, kernel):
         return jnp.tanh(jnp.tanh(x @ kernel) @ kernel)

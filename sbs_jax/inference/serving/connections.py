@@ -164,10 +164,12 @@ class Connection(HttpToolsProtocol):
         if self.parser is None or self.transport.is_closing():
             return
         before = self._messages, self._in_head
+        # How much of a body is read, `limits` decides: it answers 413 and reads on for a while.
+        self._body = 0
         super().data_received(data)
         # How much of a piece belongs to a stage that begins in it is not known, nor much.
         same = before == (self._messages, self._in_head)
-        self._received = self._received + len(data) if same else 0
+        self._received = self._received + len(data) - self._body if same else 0
         limit = _MAX_HEAD
         if not self._in_head:
             limit += _FRAMING * max(self._connections.max_body_bytes, _MAX_HEAD)
@@ -177,6 +179,11 @@ class Connection(HttpToolsProtocol):
                 self._refuse(431, b"The request's head is too long.")
             else:
                 self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools: a piece of a request's body."""
+        self._body += len(body)
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         """See httptools: the first byte of a request."""

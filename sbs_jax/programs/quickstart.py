@@ -29,7 +29,7 @@ from sbs_jax import metrics
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration.flags import parse_flags
 from sbs_jax.configuration.main import run_main
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UNFINISHED, UserError
 from sbs_jax.files import atomic_write_text, read_jsonl
 
 METHODS = ("standard", "sbs")
@@ -135,7 +135,7 @@ class Run:
         """
         _run_main("sbs_jax.programs.train:train", self.train_arguments)
         if self.steps_done() < self._config().macros["TRAIN_STEPS"].value:
-            raise SystemExit(0)  # A signal came. Its checkpoint is saved, and the run has said so.
+            raise SystemExit(UNFINISHED)  # A signal came. Its checkpoint is saved, and the run has said so.
         _run_main("sbs_jax.programs.eval:evaluate", self.eval_arguments)
         record = {"configuration": self.fingerprint()}
         atomic_write_text(self.folder / _FINISHED, json.dumps(record) + "\n")

@@ -116,11 +116,6 @@ class MetricsWriter(Closing):
         """
         if self._file is None:
             return
-        if not self._path.exists():
-            raise UserError(
-                f"{self._path}: is gone; MODEL_DIR was removed or moved while the run was writing "
-                "there. Put it back, or start again in a new MODEL_DIR."
-            )
         line: dict[str, Any] = {"step": step, "split": split}
         for name, value in values.items():
             line[name] = _json_number(value)
@@ -129,6 +124,11 @@ class MetricsWriter(Closing):
         with self._writing():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+        if not self._path.exists():
+            raise UserError(
+                f"{self._path}: is gone; MODEL_DIR was removed or moved while the run was writing "
+                "there. Put it back, or start again in a new MODEL_DIR."
+            )
         for tracker in self._trackers:
             tracker.write(step, split, {name: line[name] for name in values})
 

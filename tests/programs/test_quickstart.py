@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from sbs_jax.errors import UNFINISHED
 from sbs_jax.programs.quickstart import METHODS, Run, summarize
 from tests import processes
 from tests.paths import ROOT
@@ -79,7 +80,7 @@ def test_a_signal_ends_it_without_judging_half_a_student(tmp_path):
             process.send_signal(signal.SIGTERM)
             break
     output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors[-3000:]
+    assert process.returncode == UNFINISHED, errors[-3000:]
     assert "Stopped by SIGTERM" in output
     assert not list(tmp_path.rglob("finished.json"))
     assert not list(tmp_path.rglob("eval_metrics.jsonl"))

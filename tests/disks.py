@@ -1,7 +1,13 @@
-"""Disks that are full, without filling one: files that cannot grow beyond a limit."""
+"""Disks that are full without filling one, and folders that nobody may write to."""
 
 import contextlib
+import os
 import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+NOBODY = 65534
 
 
 @contextlib.contextmanager
@@ -13,3 +19,20 @@ def full_after(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def read_only_folder():
+    """Gives a folder in which this process can make nothing, also where the tests run as root."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        if user == 0:
+            os.seteuid(user)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)

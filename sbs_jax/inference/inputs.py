@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import read_jsonl
+from sbs_jax.files import not_encoded, read_jsonl
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 
@@ -89,10 +89,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file}, after line {number}: not UTF-8 text ({error.reason}); convert the file to "
-            "UTF-8."
-        ) from error
+        raise not_encoded(file, "utf-8-sig", error, "convert the file to UTF-8") from error
 
 
 def _table(file: Path, ending: str) -> Iterator[tuple[int, dict[str, Any]]]:

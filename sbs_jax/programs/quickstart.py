@@ -135,7 +135,8 @@ class Run:
         """
         _run_main("sbs_jax.programs.train:train", self.train_arguments)
         if self.steps_done() < self._config().macros["TRAIN_STEPS"].value:
-            raise SystemExit(UNFINISHED)  # A signal came. Its checkpoint is saved, and the run has said so.
+            # A signal came. The checkpoint is saved, and the run has said so.
+            raise SystemExit(UNFINISHED)
         _run_main("sbs_jax.programs.eval:evaluate", self.eval_arguments)
         record = {"configuration": self.fingerprint()}
         atomic_write_text(self.folder / _FINISHED, json.dumps(record) + "\n")

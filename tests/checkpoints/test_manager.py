@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from sbs_jax import files
 from sbs_jax.checkpoints import folders
 from sbs_jax.checkpoints.manager import CheckpointManager, restore_params
 from sbs_jax.errors import UserError
+from tests import disks
 from tests.training.toy_run import abstract_state, fresh_state, mesh_of, step_fn
 
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
@@ -380,6 +382,18 @@ def test_a_model_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"MODEL_DIR .*file: cannot be written to"):
         CheckpointManager(tmp_path / "file")
+
+
+def test_a_model_dir_that_is_read_only():
+    with disks.read_only_folder() as folder:
+        with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\)"):
+            CheckpointManager(folder / "run")
+        # Training takes this lock before it writes anything.
+        with (
+            pytest.raises(UserError, match=r"train\.lock: cannot be written \(Permission denied\)"),
+            files.locked(folder / "train.lock"),
+        ):
+            pass
 
 
 def test_a_metric_that_does_not_exist(model_dir):

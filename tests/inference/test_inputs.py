@@ -48,7 +48,7 @@ def test_plain_lines(tmp_path):
         ("x.jsonl", '{"input": "a"', "line 1: not valid JSON"),
         ("x.csv", "input,label\na\n", "line 2: has another number of fields"),
         ("x.csv", 'input\n"a" b\n', "line 2: not valid CSV"),
-        ("x.txt", b"a\n\xff\n", "not UTF-8 text"),
+        ("x.txt", b"a\n\xff\n", "line 2: not UTF-8 text"),
     ],
 )
 def test_mistakes_name_the_line(tmp_path, name, text, message):

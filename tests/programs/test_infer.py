@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UNFINISHED, UserError
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.output import ResumableOutput
 from sbs_jax.programs import infer as infer_lib
@@ -278,6 +278,31 @@ def flags(model_dir, questions, output):
     ]
 
 
+def wait_for_rows(process, path):
+    """Waits until `process` has written some 10 kB to `path`."""
+    deadline = time.monotonic() + 300
+    while not (path.exists() and path.stat().st_size >= 10_000):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def start_two(model_dir, questions, output):
+    """Starts one call of infer as two processes."""
+    address = f"--coordinator_address=localhost:{processes.free_port()}"
+    return [
+        processes.run(
+            "infer",
+            *flags(model_dir, questions, output),
+            address,
+            "--process_count=2",
+            f"--process_index={index}",
+            wait=False,
+        )
+        for index in (0, 1)
+    ]
+
+
 @pytest.mark.slow
 def test_a_killed_process_and_two_processes_write_what_one_writes(model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
@@ -285,11 +310,7 @@ def test_a_killed_process_and_two_processes_write_what_one_writes(model_dir, tmp
     write(questions, toy.texts(MANY))
     killed = folder / "killed.jsonl"
     process = processes.run("infer", *flags(model_dir, questions, killed), devices=2, wait=False)
-    deadline = time.monotonic() + 300
-    while not (killed.exists() and killed.stat().st_size >= 10_000):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_rows(process, killed)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done = killed.read_bytes().count(b"\n")
@@ -297,21 +318,17 @@ def test_a_killed_process_and_two_processes_write_what_one_writes(model_dir, tmp
     again = processes.run("infer", *flags(model_dir, questions, killed), devices=2)
     assert "were there" in again.output
 
-    # The same in one go, by two processes that have a device each.
+    # The same by two processes that have a device each; a signal that one of them gets stops both.
     together = folder / "together.jsonl"
-    address = f"localhost:{processes.free_port()}"
-    several = [
-        processes.run(
-            "infer",
-            *flags(model_dir, questions, together),
-            f"--coordinator_address={address}",
-            "--process_count=2",
-            f"--process_index={index}",
-            wait=False,
-        )
-        for index in (0, 1)
-    ]
-    for process in several:
+    first = start_two(model_dir, questions, together)
+    wait_for_rows(first[0], together)
+    first[1].send_signal(signal.SIGTERM)
+    for process in first:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == UNFINISHED, errors[-3000:]
+        assert "the same command goes on from there" in output
+    assert 0 < together.read_bytes().count(b"\n") < MANY
+    for process in start_two(model_dir, questions, together):
         _, errors = process.communicate(timeout=570)
         assert process.returncode == 0, errors[-3000:]
     assert together.read_bytes() == killed.read_bytes()

@@ -69,6 +69,13 @@ def test_damaged_lines_in_the_middle_are_counted_and_missing(tmp_path):
         assert [request(n).key in journal for n in range(3)] == [True, False, True]
 
 
+def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
+    left = tmp_path / ".rationales.jsonl.x1y2z3_8.tmp"
+    left.write_text("{")
+    with Journal(tmp_path):
+        assert not left.exists()
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     with Journal(tmp_path):
         with pytest.raises(UserError, match=f"in use by another run .process {os.getpid()}"):

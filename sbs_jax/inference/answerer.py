@@ -181,6 +181,44 @@ class Answerer:
 
         return finish
 
+    def log_probabilities(self, queries: Sequence[Query], labels: Sequence[str]) -> list[float]:
+        """Returns the exact log-probability of each label as the whole answer to its query.
+
+        Args:
+          queries: for labels, in any order; their own candidates do not count.
+          labels: a text for each query.
+
+        Returns:
+          Natural logarithms, each summed over the tokens of the label and its EOS, in the order of
+          `queries`.
+        """
+        asked = []
+        for query, label in zip(queries, labels, strict=True):
+            ids = (*self.tokenizer.encode(label), EOS_ID)
+            asked.append(dataclasses.replace(query, candidates=Candidates((label,), (ids,))))
+        batches: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+        for place in sorted(range(len(asked)), key=lambda place: len(asked[place].tokens)):
+            query = asked[place]
+            width = shapes.power_of(len(query.candidates.tokens[0]))
+            batches[shapes.fit(len(query.tokens), self._lengths), width].append(place)
+        started = []
+        for (length, width), places in sorted(batches.items()):
+            for begin in range(0, len(places), self.row_counts[-1]):
+                chosen = places[begin : begin + self.row_counts[-1]]
+                rows = shapes.fit(len(chosen), self.row_counts)
+                batch = [asked[place] for place in chosen]
+                own = padded_candidates([one.candidates.tokens for one in batch], rows, (1, width))
+                tokens = self._rows(batch, rows, length)
+                scores = self._programs.rank_own(
+                    self._params, tokens | to_global({"candidates": own}, self._mesh)
+                )
+                started.append((chosen, scores))
+        found = [0.0] * len(asked)
+        for chosen, scores in started:
+            for place, row in zip(chosen, np.asarray(scores), strict=False):
+                found[place] = float(row[0])
+        return found
+
     def stream(
         self, queries: Sequence[Query], more: More, *, num_best: int = 1
     ) -> Iterator[list[tuple[int, Any]]]:

@@ -14,8 +14,6 @@ from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text, cannot_write, read_jsonl, require_named, writing
 
-_BEGIN_ANEW = "name another OUTPUT_FILE, or remove this one to begin anew"
-
 
 class ResumableOutput(Closing):
     """Appends rows, in whole lines, on disk before `append` returns.
@@ -24,7 +22,14 @@ class ResumableOutput(Closing):
     something else, or by something else, is never touched.
     """
 
-    def __init__(self, path: str, made_with: Mapping[str, Any], *, checkpoint: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        made_with: Mapping[str, Any],
+        *,
+        checkpoint: str,
+        macro: str = "OUTPUT_FILE",
+    ) -> None:
         """Opens the file, and drops a line that was torn when its writer was killed.
 
         Args:
@@ -32,11 +37,13 @@ class ResumableOutput(Closing):
           made_with: JSON values by the names that the user knows them by; `parameters` is a
             digest of the checkpoint's.
           checkpoint: where it lies. It may be moved.
+          macro: the macro that names the file, or its folder, for the sentences of errors.
 
         Raises:
           UserError: the file was made with something else, or another process writes it.
         """
         self.path = Path(path).expanduser()
+        self._begin_anew = f"name another {macro}, or remove this one to begin anew"
         self._record = self.path.with_name(self.path.name + ".run.json")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +57,7 @@ class ResumableOutput(Closing):
             # Without a buffer, whose rest would be written when the file is closed after a failure.
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
-            raise UserError(f"OUTPUT_FILE = {cannot_write(path, error)}") from error
+            raise UserError(f"{macro} = {cannot_write(path, error)}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -107,19 +114,19 @@ class ResumableOutput(Closing):
         except (OSError, ValueError):
             raise UserError(
                 f"{self.path}: exists, and {self._record.name} beside it, which would tell what it "
-                f"was made with, does not; {_BEGIN_ANEW}."
+                f"was made with, does not; {self._begin_anew}."
             ) from None
         begun_with = found.pop("checkpoint", None)
         if found.get("parameters") != wanted.get("parameters"):
             raise UserError(
                 f"{self.path}: was begun with another checkpoint ({begun_with}) than {checkpoint}; "
-                f"{_BEGIN_ANEW}."
+                f"{self._begin_anew}."
             )
         for name in [*wanted, *found]:
             if found.get(name) != wanted.get(name):
                 raise UserError(
                     f"{self.path}: was begun with {name} = {found.get(name)!r}, not "
-                    f"{wanted.get(name)!r}; {_BEGIN_ANEW}."
+                    f"{wanted.get(name)!r}; {self._begin_anew}."
                 )
 
     def _drop_torn_line(self) -> None:

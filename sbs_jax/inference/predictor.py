@@ -249,6 +249,15 @@ class Predictor(Answerer):
             check_fits(own, self._own_shape)
         return self._query(LABEL, self.prompting.encoder_text(LABEL, text, rationale), own)
 
+    def ask_explained(self, text: str, rationale: str) -> Query:
+        """Returns a query for the label of `text` that shows the student a rationale.
+
+        Whatever the student's method is, the encoder reads the input of METHOD = 'rationale_input';
+        without a rationale that is the input alone.
+        """
+        prompting = dataclasses.replace(self.prompting, method="rationale_input")
+        return self._query(LABEL, prompting.encoder_text(LABEL, text, rationale), None)
+
     def ask_rationale(self, text: str, *, sample: int = 0) -> Query:
         """Returns a query for the rationale of `text`; `sample` selects its random numbers, if any.
 

@@ -89,7 +89,7 @@ setup(
     package_data={
         "sbs_jax": ["py.typed"],
         "sbs_jax.gin": ["**/*.gin"],
-        "sbs_jax.teacher": ["prompt_files/*.yaml"],
+        "sbs_jax.teacher": ["prompt_files/*.yaml", "field_files/*.yaml"],
         "sbs_jax.reports": ["page_files/*"],
     },
     install_requires=[*CORE, *TENSORFLOW],

@@ -16,6 +16,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open
 from sbs_jax.teacher import output
 from sbs_jax.teacher.choose import Choosing
+from sbs_jax.teacher.fields import Written
 from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round, majority
 from sbs_jax.teacher.text import clean
@@ -70,9 +71,9 @@ class Summary:
         }
 
 
-def replay(plan: Plan, journal: Journal, example: AskedExample) -> list[Candidate]:
-    """Returns the candidates of `example` that the journal holds."""
-    steps: Generator[Round, Answers, list[Candidate]] = plan.outcome(example)
+def replay(plan: Plan, journal: Journal, example: AskedExample) -> tuple[list[Candidate], Written]:
+    """Returns the candidates of `example` and its further fields, as the journal holds them."""
+    steps: Generator[Round, Answers, tuple[list[Candidate], Written]] = plan.whole(example)
     answers: Answers | None = None
     while True:
         try:
@@ -94,7 +95,8 @@ def derive(
     """Writes `rationales.incomplete.jsonl` from the journal, atomically; see `output.place`.
 
     A row of `rationales.jsonl` holds `id`, `input`, `label` (gold, '' if unknown), `llm_label` and
-    `llm_rationale` ('' where nothing passed), `llm_rationales` when several are kept, and `flags`.
+    `llm_rationale` ('' where nothing passed), `llm_rationales` when several are
+    kept, the further fields that were asked for, and `flags`.
 
     Args:
       plan: The prompts and parameters in force.
@@ -117,14 +119,15 @@ def derive(
         atomic_open(paths[1], errors="replace") if predictions else nullcontext() as predicted,
     ):
         for place, example in enumerate(examples):
-            candidates = replay(plan, journal, example)
-            if reached is not None and place >= reached and any(c.missing for c in candidates):
+            candidates, fields = replay(plan, journal, example)
+            missing = fields.missing or any(c.missing for c in candidates)
+            if reached is not None and place >= reached and missing:
                 continue
             voted = _voted(candidates, by_value=plan.by_value)
             chosen = choosing.choice(candidates, by_value=plan.by_value)
-            flags = _flags(candidates, voted, chosen)
-            _count(summary, example, candidates, voted, flags)
-            _write(rationales, _row(example, chosen, flags, choosing))
+            flags = _flags(candidates, voted, chosen, fields)
+            _count(summary, example, candidates, voted, flags, fields)
+            _write(rationales, _row(example, chosen, flags, choosing, fields))
             if predicted is not None:
                 _write(predicted, _prediction(example, voted, candidates))
     return summary
@@ -137,15 +140,18 @@ def _voted(candidates: list[Candidate], *, by_value: bool) -> Candidate | None:
 
 
 def _flags(
-    candidates: list[Candidate], voted: Candidate | None, chosen: list[Candidate]
+    candidates: list[Candidate],
+    voted: Candidate | None,
+    chosen: list[Candidate],
+    fields: Written,
 ) -> dict[str, Any]:
     flags: dict[str, Any] = {
         "samples": len(candidates),
         "parsed": sum(c.parsed for c in candidates),
     }
-    if any(c.missing for c in candidates):
+    if fields.missing or any(c.missing for c in candidates):
         flags["missing"] = True
-    errors = [c.error for c in candidates if c.error]
+    errors = [error for error in (*(c.error for c in candidates), fields.error) if error]
     if errors:
         flags["error"] = clean(errors[0])
     if voted is not None and voted.right is not None:
@@ -160,11 +166,17 @@ def _flags(
             flags["wrong_equations"] = [clean(e) for e in best.wrong_equations[:5]]
     elif flags["parsed"]:
         flags["rejected"] = True
+    if fields.rejected:
+        flags["rejected_by"] = fields.rejected
     return flags
 
 
 def _row(
-    example: AskedExample, chosen: list[Candidate], flags: dict[str, Any], choosing: Choosing
+    example: AskedExample,
+    chosen: list[Candidate],
+    flags: dict[str, Any],
+    choosing: Choosing,
+    fields: Written,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": clean(example.id),
@@ -176,6 +188,8 @@ def _row(
     if choosing.keep > 1:
         row["llm_rationales"] = [c.rationale for c in chosen]
         row["llm_labels"] = [c.label for c in chosen]
+    # What belongs to an explanation that was rejected is not trained either.
+    row |= {name: text if chosen else "" for name, text in fields.values.items()}
     row["flags"] = flags
     return row
 
@@ -200,11 +214,14 @@ def _count(
     candidates: list[Candidate],
     voted: Candidate | None,
     flags: dict[str, Any],
+    fields: Written,
 ) -> None:
     counts = summary.counts
     counts["examples"] += 1
     counts["candidates"] += len(candidates)
     summary.answered += output.is_answered(flags)
+    for name, text in fields.values.items():
+        counts[f"with_{name}"] += bool(text)
     counts["with_rationale"] += not ("rejected" in flags or not flags["parsed"])
     for name in ("missing", "rejected", "rationalized", "truncated"):
         counts[name] += name in flags

@@ -9,12 +9,13 @@ completions of other prompts or parameters never get mixed in.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from sbs_jax import metrics
 from sbs_jax.errors import UserError
 from sbs_jax.parsers import find_parser
+from sbs_jax.teacher import fields as fields_lib
 from sbs_jax.teacher.equations import wrong_equations
 from sbs_jax.teacher.prompts import (
     ANSWER_CONDITIONED,
@@ -127,8 +128,16 @@ class Plan:
     """Turns examples into requests, and completions into candidates."""
 
     def __init__(
-        self, prompts: PromptFile, sampling: Sampling, asking: Asking, *, model: str
+        self,
+        prompts: PromptFile,
+        sampling: Sampling,
+        asking: Asking,
+        *,
+        model: str,
+        field_files: Sequence[fields_lib.FieldFile] = (),
     ) -> None:
+        self.field_files = tuple(field_files)
+        self._fields = [field for file in field_files for field in file.fields]
         self.prompts = prompts
         self.sampling = sampling
         self.asking = asking
@@ -150,6 +159,37 @@ class Plan:
         if self.sampling.stop:
             return self.sampling.stop
         return self.prompts.stop if style_stop is None else style_stop
+
+    def whole(
+        self, example: AskedExample
+    ) -> Generator[Round, Answers, tuple[list[Candidate], fields_lib.Written]]:
+        """Yields all rounds about `example`; returns its candidates and its further fields."""
+        candidates = yield from self.outcome(example)
+        voted = majority(candidates, by_value=self.by_value)
+        # A right explanation, if there is one, is what further fields are asked about.
+        voted = next((c for c in candidates if c.right), voted)
+        if voted is None or not self._fields:
+            # Nothing can be asked about an answer that there is not (yet).
+            missing = bool(self._fields) and any(c.missing for c in candidates)
+            empty = {field.name: "" for field in self._fields if field.accept is None}
+            return candidates, fields_lib.Written(empty, missing)
+        asked = fields_lib.ask(self._fields, example, voted.rationale, example.label or voted.label)
+        said: tuple[str | None, str | None] | None = None
+        while True:
+            try:
+                field, values = asked.send(said)
+            except StopIteration as end:
+                return candidates, end.value
+            request = make_request(
+                example,
+                field.prompt(values, chat=self.asking.chat),
+                model=self.model,
+                sampling=self.sampling,
+                stop=self.stop(field.stop),
+                kind=f"field:{field.name}",
+            )
+            (completion,) = yield [request]
+            said = (completion.text, completion.error) if completion else (None, None)
 
     def outcome(self, example: AskedExample) -> Generator[Round, Answers, list[Candidate]]:
         """Yields rounds of requests about `example`; returns its candidates, by sample."""

@@ -72,9 +72,7 @@ class Style:
             raise UserError(
                 f"{path}: styles.{name}.query is missing; it is the text of a question."
             )
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-        )
+        templates = environment()
         self.name = name
         self.system = fields.get("system") or ""
         self.stop: tuple[str, ...] | None = (
@@ -89,8 +87,8 @@ class Style:
             if source is None:
                 return None
             try:
-                compiled = environment.from_string(source)
-                pieces = _plain_pieces(environment.parse(source))
+                compiled = templates.from_string(source)
+                pieces = _plain_pieces(templates.parse(source))
             except jinja2.TemplateError as error:
                 raise UserError(f"{path}: styles.{name}.{field}: {error}.") from error
 
@@ -199,6 +197,13 @@ class PromptFile:
         return self.styles[name]
 
 
+def environment() -> jinja2.sandbox.SandboxedEnvironment:
+    """Returns what templates are compiled with: sandboxed, and an undefined name is an error."""
+    return jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+
+
 def readable_input(text: str) -> str:
     r"""Returns an input as an LLM is to read it: without the student's EOS between its pieces.
 
@@ -238,9 +243,9 @@ def load_prompts(name: str) -> PromptFile:
       UserError: it cannot be read or says something that this module does not know.
     """
     path = find_prompt_file(name)
-    content, data = _read(path)
+    content, data = read_yaml(path)
     if "extends" in content:
-        base, base_data = _read(find_prompt_file(str(content.pop("extends"))))
+        base, base_data = read_yaml(find_prompt_file(str(content.pop("extends"))))
         if "extends" in base:
             raise UserError(f"{path}: `extends` names a file that itself extends another.")
         content, data = {**base, **content}, base_data + data
@@ -282,7 +287,7 @@ def load_prompts(name: str) -> PromptFile:
         parser=content["parser"],
         answer_parser=content.get("answer_parser"),
         metric=metric,
-        stop=_stop_strings(content.get("stop"), path),
+        stop=stop_strings(content.get("stop"), path),
         exemplars=tuple(exemplars),
         styles={
             style: Style(style, fields, tuple(exemplars), path) for style, fields in styles.items()
@@ -310,7 +315,14 @@ def _plain_pieces(template: jinja2.nodes.Template) -> list[tuple[bool, str]] | N
     return pieces
 
 
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
+def read_yaml(
+    path: Path, expected: str = "a mapping with parser, exemplars and styles"
+) -> tuple[dict[str, Any], bytes]:
+    """Returns the mapping that a YAML file holds, and the bytes of the file.
+
+    Raises:
+      UserError: it cannot be read, or is not `expected`.
+    """
     try:
         data = path.read_bytes()
         content = yaml.safe_load(data)
@@ -322,11 +334,12 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         reason = getattr(error, "problem", None) or "not UTF-8 YAML"
         raise UserError(f"{path}{line}: not valid YAML ({reason}).") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping with parser, exemplars and styles.")
+        raise UserError(f"{path}: expected {expected}.")
     return content, data
 
 
-def _stop_strings(value: Any, path: Path) -> tuple[str, ...]:
+def stop_strings(value: Any, path: Path) -> tuple[str, ...]:
+    """Returns the stop strings that a YAML file lists; none where `value` is None."""
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(s, str) and s for s in value):

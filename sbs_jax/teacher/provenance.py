@@ -75,6 +75,7 @@ def write(
             "parser": plan.prompts.parser,
             "metric": plan.prompts.metric,
         },
+        "fields": {file.path.name: file.sha256 for file in plan.field_files},
         "sampling": redact(dataclasses.asdict(plan.sampling)),
         "asking": dataclasses.asdict(plan.asking),
         "choosing": dataclasses.asdict(choosing),

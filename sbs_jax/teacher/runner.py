@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from sbs_jax.errors import UserError
 from sbs_jax.redaction import Blotter
+from sbs_jax.teacher.fields import Written
 from sbs_jax.teacher.flow import Flow, sleep_or
 from sbs_jax.teacher.gate import Gate, Stopped
 from sbs_jax.teacher.journal import Journal
@@ -185,7 +186,7 @@ class Runner:
             await self._window.acquire()
             if self._stop.is_set():
                 return
-            steps = self.plan.outcome(example)
+            steps = self.plan.whole(example)
             open_round = self._replay(example, steps, None)
             if open_round is None:
                 self._window.release()
@@ -215,7 +216,7 @@ class Runner:
     def _replay(
         self,
         example: AskedExample,
-        steps: Generator[Round, Answers, list[Candidate]],
+        steps: Generator[Round, Answers, tuple[list[Candidate], Written]],
         answers: Answers | None,
     ) -> _Open | None:
         """Advances `steps` as far as the journal has completions.
@@ -228,7 +229,7 @@ class Runner:
             try:
                 wanted = steps.send(answers)
             except StopIteration as end:
-                self.observer.example(example, end.value)
+                self.observer.example(example, end.value[0])
                 return None
             answers = [self.journal.get(request.key) for request in wanted]
             missing = [place for place, answer in enumerate(answers) if answer is None]
@@ -248,7 +249,7 @@ class Runner:
     async def _pursue(
         self,
         example: AskedExample,
-        steps: Generator[Round, Answers, list[Candidate]],
+        steps: Generator[Round, Answers, tuple[list[Candidate], Written]],
         open_round: _Open | None,
     ) -> None:
         """Asks for what an example lacks, round after round."""

@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from sbs_jax.redaction import Blotter, secrets_in
 from sbs_jax.teacher import derive as derive_lib
 from sbs_jax.teacher import output, provenance, stats
 from sbs_jax.teacher.choose import Choosing
+from sbs_jax.teacher.fields import FieldFile, load_field_files
 from sbs_jax.teacher.flow import Flow
 from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Asking, Plan
@@ -52,6 +53,7 @@ class Session:
       output_dir: The folder of this teacher and data set.
       backend: Who answers.
       prompts: A prompt file, or the name of a shipped one; None where the data set decides.
+      fields: Field files, or names of shipped ones: what else the teacher writes of each example.
       sampling: How the teacher samples.
       asking: How examples are asked.
       choosing: Filters and choice, applied to the journal.
@@ -65,6 +67,7 @@ class Session:
     output_dir: str
     backend: Backend
     prompts: str | None = None
+    fields: Sequence[str] = ()
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     asking: Asking = dataclasses.field(default_factory=Asking)
     choosing: Choosing = dataclasses.field(default_factory=Choosing)
@@ -99,7 +102,14 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
     if session.prompts is None:
         raise UserError("PROMPTS is missing: name a prompt file, or a shipped one (svamp).")
     file = load_prompts(session.prompts)
-    plan = Plan(file, session.sampling, session.asking, model=session.backend.model)
+    field_files = load_field_files(session.fields)
+    plan = Plan(
+        file,
+        session.sampling,
+        session.asking,
+        model=session.backend.model,
+        field_files=field_files,
+    )
     if session.preview:
         _preview(plan, session.backend, source, session.preview, console)
         return {}
@@ -113,7 +123,8 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
                 "their completions are asked for again.",
             )
         begun_empty = journal.is_empty
-        _keep_prompt_file(Path(session.output_dir), file)
+        for kept in (file, *field_files):
+            _keep_prompt_file(Path(session.output_dir), kept)
         report, failure = Report(), None
         if not session.offline:
             report, failure = _run(plan, session, journal, source, console)
@@ -241,7 +252,7 @@ def _say(console: Console, text: str) -> None:
     console.print(printable(text), markup=False, highlight=False)
 
 
-def _keep_prompt_file(folder: Path, file: PromptFile) -> None:
+def _keep_prompt_file(folder: Path, file: PromptFile | FieldFile) -> None:
     """Keeps the prompt file beside what it has made; its hash is its name."""
     copy = folder / "prompts" / f"{file.path.stem}.{file.sha256[:12]}.yaml"
     if not copy.exists():
@@ -264,4 +275,8 @@ def _preview(
         else:
             text = "\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
         console.print(printable(text, 10**6), markup=False, highlight=False, soft_wrap=True)
+    later = [field.name for file in plan.field_files for field in file.fields]
+    if later:
+        names = printable(", ".join(later))
+        console.print(f"asked after the answer: {names}", markup=False, highlight=False)
     console.rule(Text(f"stop: {list(stop)}; nothing was sent"))

@@ -23,7 +23,8 @@ class Request:
     Attributes:
       key: 32 hex digits, the hash of the whole request (see `sampling.Sampler.request`).
       example: The example that it is about.
-      kind: 'rationale', 'answer' (second call of zero-shot) or 'rationalize' (gold answer shown).
+      kind: 'rationale', 'answer' (second call of zero-shot), 'rationalize' (gold answer shown), or
+        'field:NAME' for a further field of the example.
       sample: Index of the sample, from 0.
       attempt: 0, then 1, 2, … when a completion that did not parse is asked again.
       prompt: The text of a completion request, or the messages of a chat request.

@@ -15,6 +15,8 @@ from sbs_jax.teacher.types import AskedExample, Completion, Request
 
 Script = Callable[[AskedExample, int], str]
 """(example, sample) → completion."""
+FieldScript = Callable[[AskedExample, str], str]
+"""(example, name of the field) → completion."""
 
 
 def explain_expression(example: AskedExample, sample: int) -> str:
@@ -44,17 +46,41 @@ def explain_expression(example: AskedExample, sample: int) -> str:
     return " ".join([*steps, f"The answer is {answer}."])
 
 
+def write_field(example: AskedExample, name: str) -> str:
+    """Writes a further field (`sbs_jax.teacher.fields`) of an example with a gold expression.
+
+    It knows those of the field files that come along: ``expression`` is the label,
+    ``backward_question`` hides the first number of the input and states the answer,
+    ``backward_rationale`` names that number, ``consistent`` is yes and ``evaluation`` is right. Any
+    other field gets no text.
+    """
+    number = re.search(r"\d+", example.input)
+    if name == "expression":
+        return example.label.strip()
+    if name in ("backward_question", "backward_rationale") and number:
+        hidden = f"{example.input[: number.start()]}some{example.input[number.end() :]}"
+        question = f"{hidden} The answer is {example.label}. How many is some?".replace("\n", " ")
+        return question if name == "backward_question" else f"It is {number[0]}."
+    return {"consistent": "yes", "evaluation": "right"}.get(name, "")
+
+
 class ScriptedBackend:
-    """Answers with `script(example, sample)`."""
+    """Answers with `script(example, sample)`, and further fields with `fields(example, name)`."""
 
     name = "scripted"
     samples_per_request = 1
     one_first = False
     min_concurrency = 1
 
-    def __init__(self, script: Script = explain_expression, model: str = "scripted") -> None:
+    def __init__(
+        self,
+        script: Script = explain_expression,
+        model: str = "scripted",
+        fields: FieldScript = write_field,
+    ) -> None:
         self.model = model
         self._script = script
+        self._fields = fields
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -67,7 +93,11 @@ class ScriptedBackend:
         await asyncio.sleep(0)
         said = []
         for request in requests:
-            text = self._script(request.example, request.sample)
+            field = request.kind.removeprefix("field:")
+            if field != request.kind:
+                text = self._fields(request.example, field)
+            else:
+                text = self._script(request.example, request.sample)
             words = len(request.body.split()), len(text.split())
             said.append(Completion(text, "stop", *words, usage_estimated=True))
         return said

@@ -3,7 +3,7 @@
     python benchmarks/prefix_side.py --release_dir=PATH [--datasets svamp cqa]
 
 The same student (`cpu_small` of `train_step.py`) trains on the same examples, 64 a step, with the
-prefixes on either side, by turns in this one process, on one thread, without dropout. Told are
+prefixes on either side, by turns in this one process, on one thread, without dropout. It prints
 XLA's count of the encoder's operations (forward) and of the whole step's for an example, and
 examples per CPU second. Each side has rows of its own lengths, those that it fills best.
 """

@@ -7,7 +7,7 @@ passes (label and rationale), α-weighted loss with α = 0.5, gradients clipped 
 is the jitted step of `python -m sbs_jax.train`, on packed batches. Both train the same network
 (`cpu_small`) from random weights with the same dropout on the same 16 examples a step (an
 example is its label and its rationale), in float32, with one thread each on one core, by turns in
-this one process. Compilation and making the batches are not timed; what packing costs is told.
+this one process. Compilation and making the batches are not timed; the cost of packing is printed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/vectorize.py --runs=8 --steps=60
 
 Both are real sweeps of quickstart students (λ × seeds) through `python -m sbs_jax.sweep`, one
-process at a time, with the default devices and `--cpus` CPUs. Told are examples per second while
+process at a time, with the default devices and `--cpus` CPUs. It prints examples per second while
 stepping (compilation, evaluation and saving left out), and the time and the CPU time of the whole
 sweep, start-up and compilation included: the latter counts on a machine that others use, too.
 """

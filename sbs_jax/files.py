@@ -273,7 +273,7 @@ def read_jsonl(
 
     Args:
       path: the file; a byte order mark at its beginning is passed over.
-      encoding: of its text.
+      encoding: the encoding of its text.
       advice: what to do about a file that is in another encoding, for the error.
 
     Raises:

@@ -18,7 +18,7 @@ from rich.progress import Progress as RichProgress
 from sbs_jax.closing import Closing
 
 LINES = 8
-"""How many lines a run writes where there is no terminal, its first aside; evaluations likewise."""
+"""Lines that a run writes where there is no terminal, besides the first; evaluations as many."""
 
 Value = float | int | None
 

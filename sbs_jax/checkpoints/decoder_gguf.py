@@ -43,7 +43,7 @@ def open_gguf(
     Args:
       path: the file.
       pad_id: see `DecoderConfig`.
-      eos_id: likewise; the defaults keep the file's own numbering.
+      eos_id: id of the end of a sequence; the defaults keep the file's own numbering.
 
     Returns:
       The config; where each of our parameters (by path) is read from, in our layout; the metadata.

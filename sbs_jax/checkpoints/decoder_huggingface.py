@@ -43,7 +43,7 @@ def open_decoder(
     Args:
       folder: holds `config.json`, and `model.safetensors` or its shards with their index.
       pad_id: see `DecoderConfig`.
-      eos_id: likewise; the defaults keep the file's own numbering.
+      eos_id: id of the end of a sequence; the defaults keep the file's own numbering.
 
     Returns:
       The config, and where each of our parameters (by path) is read from, in our layout.

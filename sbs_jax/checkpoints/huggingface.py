@@ -253,7 +253,7 @@ def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str,
 
     Args:
       config: the network.
-      dtype: of the weights' file.
+      dtype: the dtype of the weights' file.
 
     Returns:
       JSON.

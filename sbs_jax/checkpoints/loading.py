@@ -82,8 +82,8 @@ class Source:
 
     Attributes:
       kind: whose format they have.
-      folder: of the checkpoint itself; for `huggingface` the folder of `config.json`.
-      step: of the training that wrote them; None where the format has no such thing.
+      folder: the folder of the checkpoint itself; for `huggingface` the folder of `config.json`.
+      step: the step of the training that wrote them; None where the format has no such thing.
     """
 
     kind: Kind
@@ -287,7 +287,7 @@ def load_params(source: Source, abstract_params: Any, *, advice: str = _ADVICE) 
     All processes of a run call this together; each reads what its own devices hold.
 
     Args:
-      source: of `identify`.
+      source: the result of `identify`.
       abstract_params: the tree wanted, of `jax.ShapeDtypeStruct` with shardings; values are cast
         to its dtypes.
       advice: ends the sentence on parameters that do not fit; of weights of others.
@@ -385,13 +385,13 @@ def model_config(
 
     Args:
       path: as for `identify`.
-      dropout_rate: of this run, where the network is a T5.
-      dtype: of this run's activations.
-      decoder_dropout_rate: of this run, where the network is a decoder.
-      dropout_attention_weights: of this run, see `T5Config`.
-      attention: of this run, see `T5Config`.
-      remat: of this run, see `T5Config`.
-      scan_layers: of this run, see `T5Config`.
+      dropout_rate: the dropout rate of this run, where the network is a T5.
+      dtype: the dtype of this run's activations.
+      decoder_dropout_rate: the decoder dropout rate of this run, where the network is a decoder.
+      dropout_attention_weights: the dropout attention weights of this run, see `T5Config`.
+      attention: the attention of this run, see `T5Config`.
+      remat: the remat of this run, see `T5Config`.
+      scan_layers: the scan layers of this run, see `T5Config`.
 
     Raises:
       UserError: there are no weights, or they do not say their dimensions.

@@ -1,4 +1,4 @@
-"""Saving and restoring a run's state through Orbax; what lies where is told in `folders`."""
+"""Saving and restoring a run's state through Orbax; `folders` describes what lies where."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ class CheckpointManager(Closing):
         try:
             return _finite(folders.read_info(folder)["metrics"].get(self._best_metric))
         except (UserError, KeyError, TypeError, AttributeError):
-            return None  # Damaged: found out, and told, if it is ever to be restored.
+            return None  # Damaged: reported when somebody tries to restore it.
 
     def _refuse_poison(self, step: int, found: Mapping[str, Mapping[str, trees.Inspected]]) -> None:
         poisoned = [

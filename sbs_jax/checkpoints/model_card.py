@@ -38,13 +38,13 @@ def write(
     """Writes README.md of an exported folder.
 
     Args:
-      name: of the model.
+      name: the name of the model.
       config: its dimensions.
-      dtype: of its weights.
+      dtype: the dtype of its weights.
       settings: see `loading.Source.settings`; {} for weights of others.
-      step: of the checkpoint.
+      step: the step of the checkpoint.
       own_scores: `validation/accuracy` and the like, of training's own evaluation.
-      scores: of `sbs_jax.eval`, by split.
+      scores: the scores of `sbs_jax.eval`, by split.
 
     Returns:
       Markdown, with Hugging Face's front matter.
@@ -109,10 +109,10 @@ def _score_table(
             if not isinstance(value, int | float) or not math.isfinite(value):
                 continue
             stderr = values.get(f"{metric}_stderr")
-            told = f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr else "")
+            summary = f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr else "")
             examples = values.get("examples")
             rows.append(
-                f"| {split} | {metric.replace('_', ' ')} | {told} | "
+                f"| {split} | {metric.replace('_', ' ')} | {summary} | "
                 f"{'' if examples is None else int(examples)} |"
             )
     if not rows:
@@ -129,7 +129,7 @@ def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
     method = settings.get("method")
     if not settings:
         return _code(name, ['text = "…"'], "text")
-    told = {
+    summary = {
         "sbs": f"`{label}` in front of an input asks for the label, `{rationale}` for the "
         "explanation:",
         "rationale": f"`{rationale}` stands in front of an input:",
@@ -140,14 +140,14 @@ def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
     }.get(method or "", f"`{label}` stands in front of an input:")
     prefixes = {"sbs": [label, rationale], "rationale": [rationale]}.get(method or "", [label])
     if data.get("prefix_side") == "decoder":
-        told = (
+        summary = (
             "The prefixes "
             + " and ".join(f"`{prefix}`" for prefix in prefixes)
             + " are what the decoder is fed first; the input stands alone:"
         )
-        return told + "\n\n" + _decoder_code(name, prefixes)
+        return summary + "\n\n" + _decoder_code(name, prefixes)
     lines = ['question = "…"', f"for prefix in {json.dumps(prefixes, ensure_ascii=False)}:"]
-    return told + "\n\n" + _code(name, lines, "prefix + question", indent="    ")
+    return summary + "\n\n" + _code(name, lines, "prefix + question", indent="    ")
 
 
 def _how_to_ask_decoder(name: str, settings: Mapping[str, Any]) -> str:

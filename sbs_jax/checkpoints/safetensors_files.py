@@ -103,7 +103,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: st
     Args:
       path: the file.
       tensors: by name. They are read whole, one after another.
-      dtype: of the file, `float32`, `float16` or `bfloat16`; values are rounded to it.
+      dtype: the dtype of the file, `float32`, `float16` or `bfloat16`; values are rounded to it.
 
     Raises:
       UserError: a value is too large for float16.

@@ -45,7 +45,8 @@ class ZarrTensor:
     Attributes:
       name: as messages say it.
       store: open for reading.
-      dtype: of what is read. bfloat16 that old versions of T5X wrote as uint16 is bfloat16.
+      dtype: the dtype of what is read. bfloat16 that old versions of T5X wrote as uint16 is
+        bfloat16.
     """
 
     name: str
@@ -71,7 +72,7 @@ class T5XCheckpoint:
     """A T5X checkpoint, opened.
 
     Attributes:
-      step: of the training that wrote it; None where it does not say.
+      step: the step of the training that wrote it; None where it does not say.
       params: by path, `encoder/layers_0/mlp/wi_0/kernel`; nothing is read of large ones yet.
     """
 
@@ -249,7 +250,7 @@ def _layer_by_layer(
     layers has position biases of its own (`relative_attention_per_layer`).
 
     Raises:
-      UserError: there are such arrays, and which axis is that of the layers cannot be told.
+      UserError: there are such arrays, and which axis is that of the layers cannot be recognised.
     """
     if not any(_STACKED.match(name) for name in params):
         return dict(params)

@@ -104,7 +104,7 @@ def tokenizer_files(
     """The text of each of Hugging Face's tokenizer files.
 
     Args:
-      proto: of `read_sentencepiece`.
+      proto: the result of `read_sentencepiece`.
       max_length: tokens of an input, as far as known.
       add_eos: see `build_tokenizer`.
 

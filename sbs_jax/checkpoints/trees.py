@@ -67,7 +67,7 @@ def read_tree(folder: epath.Path, abstract: Any, *, what: str, advice: str) -> t
     Processes do not talk to each other here: one may fail, and they agree afterwards.
 
     Args:
-      folder: of this tree.
+      folder: the folder of this tree.
       abstract: the tree wanted, of `jax.ShapeDtypeStruct` with sharding (the default device where
         there is none).
       what: what a leaf is called in messages: `parameter`.

@@ -144,12 +144,12 @@ class GinConfig:
             )
         missing = self.missing()
         if missing:
-            told = "; ".join(
+            summary = "; ".join(
                 f"{b.name} ({b.source}{': ' + b.comment if b.comment else ''})" for b in missing
             )
             raise UserError(
-                f"Not set, but required: {told}. Give {'it' if len(missing) == 1 else 'each'} as "
-                f"--gin.NAME=VALUE (here --gin.{missing[0].name}=…) or in a gin file."
+                f"Not set, but required: {summary}. Give {'it' if len(missing) == 1 else 'each'} "
+                f"as --gin.NAME=VALUE (here --gin.{missing[0].name}=…) or in a gin file."
             )
 
     def apply(self) -> None:

@@ -36,7 +36,7 @@ class _Search(NamedTuple):
       has_ended: bool [B, N], which of `ended` exist.
       open: bool [B], whether a live beam may yet beat an ended one.
       visible: bool [B, N, L], the slots of the cache that belong to each beam.
-      cache: of L slots.
+      cache: the cache of L slots.
     """
 
     step: Int[Array, ""]
@@ -85,8 +85,8 @@ def beam_decode(
       num_beams: outputs that are followed at a time.
       alpha: the exponent of the length penalty; larger ones favour longer outputs.
       num_return: N, the best so many of `num_beams`.
-      length_penalty: of an output of n tokens, EOS included: `t5x` is ((5 + n) / 6) ** alpha,
-        `huggingface` is n ** alpha (its `length_penalty`).
+      length_penalty: the length penalty of an output of n tokens, EOS included: `t5x` is ((5 + n) /
+        6) ** alpha, `huggingface` is n ** alpha (its `length_penalty`).
       early_stopping: when a row is done, as in Hugging Face: True, once `num_beams` outputs have
         ended; False, once these beat the best live beam at its present length; `never`, once they
         beat it at any length, which is T5X's rule.

@@ -19,10 +19,10 @@ class Beginning(NamedTuple):
     """A decoder that is ready to generate.
 
     Attributes:
-      memory: of the encoder, one row an input.
+      memory: the memory of the encoder, one row an input.
       cache: holds what comes before `token`.
       token: int32 [], the decoder's next input: the prompt's last token, or the start token.
-      position: of `token`: the length of the prompt.
+      position: the position of `token`: the length of the prompt.
     """
 
     memory: EncoderMemory

@@ -71,7 +71,8 @@ class Output:
 
     Attributes:
       tokens: ids, EOS included if the output has one.
-      log_probability: of these tokens under the model; 0.0 unless scores were asked for.
+      log_probability: the log probability of these tokens under the model; 0.0 unless scores were
+        asked for.
     """
 
     tokens: list[int]
@@ -108,7 +109,7 @@ class Slots:
       scores: float32 [R], log-probabilities of the tokens so far.
       samples: uint32 [R], `Request.sample`.
       memory: the encoder's, of S tokens.
-      cache: of L slots, a ring over steps.
+      cache: the cache of L slots, a ring over steps.
     """
 
     step: Int[Array, ""]

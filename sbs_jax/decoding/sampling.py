@@ -159,8 +159,8 @@ def draw(
     makes 0 a temperature like any other.
 
     Args:
-      logits: of the whole vocabulary.
-      noise: of the Gumbel distribution.
+      logits: the logits of the whole vocabulary.
+      noise: the noise of the Gumbel distribution.
       temperature: at least 0.
       top_k: see `sample_decode`.
       top_p: see `sample_decode`.

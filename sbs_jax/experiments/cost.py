@@ -25,11 +25,11 @@ class Cost:
     """The cost of a run.
 
     Attributes:
-      parameters: of the student.
-      steps: of training.
+      parameters: the parameters of the student.
+      steps: the steps of training.
       tokens: positions of all batches, inputs and targets, padding included; None where the
         number of rows is not known.
-      flops: of training; None likewise.
+      flops: the FLOPs of training; None where it is not known.
     """
 
     parameters: int | None
@@ -47,8 +47,8 @@ def estimate(config: config_lib.GinConfig, rows: float | None = None) -> Cost:
     """The cost of a run that a configuration describes; nothing is imported or read for it.
 
     Args:
-      config: of the run, parsed.
-      rows: of a batch, where the configuration does not tell.
+      config: the configuration of the run, parsed.
+      rows: the rows of a batch, where the configuration does not tell.
     """
     steps = runs_lib.macro(config, "TRAIN_STEPS")
     student = read_student(config)

@@ -38,7 +38,7 @@ class Axis:
     """One axis of a grid.
 
     Attributes:
-      name: of the macro or parameter, or of the group.
+      name: the name of the macro or parameter, or of the group.
       points: by the value's own name, what it binds.
     """
 
@@ -59,7 +59,7 @@ class Run:
     """One point of a grid.
 
     Attributes:
-      name: of its folder: `rationale_weight=0.1,seed=0`.
+      name: the name of its folder: `rationale_weight=0.1,seed=0`.
       bindings: gin macros and parameters with their values; a string that begins with `@` or `%` is
         a reference. `gin_file` names a file instead.
     """

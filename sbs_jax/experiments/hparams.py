@@ -17,7 +17,7 @@ def write(sweep: SweepFolder, names: Sequence[str]) -> int:
 
     Args:
       sweep: whose folder.
-      names: of its runs; those without a score are left out.
+      names: the names of its runs; those without a score are left out.
 
     Returns:
       How many runs are in it.

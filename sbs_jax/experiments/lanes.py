@@ -39,7 +39,8 @@ def make_lane_step(
     Args:
       student: the network.
       optimizer: see `training.optimizers`.
-      loss: of all lanes. A schedule of λ counts for all; a constant λ is replaced by each lane's.
+      loss: the loss of all lanes. A schedule of λ counts for all; a constant λ is replaced by each
+        lane's.
       num_microbatches: see `training.step.make_train_step`.
     """
 
@@ -114,9 +115,9 @@ class Lanes:
         """Compiles nothing yet.
 
         Args:
-          student: of all lanes.
+          student: the student of all lanes.
           lane_step: from `make_lane_step`.
-          abstract_state: of one lane, with shardings.
+          abstract_state: the abstract state of one lane, with shardings.
           weights: λ of each lane.
           stopping: whether to stop; asked once a step, so that all lanes stop at the same one.
         """

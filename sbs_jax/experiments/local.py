@@ -128,7 +128,7 @@ class LocalEngine:
         Args:
           sweep: whose runs.
           slots: see `plan_slots`.
-          command: of a job's process; by default `worker_command`'s.
+          command: the command of a job's process; by default `worker_command`'s.
         """
         self._sweep = sweep
         self._command = command or (

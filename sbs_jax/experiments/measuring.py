@@ -17,7 +17,7 @@ def rows(config: config_lib.GinConfig) -> float:
     """Mean number of rows of a run's first batches.
 
     Args:
-      config: of the run, with EXAMPLES_PER_BATCH; it is put in force in gin.
+      config: the configuration of the run, with EXAMPLES_PER_BATCH; it is put in force in gin.
 
     Raises:
       UserError: the data cannot be read.

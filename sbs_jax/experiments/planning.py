@@ -1,4 +1,4 @@
-"""What a sweep is to do: its command line and gin files, every run checked, costs told."""
+"""What a sweep is to do: its command line and gin files, every run checked, and the costs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Plan:
 
     Attributes:
       base: what all runs share.
-      axes: of the grid.
-      runs: of the grid, in its order.
+      axes: the axes of the grid.
+      runs: the runs of the grid, in its order.
       configs: by run, its configuration.
       settings: how it is run.
       command: that asked for it.

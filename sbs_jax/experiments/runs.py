@@ -75,8 +75,8 @@ class Progress:
     """How far a run is, from its metrics.jsonl.
 
     Attributes:
-      step: of the last line.
-      loss: of training.
+      step: the step of the last line.
+      loss: the loss of training.
       accuracy: on validation, the last one; None before the first evaluation.
     """
 

@@ -28,8 +28,8 @@ class SweepSettings:
       retries: how often a run that failed is started again.
       vectorize: the most runs that are trained in one program, see `vectorized`; 1 trains each in a
         process of its own.
-      halving_factor: of all runs that differ in more than the seed, only one in so many goes on at
-        each rung; None lets all end.
+      halving_factor: the halving factor of all runs that differ in more than the seed, only one in
+        so many goes on at each rung; None lets all end.
       halving_first: the share of TRAIN_STEPS after which the first rung judges, in (0, 1).
       slurm: what `sbatch` is asked for, see `slurm`.
     """

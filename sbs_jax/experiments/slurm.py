@@ -49,7 +49,7 @@ class WorkerCall:
         """Starts nothing.
 
         Args:
-          command: of the worker.
+          command: the command of the worker.
           log: the file that it prints to.
         """
         self.command, self.log = list(command), log

@@ -22,8 +22,8 @@ class Visit(Generic[Size, Share]):
     """A point of the search.
 
     Attributes:
-      size: of the student.
-      share: of the training data.
+      size: the size of the student.
+      share: the share of the training data.
       accuracy: on validation.
       beats: whether it is at least the target.
     """
@@ -49,8 +49,8 @@ def walk(
 
     Args:
       sizes: students, smallest first.
-      shares: of the training data, smallest first.
-      accuracy: of a student trained on a share, on validation, 0 to 1; expensive.
+      shares: the shares of the training data, smallest first.
+      accuracy: the accuracy of a student trained on a share, on validation, 0 to 1; expensive.
       target: what is to be reached.
 
     Returns:

@@ -43,7 +43,7 @@ class LiveTable:
         """Shows nothing before it is entered.
 
         Args:
-          names: of the runs.
+          names: the names of the runs.
           console: standard output by default.
         """
         self.rows: dict[str, Row] = {name: Row() for name in names}

@@ -41,7 +41,7 @@ class Lane:
     """One run of the group.
 
     Attributes:
-      run: of the grid.
+      run: the run of the grid.
       assembly: the run, put together as it is when it is trained alone; the student is shared.
       config_text: its final configuration.
       step: the number of steps done.

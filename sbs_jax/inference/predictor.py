@@ -201,7 +201,7 @@ class Predictor(Answerer):
         Args:
           text: the input, without prefix.
           label: the student's own label by default; for a `joint` student, the whole answer.
-          rationale: of the input, for a `rationale_input` student.
+          rationale: the rationale of the input, for a `rationale_input` student.
 
         Raises:
           UserError: the label set is closed, and `label` not in it.
@@ -234,7 +234,7 @@ class Predictor(Answerer):
         Args:
           text: the input, without prefix.
           candidates: its own closed label set.
-          rationale: of the input, for a `rationale_input` student.
+          rationale: the rationale of the input, for a `rationale_input` student.
 
         Raises:
           UserError: the candidates are no label set, do not fit, or `text` lists none.

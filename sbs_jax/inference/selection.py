@@ -32,7 +32,7 @@ class Selection:
         in (0, 1]; None keeps all.
       weight: ``sigmoid`` gives each kept rationale the weight 1 / (1 + exp(−score / temperature)),
         which lies in (0, 1); None gives no weights.
-      temperature: of the weight, in nats.
+      temperature: the temperature of the weight, in nats.
 
     Raises:
       UserError: a value is out of its range.
@@ -68,8 +68,8 @@ class Selection:
         """Returns the lowest score that `min_score` and `share` let pass.
 
         Args:
-          scores: of all rationales of the file. Rationales that tie with the last one that `share`
-            keeps are kept, too.
+          scores: the scores of all rationales of the file. Rationales that tie with the last one
+            that `share` keeps are kept, too.
         """
         lowest = -math.inf if self.min_score is None else float(self.min_score)
         if self.share is not None and scores:
@@ -120,7 +120,7 @@ def selected_row(
 
     Args:
       row: the row that was scored.
-      scores: of `rationales_of(row)`, in nats.
+      scores: the scores of `rationales_of(row)`, in nats.
       selection: the rule.
       cutoff: see `Selection.cutoff`.
 

@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
         Args:
           inputs: queries before their projection, normed.
-          keys_values: of `keys_values`.
+          keys_values: the keys values of `keys_values`.
           biases: float32, each broadcastable to [B, H, Q, L] and added to the logits. They are
             given one by one because XLA then adds them in one pass while the small ones (masks of
             [B, 1, Q, L], position biases of [1, H, Q, L]) stay small in memory.
@@ -130,7 +130,7 @@ def choose_attention(config: T5Config, platform: str) -> str:
 
     Args:
       config: the network's.
-      platform: of the devices, `gpu`, `tpu` or `cpu`.
+      platform: the platform of the devices, `gpu`, `tpu` or `cpu`.
 
     Raises:
       UserError: `cudnn` is asked for by name where it cannot be had.

@@ -42,7 +42,7 @@ def step_flops(config: T5Config | DecoderConfig, rows: float, inputs: int, targe
 
     Args:
       config: the student's dimensions.
-      rows: of the batch.
+      rows: the rows of the batch.
       inputs: length of a row's inputs, S.
       targets: length of a row's targets, T.
     """

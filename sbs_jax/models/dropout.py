@@ -58,9 +58,9 @@ def random_mask(seed: Seed, probability: float, shape: Sequence[int]) -> Bool[Ar
     """Booleans that are True with the given probability, independent for all that dropout sees.
 
     Args:
-      seed: of this place.
+      seed: the seed of this place.
       probability: in [0, 1], rounded to a multiple of 2^-32.
-      shape: of the result.
+      shape: the shape of the result.
 
     Returns:
       The mask.

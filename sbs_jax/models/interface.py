@@ -148,7 +148,7 @@ def config_from_json(values: Mapping[str, Any], where: object) -> ModelConfig:
     """The config whose fields were saved; fields that it no longer has are left out.
 
     Args:
-      values: of `config_to_json`.
+      values: the result of `config_to_json`.
       where: begins messages; the file.
 
     Raises:

@@ -84,9 +84,9 @@ def multiply(subscripts: str, x: jax.Array, y: jax.Array, result_dtype: str) -> 
 
     Args:
       subscripts: see `jnp.einsum`.
-      x: of the same dtype as `y`.
-      y: of the same dtype as `x`.
-      result_dtype: of the accumulated sums and the result.
+      x: an array of the same dtype as `y`.
+      y: an array of the same dtype as `x`.
+      result_dtype: the result dtype of the accumulated sums and the result.
     """
     if x.dtype == result_dtype:
         return jnp.einsum(subscripts, x, y, preferred_element_type=result_dtype)

@@ -24,8 +24,8 @@ class Transformer(nn.Module):
 
     Attributes:
       config: dimensions and variant.
-      memory_type: of what `start_decoding` remembers of inputs.
-      cache_type: of what decoding remembers of its own tokens.
+      memory_type: the memory type of what `start_decoding` remembers of inputs.
+      cache_type: the cache type of what decoding remembers of its own tokens.
       absolute_positions: whether more than the differences of positions counts in `extend`.
     """
 
@@ -79,8 +79,8 @@ class Transformer(nn.Module):
           decoder_input_tokens: targets shifted right within each segment, starting with 0.
           encoder_segment_ids: which of the sequences packed into its row each token belongs to,
             from 1; 0 is padding. Derived from nonzero tokens if None: one sequence a row.
-          decoder_segment_ids: likewise; a segment attends to the encoder's segment of its number.
-            If None, a row is one sequence that attends to all that is not padding.
+          decoder_segment_ids: the same for the targets; a segment attends to the encoder's segment
+            of its number. If None, a row is one sequence that attends to all that is not padding.
           decoder_source_ids: the encoder's segment that each decoder token attends to, where that
             is not the one of its own segment's number: several segments may share one.
           deterministic: no dropout; otherwise an rng named `dropout` must be given.
@@ -163,7 +163,7 @@ class Transformer(nn.Module):
         else:
             logits = self.decoder.head(hidden)
         if logits.ndim != 3:
-            return logits  # A selection: its rows are nobody's batch.
+            return logits  # A selection is not batch-shaped: skip the sharding constraint.
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
     def start_decoding(
@@ -194,8 +194,8 @@ class Transformer(nn.Module):
         Args:
           tokens: the token at `position` of the decoder's input; 0 at the first.
           position: from 0; calls must come in order.
-          memory: of `start_decoding`.
-          cache: of `start_decoding` or the call before.
+          memory: the memory of `start_decoding`.
+          cache: the cache of `start_decoding` or the call before.
 
         Returns:
           The float32 logits of the next token, and the cache for the next call.
@@ -223,8 +223,8 @@ class Transformer(nn.Module):
           query_positions: how many tokens of its own sequence come before each, less than L.
           key_positions: the same of what every slot of the cache holds (any, if invisible).
           visible: the slots that each token sees, its own among them.
-          memory: of `start_decoding`.
-          cache: of L slots, from `start_decoding` or the call before.
+          memory: the memory of `start_decoding`.
+          cache: the cache of L slots, from `start_decoding` or the call before.
 
         Returns:
           The last hidden states, the input of `logits`, and the cache for the next call.

@@ -107,7 +107,7 @@ def relative_position_buckets(
       relative_position: ints of any shape, key position - query position in tokens.
       bidirectional: whether keys after the query get the upper half of the buckets; otherwise they
         share bucket 0 with the query's own position (causal masks hide them).
-      num_buckets: of both directions together.
+      num_buckets: the number of buckets of both directions together.
       max_distance: in tokens.
 
     Returns:

@@ -34,7 +34,7 @@ class EncoderMemory:
     """What decoding needs of the encoder, computed once per sequence.
 
     Attributes:
-      keys_values: of every decoder layer's cross-attention, each [B, H, S, K].
+      keys_values: the keys values of every decoder layer's cross-attention, each [B, H, S, K].
       bias: masks padding, float32 [B, 1, 1, S].
     """
 
@@ -60,7 +60,8 @@ class DecoderCache:
     """What the decoder remembers of the tokens so far.
 
     Attributes:
-      keys_values: of every layer's self-attention, each [B, H, T, K], 0 where still unwritten.
+      keys_values: the keys values of every layer's self-attention, each [B, H, T, K], 0 where still
+        unwritten.
     """
 
     keys_values: tuple[KeysValues, ...]

@@ -78,7 +78,7 @@ def arrange_devices(data: int, model: int, devices: Sequence[jax.Device]) -> np.
     Args:
       data: size of the first axis.
       model: size of the second axis; `data` × `model` is the number of devices.
-      devices: of one platform.
+      devices: the devices of one platform.
 
     Returns:
       An array of the devices.

@@ -37,15 +37,15 @@ class Peers:
     """One process's connections to its peers.
 
     Attributes:
-      index: of this process.
+      index: the index of this process.
     """
 
     def __init__(self, index: int, count: int, on_death: Callable[[int], None]) -> None:
         """Connects nothing yet.
 
         Args:
-          index: of this process, from 0.
-          count: of all processes.
+          index: the index of this process, from 0.
+          count: the number of all processes.
           on_death: called in a thread, with the index of a process that ended without a good-bye.
         """
         self.index = index
@@ -193,8 +193,8 @@ def meet(address: str | None, count: int | None, index: int | None) -> None:
 
     Args:
       address: `host:port` of process 0.
-      count: of processes.
-      index: of this one.
+      count: the number of processes.
+      index: the index of this one.
 
     Raises:
       UserError: the others do not come, or process 0 cannot listen.
@@ -280,10 +280,10 @@ def _waiting(what: Callable[[], str]) -> Iterator[float]:
       TimeoutError: it took too long.
     """
     begun = time.monotonic()
-    told = 0.0
+    last_note = 0.0
     while (waited := time.monotonic() - begun) < _PATIENCE:
-        if waited - told >= _SECONDS_BETWEEN_NOTES:
-            told = waited
+        if waited - last_note >= _SECONDS_BETWEEN_NOTES:
+            last_note = waited
             _say(f"waiting for {what()} ({waited:.0f} s so far, {_PATIENCE:.0f} at most)")
         yield min(_SECONDS_BETWEEN_NOTES / 4, max(0.01, _PATIENCE - waited))
     raise TimeoutError(f"No sign of {what()} within {_PATIENCE:.0f} s")
@@ -314,7 +314,7 @@ def watching() -> bool:
 
 
 def await_news(seconds: float = 5.0) -> None:
-    """Waits a little: an error may come of a peer's death, which is told, and ends this process."""
+    """Waits a little: an error may come of a peer's death, whose report ends this process."""
     if _peers is not None:
         time.sleep(seconds)
 

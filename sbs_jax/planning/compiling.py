@@ -44,15 +44,15 @@ class Compiled:
     Attributes:
       name: what it does: `train step`.
       target: where it would run; None for the devices of this machine.
-      parameter_bytes: of the parameters on one device.
-      optimizer_bytes: of the optimizer's state on one device; 0 where there is none.
+      parameter_bytes: the bytes of the parameters on one device.
+      optimizer_bytes: the bytes of the optimizer's state on one device; 0 where there is none.
       memory: None where the compiler gave up.
       program: None where the compiler gave up.
       exhausted: what the compiler said when the program was too large for the memory.
-      seconds: of compilation.
-      model_flops: of the network's products forward and, in training, backward, on the whole
-        batch, without what is computed a second time.
-      num_devices: of the mesh.
+      seconds: the seconds of compilation.
+      model_flops: the FLOPs of the network's products forward and, in training, backward, on the
+        whole batch, without what is computed a second time.
+      num_devices: the number of devices of the mesh.
       bound: the least time of an execution; None without a target.
     """
 

@@ -115,9 +115,9 @@ class Collective:
 
     Attributes:
       kind: out of `COLLECTIVES`.
-      shape: of one's largest array, `bf16[64,512]`.
-      dims: of that array.
-      bytes: of one's result on one device, or of its input for a `reduce-scatter`.
+      shape: the shape of one's largest array, `bf16[64,512]`.
+      dims: the dimensions of that array.
+      bytes: the bytes of one's result on one device, or of its input for a `reduce-scatter`.
       count: how often it is executed.
       group: how many devices take part in one.
       groups: the devices of each group by number, as far as they are written down.
@@ -142,7 +142,7 @@ class Program:
     """What one device executes.
 
     Attributes:
-      flops: of products of matrices, a multiplication and an addition being two.
+      flops: the FLOPs of products of matrices, a multiplication and an addition being two.
       traffic: bytes that cross the bus of the main memory if nothing stays in a cache.
       collectives: by kind and size, the largest first.
     """
@@ -167,7 +167,8 @@ def read_program(text: str, num_devices: int = 1) -> Program:
 
     Args:
       text: XLA's optimized HLO.
-      num_devices: of the program; the size of a group that is not written down.
+      num_devices: the number of devices of the program; the size of a group that is not written
+        down.
 
     Returns:
       What one device does in one execution.

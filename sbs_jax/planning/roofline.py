@@ -59,7 +59,7 @@ def link_seconds(collective: Collective, target: Target, hosts: Sequence[int] = 
     enter a host comes over the network adapters of the group's devices there.
 
     Args:
-      collective: of a program.
+      collective: the collective of a program.
       target: where.
       hosts: see `bound`.
     """

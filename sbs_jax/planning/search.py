@@ -52,7 +52,7 @@ class Tried:
     Attributes:
       layout: that was tried.
       compiled: None where parameters and optimizer alone are larger than the memory.
-      static_bytes: of parameters and optimizer on one device.
+      static_bytes: the bytes of parameters and optimizer on one device.
     """
 
     layout: Layout
@@ -82,10 +82,10 @@ def search(
     the run fits, and no further.
 
     Args:
-      num_devices: of the target.
-      rows: of a batch.
+      num_devices: the number of devices of the target.
+      rows: the rows of a batch.
       static_bytes: parameters and optimizer of a layout on one device, without compiling.
-      usable_bytes: of one device; None tries every layout.
+      usable_bytes: the usable bytes of one device; None tries every layout.
       compile_layout: compiles one.
       model_sizes: sizes of the `model` axis; by default powers of 2.
       most: how many layouts are compiled at most.

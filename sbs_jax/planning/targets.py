@@ -61,7 +61,7 @@ class Chip:
         together; GPU: NVLink) while it receives as many.
       network_bandwidth: the same beyond the host, for GPUs; 0 where every link is alike.
       devices_per_chip: JAX devices of a chip.
-      dimensions: of the slices that this TPU comes in; 0 for GPUs.
+      dimensions: the dimensions of the slices that this TPU comes in; 0 for GPUs.
       gpu: what XLA has to know of a GPU; None for TPUs.
     """
 
@@ -212,7 +212,7 @@ class Target:
 
     Attributes:
       chip: the kind.
-      shape: of a TPU slice, in chips; for GPUs hosts and GPUs of each.
+      shape: the shape of a TPU slice, in chips; for GPUs hosts and GPUs of each.
     """
 
     chip: Chip

@@ -115,7 +115,7 @@ class TrainConfig:
       mesh: how devices are arranged.
       evaluation: when the student is evaluated, and on what.
       saving: what the run writes, and where its first parameters come from.
-      seed: of parameters, dropout and the order of the data.
+      seed: the seed of parameters, dropout and the order of the data.
 
     Raises:
       UserError: a value is out of its range.
@@ -169,7 +169,7 @@ def assemble(
     """Puts a run together; nothing is allocated, read or written before it is asked for.
 
     Args:
-      config: of the run.
+      config: the configuration of the run.
       mesh: the mesh to use instead of one over all devices, for example of a named TPU that is
         compiled for ahead of time.
       student: the student to use instead of a new one, where several runs share one program.
@@ -187,7 +187,7 @@ class Assembly:
     """The parts of a run, each made when it is first asked for; see `assemble`.
 
     Attributes:
-      config: of the run.
+      config: the configuration of the run.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class Assembly:
         """Shapes and dtypes of a batch; no data is read.
 
         Args:
-          rows: of the batch; by default BATCH_SIZE.
+          rows: the rows of the batch; by default BATCH_SIZE.
 
         Raises:
           UserError: `rows` is not given, and EXAMPLES_PER_BATCH leaves the number of rows to the

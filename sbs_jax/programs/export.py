@@ -60,10 +60,10 @@ def export(
     Args:
       checkpoint_path: see `loading.identify`.
       output_dir: the folder; files of the same names are replaced.
-      dtype: of the weights, `float32`, `float16` or `bfloat16`.
+      dtype: the dtype of the weights, `float32`, `float16` or `bfloat16`.
       model_config: the network's dimensions, for checkpoints that do not say theirs (T5X's).
       vocabulary_path: a SentencePiece model; by default the checkpoint's own.
-      eval_output_dir: of `sbs_jax.eval`, whose scores go into the model card.
+      eval_output_dir: the eval output dir of `sbs_jax.eval`, whose scores go into the model card.
 
     Returns:
       The folder.

@@ -56,7 +56,7 @@ def infer(
       input_field: the field of `input_file` that holds the inputs.
       mixture_or_task_name: a task or data set, read where there is no `input_file`.
       mixture_or_task_module: a module that registers it, imported first.
-      split: of the task.
+      split: the split of the task.
       explain: also write rationales.
       num_best: how many labels are given, best first.
       dry_run: load the student, show its answer to the first input, write nothing.
@@ -138,20 +138,20 @@ def _run(
     """Answers all windows but those that are done; `output` is None on other processes than 0."""
     size = WINDOW * predictor.row_counts[-1]
     count, fresh = 0, 0
-    begin = told = time.monotonic()
+    begin = last_note = time.monotonic()
     pending: tuple[int, Callable[[], list[dict[str, Any]]]] | None = None
 
     def write(window: tuple[int, Callable[[], list[dict[str, Any]]]] | None) -> None:
-        nonlocal fresh, told
+        nonlocal fresh, last_note
         if window is None:
             return
         rows = window[1]()
         if output is not None:
             output.append(rows)
         fresh += len(rows)
-        if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            progress.note(f"{window[0] + len(rows):,} inputs, {fresh / (told - begin):,.1f}/s")
+        if time.monotonic() - last_note > _SECONDS_BETWEEN_LINES:
+            last_note = time.monotonic()
+            progress.note(f"{window[0] + len(rows):,} inputs, {fresh / (last_note - begin):,.1f}/s")
 
     # On CPU, nothing that communicates may run beside the question whether to stop.
     alone = jax.process_count() > 1 and jax.default_backend() == "cpu"

@@ -100,8 +100,8 @@ def plan(config: config_lib.GinConfig, flags: argparse.Namespace) -> list[dict[s
     """Compiles what the flags ask for and prints what is found.
 
     Args:
-      config: of a training run, checked.
-      flags: of `parser`.
+      config: the configuration of a training run, checked.
+      flags: the flags of `parser`.
 
     Returns:
       A record for each program that was compiled, as `planning.report.as_json` writes it.

@@ -46,7 +46,7 @@ class Run:
 
     Attributes:
       method: `standard` or `sbs`.
-      seed: of its parameters and of the order of its examples.
+      seed: the seed of its parameters and of the order of its examples.
       folder: its MODEL_DIR.
       gin_flags: `--gin.NAME=VALUE` of the user's.
     """
@@ -293,7 +293,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
     Args:
       runs: finished.
-      path: of the PNG.
+      path: the path of the PNG.
     """
     # Not pyplot, which would look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -224,7 +224,7 @@ def _score_all(
         done -= done % size
         output.cut(done)
     rows = itertools.islice(read_rows(source, label_source), done, None)
-    begin = told = time.monotonic()
+    begin = last_note = time.monotonic()
     fresh = 0
     while window := list(itertools.islice(rows, size)):
         if stop.agreed():
@@ -232,9 +232,9 @@ def _score_all(
             raise InterruptedError(stop.name)
         output.append(_score(reader, base, window, label_source))
         fresh += len(window)
-        if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            rate = fresh / (told - begin)
+        if time.monotonic() - last_note > _SECONDS_BETWEEN_LINES:
+            last_note = time.monotonic()
+            rate = fresh / (last_note - begin)
             progress.note(f"{done + fresh:,} of {total:,} examples, {rate:,.1f}/s")
     if done:
         progress.note(f"{done:,} of {total:,} examples had been scored before.")

@@ -45,7 +45,7 @@ def serve(
       max_candidate_length: the most tokens of such a label, EOS included.
       max_delay_ms: for so long a batch that is not full waits for company.
       drain_seconds: for so long after SIGTERM new connections are still served.
-      limits: of connections, and of the time that the end may take.
+      limits: the limits of connections, and of the time that the end may take.
       access: the key that clients bring, and the names that they know the service by.
 
     Raises:

@@ -27,8 +27,9 @@ class Mean:
     """Of n seeds.
 
     Attributes:
-      mean: of their accuracies, 0 to 1.
-      standard_error: of the mean, from the spread between seeds; None for a single seed.
+      mean: the mean of their accuracies, 0 to 1.
+      standard_error: the standard error of the mean, from the spread between seeds; None for a
+        single seed.
       n: how many seeds.
       examples: that each was judged on, None if that is unknown or differs.
     """
@@ -59,7 +60,7 @@ class Configuration:
       config: what their `config.gin` have in common.
       runs: those that are done, by seed.
       planned: how many there are, with those that are not done.
-      scores: of `validation` and `test`, over the seeds.
+      scores: the scores of `validation` and `test`, over the seeds.
     """
 
     settings: Mapping[str, Any]

@@ -23,7 +23,7 @@ class Drawn:
     """A figure that was made.
 
     Attributes:
-      name: of its files, without ending.
+      name: the name of its files, without ending.
       title: in few words.
       caption: what is seen, in sentences.
       svg: its text.

@@ -21,7 +21,7 @@ def collect(results: Results, choice: Choice) -> list[dict[str, Any]]:
     """The predictions of the split that is reported on.
 
     Args:
-      results: of the sweep.
+      results: the results of the sweep.
       choice: the runs of each configuration's first seed with predictions, of all, or of none.
 
     Returns:

@@ -54,7 +54,7 @@ def draw_fraction(results: Results, output_dir: Path) -> Drawn | None:
     if not panels:
         return None
     figure, all_axes = style.new_figure(len(panels))
-    told = []
+    sentences = []
     for axes, panel in zip(all_axes, panels, strict=True):
         _lines(axes, results, panel, lambda c: 100 * (c.number("TRAIN_FRACTION") or 0))
         full = [c for c in panel.lines.get("standard", ()) if c.number("TRAIN_FRACTION") == 1.0]
@@ -63,12 +63,12 @@ def draw_fraction(results: Results, output_dir: Path) -> Drawn | None:
             axes.axhline(level, color=style.MUTED, linestyle=(0, (4, 3)), linewidth=1.1,
                          label="standard on 100 % of the data"
                          + (f" ({level:.1f} %)" if len(panels) == 1 else ""))  # fmt: skip
-            told.append(_crossing(axes, results, panel, level))
+            sentences.append(_crossing(axes, results, panel, level))
         _percent_axis(axes)
         axes.set(title=panel.title, xlabel="training data used, %", ylabel=_accuracy(results))
         _fraction_ticks(axes, panel)
     caption = f"{_points(results)} After the paper's Figures 4 and 5. " + " ".join(
-        filter(None, told)
+        filter(None, sentences)
     )
     return drawing.finish(figure, all_axes, output_dir, "accuracy_by_training_fraction",
                    "Accuracy against training data", caption)  # fmt: skip
@@ -102,7 +102,7 @@ def draw_weight(results: Results, output_dir: Path) -> Drawn | None:
     if not panels:
         return None
     figure, all_axes = style.new_figure(len(panels))
-    told = []
+    sentences = []
     for axes, panel in zip(all_axes, panels, strict=True):
         weights = sorted(
             {c.number("RATIONALE_WEIGHT") or 0.0 for line in panel.lines.values() for c in line}
@@ -111,8 +111,8 @@ def draw_weight(results: Results, output_dir: Path) -> Drawn | None:
         places = {weight: index for index, weight in enumerate(weights)}
         _lines(axes, results, panel, lambda c, p=places: p[c.number("RATIONALE_WEIGHT") or 0.0])
         some = next(iter(panel.lines.values()))[0]
-        told.append(_standard_line(axes, results, some))
-        told += [_chosen(axes, results, line, places) for line in panel.lines.values()]
+        sentences.append(_standard_line(axes, results, some))
+        sentences += [_chosen(axes, results, line, places) for line in panel.lines.values()]
         axes.xaxis.set_major_locator(FixedLocator(list(places.values())))
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda x, _, w=weights: f"{w[round(x)]:g}" if 0 <= x < len(w) else "")
@@ -121,7 +121,7 @@ def draw_weight(results: Results, output_dir: Path) -> Drawn | None:
         _percent_axis(axes)
         axes.set(title=panel.title, xlabel="λ, the rationale's weight (places evenly spaced)",
                  ylabel=_accuracy(results))  # fmt: skip
-    caption = f"{_points(results)} " + " ".join(dict.fromkeys(filter(None, told)))
+    caption = f"{_points(results)} " + " ".join(dict.fromkeys(filter(None, sentences)))
     return drawing.finish(figure, all_axes, output_dir, "accuracy_by_rationale_weight",
                    "Accuracy against λ", caption)  # fmt: skip
 
@@ -136,7 +136,7 @@ def make_panels(
     """The panels of a figure along an axis: a line a method, a panel for all else that varies.
 
     Args:
-      results: of the sweep.
+      results: the results of the sweep.
       axis: settings that the figure's x axis shows, and that therefore make no panels.
       value: which of them is the number on the axis; the first by default.
       skip: methods that the axis means nothing to.
@@ -316,5 +316,5 @@ def _points(results: Results) -> str:
     if counts == [1]:
         return "Points are single runs: one seed has no standard error."
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    told = f"Points are means over {seeds} seeds, bars ± one standard error of the mean."
-    return told + (" A point without a bar has a single seed." if counts[0] == 1 else "")
+    sentence = f"Points are means over {seeds} seeds, bars ± one standard error of the mean."
+    return sentence + (" A point without a bar has a single seed." if counts[0] == 1 else "")

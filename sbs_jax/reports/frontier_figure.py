@@ -27,7 +27,7 @@ def draw_frontier(results: Results, output_dir: Path) -> drawing.Drawn | None:
         return None
     methods = list(dict.fromkeys(c.method for c in shown))
     figure, all_axes = style.new_figure(len(methods), width=6.4)
-    told = []
+    sentences = []
     fractions = sorted({100 * (c.number("TRAIN_FRACTION") or 0) for c in shown})
     for axes, method in zip(all_axes, methods, strict=True):
         color, marker = style.look(method, methods)
@@ -48,12 +48,12 @@ def draw_frontier(results: Results, output_dir: Path) -> drawing.Drawn | None:
             axes.plot([size for size, _ in line], [100 * fraction for _, fraction in line],
                       color=color, linestyle="--", linewidth=1.3, zorder=2)  # fmt: skip
             size, fraction = line[0]
-            told.append(
+            sentences.append(
                 f"{method}: the smallest that beats it has {format_count(size)} parameters, with "
                 f"{100 * fraction:g} % of the data."
             )
         else:
-            told.append(f"{method}: none of these students beats it.")
+            sentences.append(f"{method}: none of these students beats it.")
         drawing.size_axis(axes, shown)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(FixedLocator(fractions))
@@ -69,7 +69,7 @@ def draw_frontier(results: Results, output_dir: Path) -> drawing.Drawn | None:
         f"Which students have a mean {results.split} accuracy above the teacher's "
         f"{100 * teacher.accuracy:.2f} %; "
         "the dashed line joins the least data for each size. Of several λ the one that is best on "
-        f"validation counts. After the paper's Figures 8 and 9. {' '.join(told)}"
+        f"validation counts. After the paper's Figures 8 and 9. {' '.join(sentences)}"
     )
     return drawing.finish(figure, all_axes, output_dir, "frontier", "Beating the teacher", caption)
 

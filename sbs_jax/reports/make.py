@@ -71,7 +71,7 @@ def make_report(
 
 
 def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Report:
-    # Matplotlib takes a second to import: a mistake is told before.
+    # Matplotlib takes a second to import: a mistake is reported before that.
     from sbs_jax.reports.figures import draw_all
     from sbs_jax.reports.page import make_page
 
@@ -112,7 +112,7 @@ def _unfinished(results: Results) -> str:
 def _nothing_done(results: Results) -> str:
     folders = ", ".join(str(sweep.folder) for sweep in results.sweeps)
     first = results.unfinished[0] if results.unfinished else None
-    told = f"; '{first.name}' is {first.status}" if first else ""
+    summary = f"; '{first.name}' is {first.status}" if first else ""
     if first and first.reason:
-        told += f" ({' '.join(first.reason.split())})"
-    return f"{folders}: no run is done yet, so there is nothing to report on{told}."
+        summary += f" ({' '.join(first.reason.split())})"
+    return f"{folders}: no run is done yet, so there is nothing to report on{summary}."

@@ -109,8 +109,8 @@ def _summary(results: Results) -> str:
         counts: dict[str, int] = {}
         for run in results.unfinished:
             counts[run.status] = counts.get(run.status, 0) + 1
-        told = ", ".join(f"{count} {status}" for status, count in counts.items())
-        facts.append(f'<a href="#runs">{escape(told)}</a>')
+        summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+        facts.append(f'<a href="#runs">{escape(summary)}</a>')
     if results.duplicates:
         facts.append(f'<a href="#runs">{len(results.duplicates)} left out as duplicates</a>')
     facts.append(f"accuracies are of the {escape(results.split)} split")
@@ -122,8 +122,8 @@ def _summary(results: Results) -> str:
     lines = [f"<p>{'; '.join(facts)}.</p>"]
     if best is not None and len(results.configurations) > 1:
         chosen = best.scores.get(results.split)
-        told = "" if chosen is None else f": {100 * chosen.mean:.2f} % on {results.split}"
-        lines.append(f"<p>Best on validation: {escape(results.label(best) + told)}.</p>")
+        summary = "" if chosen is None else f": {100 * chosen.mean:.2f} % on {results.split}"
+        lines.append(f"<p>Best on validation: {escape(results.label(best) + summary)}.</p>")
     for sweep in results.sweeps:
         if sweep.command:
             lines.append(f"<pre>{escape(sweep.command)}</pre>")

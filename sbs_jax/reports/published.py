@@ -79,10 +79,10 @@ def _our_cells(results: Results) -> tuple[dict[tuple[str, str], str], dict[tuple
         cells[dataset, row] = percent(test, with_n=True)
         size = c.number("parameters")
         model = str(c.settings.get("MODEL") or "an unnamed model")
-        told = f"{model}, {format_count(size)} parameters" if size else model
+        summary = f"{model}, {format_count(size)} parameters" if size else model
         if c.config.get("INITIAL_CHECKPOINT_PATH") == "None":
-            told += ", trained from random parameters"
-        notes[dataset, row] = f"Ours on {DATASETS[dataset]}: {told}."
+            summary += ", trained from random parameters"
+        notes[dataset, row] = f"Ours on {DATASETS[dataset]}: {summary}."
     return cells, notes
 
 

@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
       sweep: name of its sweep.
-      name: of the run, unique in its sweep.
+      name: the name of the run, unique in its sweep.
       folder: its MODEL_DIR.
       status: `done`, `failed`, `running`, `missing` or whatever else its record says.
       reason: why it is not done, as far as is known; '' otherwise.
@@ -48,8 +48,8 @@ class Run:
       settings: METHOD, RATIONALE_WEIGHT, TRAIN_FRACTION, … and the bindings; `task` is the data
         set where METHOD and LABEL_SOURCE say the rest.
       config: parameters and macros in its `config.gin`, as text; {} without that file.
-      scores: of `validation` and `test`, as far as there are any.
-      selected_step: of the checkpoint that was judged.
+      scores: the scores of `validation` and `test`, as far as there are any.
+      selected_step: the selected step of the checkpoint that was judged.
       seconds: that it took.
     """
 

@@ -146,7 +146,7 @@ def inline_svg(svg: str, prefix: str, description: str) -> str:
 
     Args:
       svg: as `save` returns it.
-      prefix: of its ids; another one for each figure of a page.
+      prefix: the prefix of its ids; another one for each figure of a page.
       description: for people who cannot see it; HTML, escaped already.
     """
     svg = svg[svg.index("<svg") :]

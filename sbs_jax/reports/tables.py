@@ -86,13 +86,13 @@ def results_table(results: Results) -> Table:
         split: {c.scores[split].examples for c in results.configurations if split in c.scores}
         for split in splits
     }
-    told = [
+    sentences = [
         f"{split} has {found.copy().pop():,} examples"
         for split, found in counts.items()
         if len(found) == 1 and None not in found
     ]
-    if told:
-        notes.append(f"{', '.join(told)}.".capitalize())
+    if sentences:
+        notes.append(f"{', '.join(sentences)}.".capitalize())
     if results.teacher is not None:
         notes.append(f"{teacher_name(results)} itself: {teacher_percent(results)}.")
     return Table(

@@ -64,7 +64,7 @@ class Equation(NamedTuple):
 
     Attributes:
       stated: the number behind the equals sign, as it stands there.
-      value: of the expression before it.
+      value: the value of the expression before it.
     """
 
     stated: str

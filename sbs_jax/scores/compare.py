@@ -19,9 +19,9 @@ class Comparison:
     Attributes:
       examples: in both files.
       first: accuracy of the first file.
-      second: of the second.
+      second: the second of the second.
       first_stderr: standard error of `first`.
-      second_stderr: of `second`.
+      second_stderr: the standard error of `second`.
       low: 2.5 % quantile of the difference second - first.
       high: 97.5 % quantile.
       p_value: two-sided: how often a resampled difference, moved to mean 0, is as large as the
@@ -59,7 +59,7 @@ def compare_files(
       first: a file that evaluation wrote: `id` and `score` in each row.
       second: another, of the same examples in any order.
       samples: resamplings of the examples.
-      seed: of the resampling.
+      seed: the seed of the resampling.
 
     Raises:
       UserError: a file cannot be read, or the examples differ.

@@ -20,7 +20,7 @@ from t5x import metrics as t5x_metrics
 from sbs_jax.losses import PartSums
 
 NO_TOKENS = np.float32("nan")
-"""The value of a metric of a part that had no tokens; told from other NaNs by identity."""
+"""The value of a metric of a part that had no tokens; compared by identity with other NaNs."""
 
 
 @flax.struct.dataclass

@@ -48,10 +48,10 @@ class Choosing:
           UserError: 'best_logprob' without log-probabilities.
         """
         own = [c for c in candidates if c.kind == "rationale"]
-        told = [c for c in candidates if c.kind != "rationale"]
-        if own and told and not any(c.right for c in own):
+        rationalized = [c for c in candidates if c.kind != "rationale"]
+        if own and rationalized and not any(c.right for c in own):
             own = []
-        for group in (own, told):
+        for group in (own, rationalized):
             passed = [c for c in group if self._passes(c)]
             if passed:
                 return self._pick(passed, by_value=by_value)

@@ -54,8 +54,8 @@ class Field:
     """One field: how it is asked for, and what of the completion is kept.
 
     Attributes:
-      name: of the field in `rationales.jsonl`.
-      template: of the question.
+      name: the name of the field in `rationales.jsonl`.
+      template: the template of the question.
       used: names of the earlier fields that the template uses.
       system: the system message of chat models; '' for none.
       stop: stop strings; None for those of the prompt file.

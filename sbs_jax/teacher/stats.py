@@ -91,8 +91,8 @@ def table(run: dict[str, Any]) -> Table:
             row(f"examples {name}", f"{counts[name]:,}{_share(counts, name)}")
     if result["accuracy"] is not None:
         error = result["standard_error"]
-        told = f"{result['accuracy']:.1%}" + (f" ± {error:.1%}" if error is not None else "")
-        row("agrees with gold", f"{told} (standard error; {result['scored']:,} examples)")
+        summary = f"{result['accuracy']:.1%}" + (f" ± {error:.1%}" if error is not None else "")
+        row("agrees with gold", f"{summary} (standard error; {result['scored']:,} examples)")
     totals = run["totals"]
     estimated = totals["usage_estimated"]
     row(

@@ -100,7 +100,7 @@ def fit(
       checkpoint_period: in steps; None saves the last step alone. A step that is evaluated better
         than all before, and the step at which a signal comes, are saved, too.
       metadata: saved with every checkpoint, as JSON.
-      writer: of the record; None writes none.
+      writer: the writer of the record; None writes none.
       log_period: steps in a line of the record: counts are added up, other metrics averaged.
       profile: which steps to profile; None profiles none.
       progress: None shows nothing.

@@ -21,7 +21,7 @@ def abstract_state(student: Student, optimizer: Optimizer, seed: int) -> TrainSt
     Args:
       student: the network on its mesh.
       optimizer: its moments are laid out as the parameters that they belong to.
-      seed: of the run; it decides no shape.
+      seed: the seed of the run; it decides no shape.
 
     Returns:
       A `TrainState` whose leaves are `jax.ShapeDtypeStruct` with shardings.

@@ -45,7 +45,7 @@ def starting_state(
     Args:
       abstract_state: the state wanted, of `jax.ShapeDtypeStruct` with shardings.
       fresh: makes a new state with those shardings.
-      checkpoints: of MODEL_DIR; None for a run that saves nothing.
+      checkpoints: the checkpoints of MODEL_DIR; None for a run that saves nothing.
       initial_checkpoint_path: a MODEL_DIR or checkpoint to take the first parameters from.
       load_params: reads them, given that path and the abstract parameters.
 

@@ -25,7 +25,7 @@ class WandbLog:
         """Opens nothing yet.
 
         Args:
-          project: of W&B.
+          project: the project of W&B.
           config: what it shows as the run's settings; JSON.
 
         Raises:

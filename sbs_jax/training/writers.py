@@ -143,7 +143,7 @@ class MetricsWriter(Closing):
     def close(self) -> None:
         """Closes the files."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # Every line was flushed; `write` told of it.
+            with contextlib.suppress(OSError):  # Every line was flushed; `write` raised the error.
                 self._file.close()
             self._file = None
         if self._events is not None:

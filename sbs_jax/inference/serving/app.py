@@ -58,7 +58,7 @@ class Service:
           predictor: answers batches, in the model's thread.
           max_waiting: the most queries in the queue: a label is one, its explanation another.
           max_inputs: the most inputs of a request.
-          max_body_bytes: of a request.
+          max_body_bytes: the largest body of a request.
           max_candidates: the most labels of a request's own label set; 0 allows none.
           max_delay: seconds for which a batch that is not full waits for company.
 
@@ -196,7 +196,7 @@ def create_app(
         max_chars=service.max_chars,
         max_candidates=service.max_candidates,
     )
-    told = {
+    descriptions = {
         400: "the body is no JSON",
         401: "the key is missing or wrong",
         408: "the body did not arrive in time",
@@ -206,11 +206,12 @@ def create_app(
         503: "the queue is full, or the service is not ready: try again after Retry-After",
     }
     if api_key is None:
-        del told[401]
+        del descriptions[401]
     if hosts is None:
-        del told[421]
+        del descriptions[421]
     problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": schema.Problem, "description": what} for status, what in told.items()
+        status: {"model": schema.Problem, "description": what}
+        for status, what in descriptions.items()
     }
     app = FastAPI(
         title="sbs_jax",

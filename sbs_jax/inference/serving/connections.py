@@ -31,8 +31,8 @@ class Connections:
     """All connections of a service, those that wait for a request in the order of their waiting.
 
     Attributes:
-      limits: of each connection.
-      max_body_bytes: of a request.
+      limits: the limits of each connection.
+      max_body_bytes: the largest body of a request.
       open: all of them.
     """
 
@@ -47,9 +47,9 @@ class Connections:
         """Holds nothing yet.
 
         Args:
-          limits: of each connection.
+          limits: the limits of each connection.
           most: connections at a time, at most.
-          max_body_bytes: of a request, as in `limits.BodyLimit`.
+          max_body_bytes: the largest body of a request, as in `limits.BodyLimit`.
           on_close: called with the reason for each connection that is closed before its time.
         """
         self.limits = limits
@@ -101,8 +101,8 @@ class Connections:
     def _tell(self) -> None:
         self._telling = None
         self._told = time.monotonic()
-        told = ", ".join(f"{count} × {why}" for why, count in self._closed.items())
-        log.warning("Connections closed by the service: %s.", told)
+        summary = ", ".join(f"{count} × {why}" for why, count in self._closed.items())
+        log.warning("Connections closed by the service: %s.", summary)
         self._closed.clear()
 
     def abort(self) -> None:

@@ -112,7 +112,7 @@ class BodyLimit:
 
         Args:
           app: what gets the requests, each with its whole body.
-          max_bytes: of a body.
+          max_bytes: the largest size of a body.
           max_requests: with bodies, at a time, from their heads to the ends of their answers.
           seconds: for which a body may take to arrive.
         """
@@ -300,7 +300,7 @@ async def problem(
 
     Args:
       send: ASGI's.
-      status: of HTTP.
+      status: the status of HTTP.
       sentence: says what is wrong.
       retry_after: seconds after which to try again.
       rest: ASGI's `receive`. What the client still sends is read and dropped, for a while, before

@@ -178,7 +178,7 @@ def run(
       listener: from `listen`.
       drain_seconds: for so long after the signal, new connections are still served, while
         `/healthz` says 503: time for a load balancer to look elsewhere.
-      limits: of connections.
+      limits: the limits of connections.
       api_key: what clients have to bring; None for nothing.
       hosts: names that they may know the service by; None for any.
     """

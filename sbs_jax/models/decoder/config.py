@@ -58,9 +58,9 @@ class DecoderConfig:
         where this is given (Gemma 3).
       rope_scaling: `none`, `linear` or `llama3`, as in transformers' modeling_rope_utils.
       rope_factor: its factor.
-      rope_low_freq_factor: of `llama3`.
-      rope_high_freq_factor: of `llama3`.
-      rope_original_max_positions: of `llama3`.
+      rope_low_freq_factor: the rope low freq factor of `llama3`.
+      rope_high_freq_factor: the rope high freq factor of `llama3`.
+      rope_original_max_positions: the rope original max positions of `llama3`.
       rope_divisors: K / 2 divisors of the frequencies, as some GGUF files hold them instead of
         the scaling's name; None for none.
       max_positions: longest context, in tokens.

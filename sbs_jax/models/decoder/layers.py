@@ -35,7 +35,7 @@ class Dense(nn.Module):
       features: (input width, output width).
       axes: the logical names of both axes.
       use_bias: whether a bias is added.
-      result_dtype: of the result; None is the activations' dtype.
+      result_dtype: the result dtype of the result; None is the activations' dtype.
     """
 
     config: DecoderConfig

@@ -41,8 +41,8 @@ class DecoderOnly(nn.Module):
 
     Attributes:
       config: dimensions and variant.
-      memory_type: of what `start_decoding` remembers of texts.
-      cache_type: of what decoding remembers of its own tokens.
+      memory_type: the memory type of what `start_decoding` remembers of texts.
+      cache_type: the cache type of what decoding remembers of its own tokens.
       absolute_positions: whether more than the differences of positions counts in `extend`.
     """
 
@@ -215,8 +215,8 @@ class DecoderOnly(nn.Module):
           tokens: the token at `position` of the decoder's input; whatever it is at position 0, the
             last token of the row's text is taken.
           position: from 0; calls must come in order.
-          memory: of `start_decoding`.
-          cache: of `start_decoding` or the call before.
+          memory: the memory of `start_decoding`.
+          cache: the cache of `start_decoding` or the call before.
 
         Returns:
           The float32 logits of the next token, and the cache for the next call.
@@ -252,8 +252,8 @@ class DecoderOnly(nn.Module):
           query_positions: how many tokens of its own branch come before each, less than L.
           key_positions: the same of what every slot of the cache holds (any, if invisible).
           visible: the slots that each token sees, its own among them.
-          memory: of `start_decoding`.
-          cache: of L slots, from `start_decoding` or the call before.
+          memory: the memory of `start_decoding`.
+          cache: the cache of L slots, from `start_decoding` or the call before.
 
         Returns:
           The last hidden states, the input of `logits`, and the cache for the next call.

@@ -35,7 +35,7 @@ class Memory:
     """What decoding needs of the texts that come first, computed once per text.
 
     Attributes:
-      keys_values: of every layer, each [B, KV, S, K].
+      keys_values: the keys values of every layer, each [B, KV, S, K].
       bias: masks padding and the last token, which comes again as the start token; float32
         [B, 1, S].
       positions: int32 [B, S], of each token within its text.
@@ -70,7 +70,7 @@ class Cache:
     """What decoding remembers of the tokens so far.
 
     Attributes:
-      keys_values: of every layer, each [R, KV, L, K], 0 where still unwritten.
+      keys_values: the keys values of every layer, each [R, KV, L, K], 0 where still unwritten.
     """
 
     keys_values: tuple[KeysValues, ...]
@@ -85,9 +85,9 @@ class _View(NamedTuple):
     """What the layers of one kind, local or global, see.
 
     Attributes:
-      rotation: of the tokens that go through the layers.
-      bias: of the keys written with them or before, broadcastable to [R, Q, L].
-      memory: of the memory's keys; None without a memory.
+      rotation: the rotation of the tokens that go through the layers.
+      bias: the bias of the keys written with them or before, broadcastable to [R, Q, L].
+      memory: the memory of the memory's keys; None without a memory.
     """
 
     rotation: Rotation
@@ -178,11 +178,11 @@ class Stack(nn.Module):
         Args:
           x: embedded tokens.
           slot: where the cache takes them.
-          positions: of the tokens, counted from the beginning of their whole text.
+          positions: the positions of the tokens, counted from the beginning of their whole text.
           key_positions: the same of what every slot of the cache holds.
           visible: the slots that each token sees.
           memory: what all tokens of a row may see besides; None for nothing.
-          cache: of L slots.
+          cache: the cache of L slots.
         """
         views = self._views(positions, key_positions, visible, memory)
         written = []

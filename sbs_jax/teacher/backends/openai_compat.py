@@ -176,24 +176,24 @@ class OpenAICompatBackend:
     def _raise_for(self, response: aiohttp.ClientResponse, data: bytes, samples: int) -> None:
         status = response.status
         said = self._safe(_message(data))
-        told = f"{self._public_url} answered {status}" + (f": {said}" if said else "")
+        summary = f"{self._public_url} answered {status}" + (f": {said}" if said else "")
         if status == 429 and not _QUOTA.search(said):
-            raise Transient(told, retry_after=_retry_after(response.headers) or 0.0)
+            raise Transient(summary, retry_after=_retry_after(response.headers) or 0.0)
         if status in (408, 409, 425) or status >= 500:
             if _LONG.search(said) and status == 500:
-                raise Refused(told, row=True)
-            raise Transient(told, retry_after=_retry_after(response.headers), row=True)
+                raise Refused(summary, row=True)
+            raise Transient(summary, retry_after=_retry_after(response.headers), row=True)
         if status == 401 or status == 403:
             raise Refused(
-                f"{told} (the key is read from the environment variable {self._key_env}, which is "
-                f"{'set' if 'Authorization' in self._headers else 'not set'}).",
+                f"{summary} (the key is read from the environment variable {self._key_env}, which "
+                f"is {'set' if 'Authorization' in self._headers else 'not set'}).",
                 fatal=True,
             )
         if status in (400, 413, 422):
             if samples > 1 and _SAMPLES.search(said):
                 raise SplitGroup
-            raise Refused(told, row=bool(_LONG.search(said) or _CONTENT.search(said)))
-        raise Refused(f"{told} (is BASE_URL right, /v1 included, and MODEL?)", fatal=True)
+            raise Refused(summary, row=bool(_LONG.search(said) or _CONTENT.search(said)))
+        raise Refused(f"{summary} (is BASE_URL right, /v1 included, and MODEL?)", fatal=True)
 
     def _safe(self, text: str) -> str:
         # Before and after control characters are dropped: they may stand within a key.

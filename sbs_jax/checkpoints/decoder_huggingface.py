@@ -17,9 +17,11 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from sbs_jax.checkpoints.huggingface import CONFIG_FILE, TensorName
-from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json, some
-from sbs_jax.checkpoints.tensors import Index, StoredTensor, Transposed, same_values
+from sbs_jax.checkpoints import state_dicts
+from sbs_jax.checkpoints.huggingface import CONFIG_FILE
+from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
+from sbs_jax.checkpoints.state_dicts import TensorName
+from sbs_jax.checkpoints.tensors import Index, StoredTensor, same_values
 from sbs_jax.errors import UserError
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.network import DecoderOnly
@@ -150,26 +152,18 @@ def match_huggingface(
     Raises:
       UserError: Tensors are missing, unknown or of another shape; names them.
     """
-    sources = huggingface_sources(config)
-    names = {source.name for source in sources.values()}
-    if missing := [source.name for source in sources.values() if source.name not in state_dict]:
-        raise UserError(f"the weights lack {some(missing)}.")
-    spare = {_HEAD} if config.logits_via_embedding else set()
-    unknown = [name for name in state_dict if name not in names | spare]
-    # Old files hold the frequencies of the rotary embedding.
-    if unknown := sorted(name for name in unknown if not name.endswith("rotary_emb.inv_freq")):
-        raise UserError(f"the weights hold what this DecoderConfig has not: {some(unknown)}.")
-    shapes = parameter_shapes(config)
-    found: dict[str, StoredTensor] = {}
-    for path, source in sources.items():
-        tensor = state_dict[source.name]
-        wanted = shapes[path][::-1] if source.transposed else shapes[path]
-        if tuple(tensor.shape) != wanted:
-            raise UserError(
-                f"{source.name} of the weights has shape {list(tensor.shape)}, but the "
-                f"DecoderConfig wants {list(wanted)} for {path}."
-            )
-        found[path] = Transposed(tensor) if source.transposed else tensor
+    found = state_dicts.match(
+        state_dict,
+        huggingface_sources(config),
+        parameter_shapes(config),
+        weights="the weights",
+        config="DecoderConfig",
+        is_spare=lambda name: (
+            (name == _HEAD and config.logits_via_embedding)
+            # Old files hold the frequencies of the rotary embedding.
+            or name.endswith("rotary_emb.inv_freq")
+        ),
+    )
     return move_ids(found, config.moved_ids)
 
 
@@ -187,16 +181,14 @@ def params_to_huggingface(
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     shapes = parameter_shapes(config)
-    if different := sorted(set(flat) ^ set(shapes)):
-        raise UserError(f"The parameters do not fit the DecoderConfig: {some(different)}.")
+    state_dicts.require_paths(flat, shapes, "DecoderConfig")
     back = {theirs: ours for ours, theirs in config.moved_ids.items()}
     stored = move_ids({path: np.asarray(array) for path, array in flat.items()}, back)
-    state_dict = {}
-    for path, source in huggingface_sources(config).items():
-        tensor = stored[path]
-        array = np.asarray(tensor[(slice(None),) * len(tensor.shape)])
-        state_dict[source.name] = np.ascontiguousarray(array.T if source.transposed else array)
-    return state_dict
+    arrays = {
+        path: np.asarray(tensor[(slice(None),) * len(tensor.shape)])
+        for path, tensor in stored.items()
+    }
+    return state_dicts.write(arrays, huggingface_sources(config), shapes, "DecoderConfig")
 
 
 def config_to_huggingface(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:

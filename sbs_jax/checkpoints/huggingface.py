@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json, some
-from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, same_values
+from sbs_jax.checkpoints import state_dicts
+from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
+from sbs_jax.checkpoints.state_dicts import TensorName
+from sbs_jax.checkpoints.tensors import StoredTensor, same_values
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
@@ -46,19 +47,6 @@ _ACTIVATIONS = {
     "silu": ("silu",),
     "gated-silu": ("silu", "linear"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorName:
-    """Where a parameter lies in Hugging Face's state dict.
-
-    Attributes:
-      name: the tensor's.
-      transposed: whether its axes are in the other order, as those of torch's Linear are.
-    """
-
-    name: str
-    transposed: bool
 
 
 def load_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, Any]]:
@@ -174,29 +162,17 @@ def match_huggingface(
       UserError: tensors are missing, unknown or of another shape; names them.
     """
     state_dict = _with_shared_embedding(state_dict)
-    sources = huggingface_sources(config)
-    names = {source.name for source in sources.values()}
-    if missing := sorted(names - set(state_dict)):
-        raise UserError(f"The Hugging Face weights lack {some(missing)}.")
     spare = {*_EMBEDDING_COPIES, *_IGNORED}
     if config.logits_via_embedding and _is_tied(state_dict):
         spare.add(_HEAD)
-    if unknown := sorted(set(state_dict) - names - spare):
-        raise UserError(
-            f"The Hugging Face weights hold what this T5Config has not: {some(unknown)}."
-        )
-    shapes = _parameter_shapes(config)
-    found: dict[str, StoredTensor] = {}
-    for path, source in sources.items():
-        tensor = state_dict[source.name]
-        wanted = shapes[path][::-1] if source.transposed else shapes[path]
-        if tuple(tensor.shape) != wanted:
-            raise UserError(
-                f"{source.name} of the Hugging Face weights has shape {list(tensor.shape)}, but "
-                f"the T5Config wants {list(wanted)} for {path}."
-            )
-        found[path] = Transposed(tensor) if source.transposed else tensor
-    return found
+    return state_dicts.match(
+        state_dict,
+        huggingface_sources(config),
+        _parameter_shapes(config),
+        weights="The Hugging Face weights",
+        config="T5Config",
+        is_spare=spare.__contains__,
+    )
 
 
 def params_from_huggingface(
@@ -234,18 +210,9 @@ def params_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[s
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     shapes = _parameter_shapes(config)
-    if different := sorted(set(flat) ^ set(shapes)):
-        raise UserError(f"The parameters do not fit the T5Config: {some(different)}.")
-    state_dict = {}
-    for path, source in huggingface_sources(config).items():
-        array = np.asarray(flat[path])
-        if array.shape != shapes[path]:
-            raise UserError(
-                f"{path} has shape {list(array.shape)}, but the T5Config wants "
-                f"{list(shapes[path])}."
-            )
-        state_dict[source.name] = np.ascontiguousarray(array.T if source.transposed else array)
-    return state_dict
+    state_dicts.require_paths(flat, shapes, "T5Config")
+    arrays = {path: np.asarray(array) for path, array in flat.items()}
+    return state_dicts.write(arrays, huggingface_sources(config), shapes, "T5Config")
 
 
 def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Between our parameters and a state dict of Hugging Face, for any family of networks.
+
+Each family says by `TensorName`s which tensor holds which parameter; finding, checking and writing
+them is the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+from sbs_jax.checkpoints.safetensors_files import some
+from sbs_jax.checkpoints.tensors import StoredTensor, Transposed
+from sbs_jax.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorName:
+    """Where a parameter lies in Hugging Face's state dict.
+
+    Attributes:
+      name: the name of the tensor.
+      transposed: whether its axes are in the other order, as those of torch's Linear are.
+    """
+
+    name: str
+    transposed: bool
+
+
+def match(
+    state_dict: Mapping[str, StoredTensor],
+    sources: Mapping[str, TensorName],
+    shapes: Shapes,
+    *,
+    weights: str,
+    config: str,
+    is_spare: Callable[[str], bool],
+) -> dict[str, StoredTensor]:
+    """Finds our parameters in a state dict, by path, in our layout; reads nothing.
+
+    Args:
+      state_dict: name → tensor.
+      sources: path of a parameter → its tensor.
+      shapes: path of a parameter → its shape.
+      weights: what errors call the state dict.
+      config: what errors call the configuration that asks for these parameters.
+      is_spare: whether a tensor that is no parameter of ours may be there.
+
+    Raises:
+      UserError: tensors are missing, unknown or of another shape; names them.
+    """
+    names = {source.name for source in sources.values()}
+    if missing := sorted(names - set(state_dict)):
+        raise UserError(f"{weights} lack {some(missing)}.")
+    if unknown := sorted(name for name in set(state_dict) - names if not is_spare(name)):
+        raise UserError(f"{weights} hold what this {config} has not: {some(unknown)}.")
+    found: dict[str, StoredTensor] = {}
+    for path, source in sources.items():
+        tensor = state_dict[source.name]
+        wanted = shapes[path][::-1] if source.transposed else shapes[path]
+        if tuple(tensor.shape) != wanted:
+            raise UserError(
+                f"{source.name} of {weights[0].lower()}{weights[1:]} has shape "
+                f"{list(tensor.shape)}, but the {config} wants {list(wanted)} for {path}."
+            )
+        found[path] = Transposed(tensor) if source.transposed else tensor
+    return found
+
+
+def require_paths(paths: Collection[str], shapes: Shapes, config: str) -> None:
+    """Raises a `UserError` that names the paths that only one of a tree and a config has."""
+    if different := sorted(set(paths) ^ set(shapes)):
+        raise UserError(f"The parameters do not fit the {config}: {some(different)}.")
+
+
+def write(
+    arrays: Mapping[str, np.ndarray], sources: Mapping[str, TensorName], shapes: Shapes, config: str
+) -> dict[str, np.ndarray]:
+    """Brings parameters, by path, into a state dict of contiguous arrays; undoes `match`.
+
+    Raises:
+      UserError: a parameter has another shape than the configuration says.
+    """
+    state_dict = {}
+    for path, source in sources.items():
+        array = arrays[path]
+        if array.shape != shapes[path]:
+            raise UserError(
+                f"{path} has shape {list(array.shape)}, but the {config} wants "
+                f"{list(shapes[path])}."
+            )
+        state_dict[source.name] = np.ascontiguousarray(array.T if source.transposed else array)
+    return state_dict

@@ -1,6 +1,7 @@
 """The decoder against Hugging Face's: random models of each family, and SmolLM2's real weights."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -40,6 +41,7 @@ def empty_cache(model, rows, columns):
     return model.apply({}, method=lambda module: module.decoder.empty_cache(rows, columns))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def extend(model, params, tokens, column, padding, cache, prefix=None):
     return model.apply(
         {"params": params},
@@ -52,6 +54,7 @@ def extend(model, params, tokens, column, padding, cache, prefix=None):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits_of(model, params, tokens):
     """The logits of whole texts."""
     rows, length = tokens.shape
@@ -59,10 +62,11 @@ def logits_of(model, params, tokens):
     return extend(model, params, tokens, 0, padding, empty_cache(model, rows, length))[0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def branch_logits(model, params, tokens):
     """The logits of texts whose first 7 tokens are the input x, the others a branch."""
-    x, branch = tokens[:, :7], tokens[:, 6:].copy()
-    branch[:, 0] = 0  # the start token
+    x, branch = tokens[:, :7], tokens[:, 6:]
+    branch = branch.at[:, 0].set(0)  # the start token
     return model.apply({"params": params}, jnp.asarray(x), jnp.asarray(branch))
 
 

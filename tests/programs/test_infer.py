@@ -1,5 +1,6 @@
 """`infer` over files: order, resuming, refusals; and as processes that are killed."""
 
+import functools
 import json
 import os
 import pty
@@ -44,8 +45,21 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@functools.cache
+def load(model_dir, batch_size, candidates):
+    return Loader(model_dir, batch_size=batch_size, candidates=candidates).load()
+
+
+class SharingLoader(Loader):
+    """Loads a student once for all tests, and compiles its programs once."""
+
+    def load(self):
+        candidates = self.candidates and tuple(self.candidates)
+        return load(self.checkpoint_path, self.batch_size, candidates)
+
+
 def infer(model_dir, output, questions, candidates=LABELS, batch_size=8, **options):
-    loader = Loader(str(model_dir), batch_size=batch_size, candidates=candidates)
+    loader = SharingLoader(str(model_dir), batch_size=batch_size, candidates=candidates)
     return infer_lib.infer(
         loader=loader, output_file=str(output), input_file=str(questions), **options
     )

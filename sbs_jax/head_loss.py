@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sbs_jax import losses
+from sbs_jax import parts as parts_lib
 
 CHUNK_BYTES = 256 * 2**20
 """How large a chunk's logits may be on one device."""
@@ -53,7 +54,8 @@ def sum_parts(
     segment_ids: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     *,
-    rationale_weight: float | Float[Array, ""] = 1.0,
+    names: Sequence[str] = parts_lib.NAMES,
+    rationale_weight: losses.Weights = 1.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
@@ -68,7 +70,8 @@ def sum_parts(
       target_parts: part codes.
       segment_ids: target number within the row.
       weights: from `losses.part_weights` on the *whole* batch.
-      rationale_weight: the paper's λ.
+      names: of the parts, see `losses.part_weights`.
+      rationale_weight: the paper's λ, or the weights of all parts by name.
       label_smoothing: see `losses.token_cross_entropy`.
       z_loss: see `losses.token_cross_entropy`.
       chunk_bytes: see `CHUNK_BYTES`.
@@ -77,7 +80,7 @@ def sum_parts(
       The loss, which can be differentiated by `params` and `hidden`, and the sums by part, which
       are for the record.
     """
-    scales = losses.join_weights(weights, target_parts, rationale_weight)
+    scales = losses.join_weights(weights, target_parts, rationale_weight, names=names)
     rows, length = targets.shape
     groups = head.groups if rows % head.groups == 0 else 1
     per_group = rows // groups * length
@@ -101,7 +104,7 @@ def sum_parts(
         options, head.params_of(params), cut(hidden), cut(targets), cut(scales)
     )
     tokens = jax.tree.map(lambda x: join(jax.lax.stop_gradient(x)), tokens)
-    return total, losses.sum_tokens(*tokens, target_parts, segment_ids, weights)
+    return total, losses.sum_tokens(*tokens, target_parts, segment_ids, weights, names=names)
 
 
 @dataclasses.dataclass(frozen=True)

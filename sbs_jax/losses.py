@@ -1,14 +1,15 @@
-"""The two-part loss: L = mean_label + λ · mean_rationale (Hsieh et al. 2023, Eq. 3 and 4).
+"""The loss of several parts: L = Σ weight · mean of the part.
 
-Both means run over the whole global batch. They are folded into one weight per target token
-(`part_weights`), computed before the batch is cut into microbatches or shards; all that follows is
-a plain sum of weight × cross-entropy, which no cut can change. T5X (`t5x/losses.py`) normalises
-what each microbatch sees and sums the results, which is why this is not borrowed from there.
+Of two parts it is mean_label + λ · mean_rationale (Hsieh et al. 2023, Eq. 3 and 4). The means run
+over the whole global batch. They are folded into one weight per target token (`part_weights`),
+computed before the batch is cut into microbatches or shards; all that follows is a plain sum of
+weight × cross-entropy, which no cut can change. T5X (`t5x/losses.py`) normalises what each
+microbatch sees and sums the results, which is why this is not borrowed from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
@@ -20,6 +21,10 @@ from sbs_jax import parts as parts_lib
 from sbs_jax.errors import UserError
 
 Normalization = Literal["token_mean", "example_mean"]
+
+Weights = float | Float[Array, ""] | Mapping[str, float | Float[Array, ""]]
+"""What each part's mean counts in the loss, by name; a part that is not named counts 1. A number
+alone is the paper's λ, the weight of the part ``rationale``."""
 
 
 class PartSums(NamedTuple):
@@ -134,7 +139,10 @@ token_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 def part_weights(
     target_parts: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
-    normalization: Normalization = "token_mean",
+    normalization: Normalization | Mapping[str, Normalization] = "token_mean",
+    *,
+    names: Sequence[str] = parts_lib.NAMES,
+    token_weights: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
     """The weight of each target token in its part's mean, over the whole batch.
 
@@ -147,17 +155,22 @@ def part_weights(
     [[1.0, 0.5, 0.5, 0.0]]
 
     Args:
-      target_parts: `parts.PADDING`, `parts.LABEL` or `parts.RATIONALE` of each target token.
+      target_parts: the part code of each target token; `parts.PADDING` where there is none.
       segment_ids: which target of the row a token belongs to, from 1; 0 is padding.
       normalization: `token_mean` weighs every token alike (the published code); `example_mean`
-        takes the mean of each target first and then of the targets (the paper's 1/N Σ).
+        takes the mean of each target first and then of the targets (the paper's 1/N Σ). A mapping
+        gives the normalisation of each part by name.
+      names: of the parts; the part with code c is entry c - 1.
+      token_weights: what each token counts within its part's mean; None weighs all alike.
 
     Returns:
       float32 weights; 0 on padding.
     """
-    raw = raw_weights(target_parts, segment_ids, normalization)
+    raw = raw_weights(
+        target_parts, segment_ids, normalization, names=names, token_weights=token_weights
+    )
     weights = jnp.zeros_like(raw)
-    for part in parts_lib.PART_NAMES:
+    for part in range(1, len(names) + 1):
         mine = jnp.where(target_parts == part, raw, 0.0)
         total = mine.sum()
         weights += mine / jnp.where(total > 0, total, 1.0)
@@ -167,31 +180,52 @@ def part_weights(
 def raw_weights(
     target_parts: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
-    normalization: Normalization = "token_mean",
+    normalization: Normalization | Mapping[str, Normalization] = "token_mean",
+    *,
+    names: Sequence[str] = parts_lib.NAMES,
+    token_weights: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
     """The weights of `part_weights` before they are made to sum to 1.
 
-    1 for each target token (`token_mean`), or 1 / length of its target (`example_mean`); 0 on
-    padding. For means over several batches: sum both the weighted losses and these weights.
+    1 for each target token (`token_mean`), or 1 / how many tokens of its target are of its part
+    (`example_mean`); 0 on padding. With `token_weights` w it is w, or w / Σ w of these tokens. For
+    means over several batches: sum both the weighted losses and these weights.
     """
     real = (target_parts != parts_lib.PADDING).astype(jnp.float32)
-    if normalization == "token_mean":
+    if token_weights is not None:
+        real = jnp.where(real > 0, token_weights, 0.0)
+    by_name = dict.fromkeys(names, normalization)
+    if isinstance(normalization, Mapping):
+        by_name = {name: normalization.get(name, "token_mean") for name in names}
+    if set(by_name.values()) == {"token_mean"}:
         return real
-    same_target = segment_ids[:, :, None] == segment_ids[:, None, :]
-    lengths = jnp.einsum("bts,bs->bt", same_target.astype(jnp.float32), real)
-    return real / jnp.maximum(lengths, 1.0)
+    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (
+        target_parts[:, :, None] == target_parts[:, None, :]
+    )
+    lengths = jnp.einsum("bts,bs->bt", same.astype(jnp.float32), real)
+    if token_weights is None:
+        by_example = real / jnp.maximum(lengths, 1.0)
+    else:
+        by_example = real / jnp.where(lengths > 0, lengths, 1.0)
+    for code, name in enumerate(names, start=1):
+        if by_name[name] == "token_mean":
+            by_example = jnp.where(target_parts == code, real, by_example)
+    return by_example
 
 
 def count_targets(
     target_parts: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
-    """1 at the last token of each target, 0 elsewhere.
+    """1 at the last token of each part of each target, 0 elsewhere.
 
     (The first ones may be a prompt, which is of no part: `data.preprocessors.prompt_decoder`.)
     """
-    after = jnp.pad(segment_ids, ((0, 0), (0, 1)))[:, 1:]
-    last = (segment_ids != after) & (target_parts != parts_lib.PADDING)
-    return last.astype(jnp.int32)
+
+    def changes(codes: Int[Array, "B T"]) -> Array:
+        return codes != jnp.pad(codes, ((0, 0), (0, 1)))[:, 1:]
+
+    last = changes(segment_ids) | changes(target_parts)
+    return (last & (target_parts != parts_lib.PADDING)).astype(jnp.int32)
 
 
 def sum_parts(
@@ -201,6 +235,7 @@ def sum_parts(
     segment_ids: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     *,
+    names: Sequence[str] = parts_lib.NAMES,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> dict[str, PartSums]:
@@ -212,15 +247,16 @@ def sum_parts(
       target_parts: part codes.
       segment_ids: target number within the row.
       weights: from `part_weights` on the *whole* batch.
+      names: of the parts, see `part_weights`.
       label_smoothing: see `token_cross_entropy`.
       z_loss: see `token_cross_entropy`.
 
     Returns:
-      The sums by part name, `label` and `rationale`.
+      The sums by part name, in the order of `names`.
     """
     losses, z_losses = token_cross_entropy(logits, targets, label_smoothing, z_loss)
     correct = is_largest(logits, targets)
-    return sum_tokens(losses, z_losses, correct, target_parts, segment_ids, weights)
+    return sum_tokens(losses, z_losses, correct, target_parts, segment_ids, weights, names=names)
 
 
 def is_largest(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -237,6 +273,8 @@ def sum_tokens(
     target_parts: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
     weights: Float[Array, "B T"],
+    *,
+    names: Sequence[str] = parts_lib.NAMES,
 ) -> dict[str, PartSums]:
     """`sum_parts` from what is known of each token.
 
@@ -247,13 +285,14 @@ def sum_tokens(
       target_parts: part codes.
       segment_ids: target number within the row.
       weights: from `part_weights` on the *whole* batch.
+      names: of the parts, see `part_weights`.
 
     Returns:
-      The sums by part name, `label` and `rationale`.
+      The sums by part name, in the order of `names`.
     """
     ends = count_targets(target_parts, segment_ids).astype(jnp.float32)
     sums = {}
-    for part, name in parts_lib.PART_NAMES.items():
+    for part, name in enumerate(names, start=1):
         mine = target_parts == part
 
         def over(values: Array, mine: Array = mine) -> Array:
@@ -273,32 +312,48 @@ def sum_tokens(
 def join_weights(
     weights: Float[Array, "B T"],
     target_parts: Int[Array, "B T"],
-    rationale_weight: float | Float[Array, ""],
+    of_parts: Weights,
+    *,
+    names: Sequence[str] = parts_lib.NAMES,
 ) -> Float[Array, "B T"]:
-    """The weight of each token's loss in `join`: `weights`, those of rationales times λ."""
-    of_part = jnp.where(target_parts == parts_lib.RATIONALE, rationale_weight, 1.0)
-    return jnp.where(target_parts == parts_lib.PADDING, 0.0, weights * of_part)
+    """The weight of each token's loss in `join`: `weights`, times the weight of its part."""
+    of_token: float | Array = _weight(of_parts, names[0])
+    for code, name in enumerate(names[1:], start=2):
+        of_token = jnp.where(target_parts == code, _weight(of_parts, name), of_token)
+    return jnp.where(target_parts == parts_lib.PADDING, 0.0, weights * of_token)
 
 
-def join(
-    sums: Mapping[str, PartSums], rationale_weight: float | Float[Array, ""]
-) -> Float[Array, ""]:
-    """L = mean_label + λ · mean_rationale, λ = `rationale_weight` (the paper's Eq. 3)."""
-    return sums["label"].loss + rationale_weight * sums["rationale"].loss
+def join(sums: Mapping[str, PartSums], of_parts: Weights) -> Float[Array, ""]:
+    """L = Σ weight · mean of the part; of two parts mean_label + λ · mean_rationale (Eq. 3)."""
+    return _join({name: part.loss for name, part in sums.items()}, of_parts)
 
 
-def summarize(
-    sums: Mapping[str, PartSums], rationale_weight: float | Float[Array, ""]
-) -> dict[str, Float[Array, ""]]:
+def _join(values: Mapping[str, Float[Array, ""]], of_parts: Weights) -> Float[Array, ""]:
+    total = None
+    for name, value in values.items():
+        weight = _weight(of_parts, name)
+        if not (isinstance(weight, float) and weight == 1.0):
+            value = weight * value
+        total = value if total is None else total + value
+    return total
+
+
+def _weight(of_parts: Weights, name: str) -> float | Float[Array, ""]:
+    if isinstance(of_parts, Mapping):
+        return of_parts.get(name, 1.0)
+    return of_parts if name == parts_lib.PART_NAMES[parts_lib.RATIONALE] else 1.0
+
+
+def summarize(sums: Mapping[str, PartSums], of_parts: Weights) -> dict[str, Float[Array, ""]]:
     """Metrics of a whole batch: `loss`, and of each part loss, accuracy, tokens and targets.
 
     An empty part has loss 0 and accuracy 0, never NaN; whoever records it sees `*_tokens` = 0.
     """
-    metrics = {"loss": join(sums, rationale_weight)}
+    metrics = {"loss": join(sums, of_parts)}
     for name, part in sums.items():
         metrics[f"{name}_loss"] = part.loss
         metrics[f"{name}_accuracy"] = part.correct / jnp.maximum(part.tokens, 1.0)
         metrics[f"{name}_tokens"] = part.tokens
         metrics[f"{name}_targets"] = part.targets
-    metrics["z_loss"] = sums["label"].z_loss + rationale_weight * sums["rationale"].z_loss
+    metrics["z_loss"] = _join({name: part.z_loss for name, part in sums.items()}, of_parts)
     return metrics

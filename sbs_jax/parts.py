@@ -1,25 +1,510 @@
-"""The two parts of a step-by-step target, and the task prefixes that ask for them.
+"""The parts of a target, the methods that are sets of parts, and the prefixes that ask for them.
 
-A *part* says which of the two losses a target token belongs to (Hsieh et al. 2023, Eq. 3). This
-module is a leaf: everything may import it, it imports nothing.
+A *part* says which of the losses a target token belongs to: the label's or the rationale's (Hsieh
+et al. 2023, Eq. 3), or that of any further part of a method. A *method* is a set of parts;
+`METHODS` is the table of those that have a name here, and gin's macro PARTS describes one of a
+user's own.
+This module is a leaf: everything may import it, it imports nothing but the errors.
 """
 
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sbs_jax.errors import UserError
+
 PADDING = 0
-"""Part code of a padding token: it belongs to neither loss."""
+"""Part code of a padding token: it belongs to no loss."""
 
 LABEL = 1
 """Part code of a token of the label (answer), its EOS included."""
 
 RATIONALE = 2
-"""Part code of a token of the rationale (explanation), its EOS included."""
-
-METHODS = ("sbs", "standard", "joint", "rationale_input", "rationale")
-"""Names of the methods: which parts a student learns, and in what form (docs/methods.md)."""
+"""Part code of a token of the rationale (explanation), its EOS included. Further parts of a method
+have the codes from 3 on, in their order."""
 
 PART_NAMES = {LABEL: "label", RATIONALE: "rationale"}
+
+NAMES = tuple(PART_NAMES.values())
+"""The parts that every program knows, used or not, in the order of their codes from 1 on."""
 
 DEFAULT_LABEL_PREFIX = "predict: "
 """Prefix of the published code; the paper's own is ``[label] ``."""
 
 DEFAULT_RATIONALE_PREFIX = "explain: "
 """Prefix of the published code; the paper's own is ``[rationale] ``."""
+
+CUSTOM = "custom"
+"""Name of the method that PARTS describes where METHOD gives none."""
+
+Weight = float | Callable[[Any], Any] | None
+Pieces = tuple[tuple[str, str | None], ...]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = ("z", "input", "target", "source", "grad")  # z_loss, input_tokens, … are metrics already
+_NORMALIZATIONS = ("token_mean", "example_mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of a method: what it is made of, and what it counts in the loss.
+
+    Parts are equal if they are made of the same: weight and normalisation are compared nowhere.
+
+    `prefix`, `reads`, `writes` and `separator` are texts in which ``{field}`` stands for a field of
+    an example and ``{LABEL_PREFIX}``, ``{RATIONALE_PREFIX}``, ``{JOINT_SEPARATOR}`` and
+    ``{RATIONALE_INPUT_SEPARATOR}`` for those settings. A single word is the field of that name. The
+    field ``label`` is the label that is trained (LABEL_SOURCE), ``rationale`` the rationale that is
+    trained (RATIONALE_SOURCE); any other one is a text of the data's own, such as ``hint``.
+
+    Attributes:
+      name: lower-case letters, digits and underscores; metrics are called ``NAME_loss`` and so on.
+      prefix: the task prefix that asks for the target. None is LABEL_PREFIX for a target that holds
+        the part ``label``, RATIONALE_PREFIX for one of ``rationale``, and ``NAME: `` otherwise.
+      reads: what the input is made of.
+      writes: what the part consists of; None is the field of the part's own name.
+      weight: what the part's mean counts in the loss, a constant or a schedule of the step; None is
+        RATIONALE_WEIGHT for the part ``rationale`` and 1 for any other one.
+      normalization: ``token_mean`` or ``example_mean``; None is that of the loss.
+      after: name of the part that stands in front of this one in the same target; None begins a
+        target, and only such a part has a prefix and an input.
+      separator: with `after`, the text in front of this part; its tokens are this part's. None is
+        JOINT_SEPARATOR for the label, RATIONALE_INPUT_SEPARATOR for the rationale, and `` NAME: ``
+        otherwise.
+    """
+
+    name: str
+    prefix: str | None = None
+    reads: str = "input"
+    writes: str | None = None
+    weight: Weight = dataclasses.field(default=None, compare=False)
+    normalization: str | None = dataclasses.field(default=None, compare=False)
+    after: str | None = None
+    separator: str | None = None
+
+    @property
+    def content(self) -> str:
+        """What the part writes, with the separator in front of it."""
+        writes = as_template(self.writes or self.name)
+        if self.after is None:
+            return writes
+        default = {
+            "label": "{JOINT_SEPARATOR}",
+            "rationale": "{RATIONALE_INPUT_SEPARATOR}",
+        }.get(self.name, f" {self.name}: ")
+        return (default if self.separator is None else self.separator) + writes
+
+    def record(self) -> dict[str, str | None]:
+        """Returns what the part is made of as JSON, without weight and normalisation."""
+        fields = (field.name for field in dataclasses.fields(self) if field.compare)
+        return {name: getattr(self, name) for name in fields}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One target of a method, of one or more parts one behind the other, and what asks for it.
+
+    Attributes:
+      parts: in the order in which they are written.
+      codes: the part code of each.
+    """
+
+    parts: tuple[Part, ...]
+    codes: tuple[int, ...]
+
+    @property
+    def prefix(self) -> str:
+        """The template of the task prefix."""
+        head = self.parts[0]
+        if head.prefix is not None:
+            return head.prefix
+        if any(part.name == "label" for part in self.parts):
+            return "{LABEL_PREFIX}"
+        return "{RATIONALE_PREFIX}" if head.name == "rationale" else f"{head.name}: "
+
+    @property
+    def reads(self) -> str:
+        """The template of the input, without the prefix."""
+        return as_template(self.parts[0].reads)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of an example that the target or its input holds, in their order."""
+        templates = (self.reads, *(part.content for part in self.parts))
+        return tuple(dict.fromkeys(field for text in templates for field in fields_of(text)))
+
+    def inputs(self, settings: Mapping[str, str]) -> Pieces:
+        """Returns the pieces of the input, without the prefix; see `pieces`."""
+        return pieces(self.reads, settings)
+
+    def outputs(self, settings: Mapping[str, str]) -> tuple[Pieces, ...]:
+        """Returns the pieces of each part of the target; see `pieces`."""
+        return tuple(pieces(part.content, settings) for part in self.parts)
+
+    def take_apart(self, text: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """Takes a target, or what a student wrote for one, apart into its fields.
+
+        The label is what follows the last occurrence of the text in front of it. White space around
+        such texts does not matter: vocabularies may change it.
+
+        >>> target = METHODS["joint"].target_of("label")
+        >>> target.take_apart("2 + 3 = 5. Answer: 5", {"JOINT_SEPARATOR": " Answer: "})
+        {'rationale': '2 + 3 = 5.', 'label': '5'}
+
+        Args:
+          text: the decoded target.
+          settings: see `pieces`.
+
+        Returns:
+          The text of each field. What does not occur is ``''``. A text in which nothing separates
+          fields belongs to the first one.
+        """
+        found = [piece for one in self.outputs(settings) for piece in one]
+        names = [field for _, field in found if field is not None]
+        if len(found) == 1 and not found[0][0]:
+            return {names[0]: text}
+        at = next((i for i, (_, field) in enumerate(found) if field == "label"), 0)
+        in_front, label = "", text
+        if found[at][0].strip():
+            in_front, between, label = text.rpartition(found[at][0].strip())
+            if not between:
+                in_front, label = text, ""
+        elif at:
+            in_front, label = text, ""
+        result = _split(in_front, found[:at]) | _split(
+            label, [("", found[at][1]), *found[at + 1 :]]
+        )
+        return {name: result.get(name, "").strip() for name in names}
+
+
+def _split(text: str, found: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """Cuts a text at the first occurrences of what stands in front of each field but the first."""
+    result: dict[str, str] = {}
+    last: str | None = None
+    for between, field in found:
+        if last is None:
+            rest = text
+            stripped = between.strip()
+            text = rest.removeprefix(stripped) if stripped else rest
+        else:
+            result[last], _, text = text.partition(between.strip() or "\0")
+        if field is None:
+            return result
+        last = field
+    if last is not None:
+        result[last] = text
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A set of parts.
+
+    Attributes:
+      name: what METHOD calls it; it also stands in the names of its tasks (``svamp_joint``).
+      parts: in the order in which an example gives them.
+
+    Raises:
+      UserError: the parts contradict each other.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.parts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`NAMES`, and the further parts: the part with code c is entry c - 1."""
+        return names_of(self.parts)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets that an example gives, in the order of their first parts."""
+        names = self.names
+        followed = {part.after: part for part in self.parts if part.after is not None}
+        targets = []
+        for part in self.parts:
+            if part.after is not None:
+                continue
+            chain = [part]
+            while chain[-1].name in followed:
+                chain.append(followed[chain[-1].name])
+            codes = tuple(names.index(one.name) + 1 for one in chain)
+            targets.append(Target(tuple(chain), codes))
+        return tuple(targets)
+
+    def target_of(self, name: str) -> Target:
+        """Returns the target that holds a part; of ``label`` and ``rationale`` always one.
+
+        A method that does not train the label, or the rationale, is still asked for it in the way
+        of ``sbs``.
+
+        Args:
+          name: of the part.
+        """
+        for target in self.targets:
+            if any(part.name == name for part in target.parts):
+                return target
+        return Target((Part(name),), (names_of(()).index(name) + 1,))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All fields of an example that are read or written."""
+        return tuple(dict.fromkeys(name for target in self.targets for name in target.fields))
+
+    @property
+    def own_fields(self) -> tuple[str, ...]:
+        """The fields that are not an example's input, label or rationale."""
+        return tuple(name for name in self.fields if name not in ("input", *NAMES))
+
+    @property
+    def uses_rationales(self) -> bool:
+        """Whether an example's rationale is read or written."""
+        return "rationale" in self.fields
+
+    @property
+    def shares_targets(self) -> bool:
+        """Whether several parts stand in one target."""
+        return any(part.after is not None for part in self.parts)
+
+
+def names_of(parts: Iterable[Part]) -> tuple[str, ...]:
+    """Returns `NAMES` and the names of further parts; a part's code is its place from 1 on."""
+    return (*NAMES, *(part.name for part in parts if part.name not in NAMES))
+
+
+def part_words(codes: Iterable[int], names: Sequence[str] = NAMES) -> str:
+    """Names the parts of a target by the codes of its tokens.
+
+    >>> part_words([0, 2, 2, 1, 1])
+    'rationale + label'
+    """
+    return " + ".join(names[code - 1] for code in dict.fromkeys(map(int, codes)) if code != PADDING)
+
+
+def as_template(text: str) -> str:
+    """Returns a template; a single word stands for the field of that name."""
+    return f"{{{text}}}" if text.isidentifier() else text
+
+
+def pieces(template: str, settings: Mapping[str, str]) -> Pieces:
+    """Takes a template apart into fields, each with the text in front of it.
+
+    >>> pieces("{rationale}{JOINT_SEPARATOR}{label}", {"JOINT_SEPARATOR": " Answer: "})
+    (('', 'rationale'), (' Answer: ', 'label'))
+
+    Args:
+      template: see `Part`.
+      settings: the texts that stand for names in capital letters.
+
+    Returns:
+      Text and field, one after the other; a text at the end has the field None.
+    """
+    result: list[tuple[str, str | None]] = []
+    text = ""
+    for literal, name, _, _ in string.Formatter().parse(template):
+        text += literal
+        if name is None:
+            continue
+        if name.isupper():
+            text += settings[name]
+            continue
+        result.append((text, name))
+        text = ""
+    return (*result, (text, None)) if text else tuple(result)
+
+
+def fields_of(template: str) -> tuple[str, ...]:
+    """Returns the fields that a template names, those of the settings left out."""
+    found = (name for _, name, _, _ in string.Formatter().parse(template))
+    return tuple(name for name in found if name and not name.isupper())
+
+
+def fill(template: str, settings: Mapping[str, str]) -> str:
+    """Returns a template without fields as a text."""
+    return "".join(text for text, _ in pieces(template, settings))
+
+
+def read_parts(value: Any) -> tuple[Part, ...]:
+    """Reads the macro PARTS, a dict of the parts' attributes by name.
+
+    >>> read_parts({"label": {}, "hint": {"prefix": "hint: ", "weight": 0.5}})[1].weight
+    0.5
+
+    Args:
+      value: a dict of dicts (of `Part`'s attributes); or a sequence of such dicts that give the
+        name, as records of runs hold it; or of parts.
+
+    Raises:
+      UserError: it is something else, or a part is not well described; names the part and the key.
+    """
+    if isinstance(value, Mapping):
+        value = [
+            {**attributes, "name": name} if isinstance(attributes, Mapping) else (name, attributes)
+            for name, attributes in value.items()
+        ]
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(
+            f"PARTS = {value!r} must be a dict of parts by name, as in {{'label': {{}}, 'hint': "
+            "{'weight': 0.5}}."
+        )
+    parts = []
+    known = [field.name for field in dataclasses.fields(Part)]
+    for one in value:
+        if isinstance(one, Part):
+            parts.append(one)
+            continue
+        if not isinstance(one, Mapping):
+            raise UserError(
+                f"PARTS: the part {one[0] if isinstance(one, tuple) else one!r} must be a dict of "
+                f"{', '.join(known[1:])}, which may be empty."
+            )
+        for key in one:
+            if key not in known:
+                raise UserError(
+                    f"PARTS: the part '{one.get('name')}' has the key {key!r}, but a part has "
+                    f"{', '.join(known[1:])}."
+                )
+        parts.append(Part(**one))
+    _check(CUSTOM, tuple(parts))
+    return tuple(parts)
+
+
+def _check(method: str, parts: tuple[Part, ...]) -> None:
+    """Raises a `UserError` if parts are not well described, or contradict each other."""
+    if not isinstance(method, str) or not _NAME.fullmatch(method):
+        raise UserError(
+            f"METHOD = {method!r}: a method's name has lower-case letters, digits and underscores."
+        )
+    names = [part.name for part in parts]
+    for part in parts:
+        where = f"PARTS: the part '{part.name}'"
+        if not isinstance(part.name, str) or not _NAME.fullmatch(part.name) or part.name in _TAKEN:
+            raise UserError(
+                f"PARTS: {part.name!r} cannot be a part's name; take lower-case letters, digits "
+                f"and underscores, and none of {', '.join(_TAKEN)}."
+            )
+        if names.count(part.name) > 1:
+            raise UserError(f"{where} is there twice.")
+        for attribute in ("prefix", "reads", "writes", "separator"):
+            _check_template(f"{where}, '{attribute}'", getattr(part, attribute))
+        if part.normalization not in (None, *_NORMALIZATIONS):
+            raise UserError(
+                f"{where}, 'normalization' = {part.normalization!r} is unknown; choose one of "
+                f"{', '.join(_NORMALIZATIONS)}."
+            )
+        weight = part.weight
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not callable(weight) and weight is not None and not (number and weight >= 0):
+            raise UserError(
+                f"{where}, 'weight' = {weight!r} must be a number that is not negative."
+            )
+        if part.name == "label" and "label" not in fields_of(as_template(part.writes or "label")):
+            raise UserError(
+                f"{where} is what is scored: 'writes' = {part.writes!r} must hold {{label}}."
+            )
+        if part.after is None:
+            if part.separator is not None:
+                raise UserError(f"{where} has a 'separator', but no 'after' that it goes with.")
+            continue
+        if part.after not in names or part.after == part.name:
+            raise UserError(
+                f"{where}, 'after' = {part.after!r} is no other part; there are {', '.join(names)}."
+            )
+        if part.prefix is not None or part.reads != "input":
+            raise UserError(
+                f"{where} stands after '{part.after}' in one target: 'prefix' and 'reads' belong "
+                "to the first part of it."
+            )
+        rivals = [one.name for one in parts if one.after == part.after]
+        if len(rivals) > 1:
+            raise UserError(f"PARTS: {' and '.join(rivals)} both stand after '{part.after}'.")
+    if parts and not any(part.after is None for part in parts):
+        raise UserError("PARTS: every part has an 'after', so no target has a beginning.")
+    _check_circles(parts)
+
+
+def _check_circles(parts: tuple[Part, ...]) -> None:
+    after = {part.name: part.after for part in parts}
+    for part in parts:
+        name: str | None = part.name
+        for _ in parts:
+            name = after[name] if name is not None else None
+        if name is not None:
+            raise UserError(f"PARTS: the part '{part.name}' stands after itself, by 'after'.")
+
+
+_SETTINGS = ("LABEL_PREFIX", "RATIONALE_PREFIX", "JOINT_SEPARATOR", "RATIONALE_INPUT_SEPARATOR")
+
+
+def _check_template(where: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise UserError(f"{where} = {value!r} must be a text.")
+    try:
+        found = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+    except ValueError as error:
+        raise UserError(f"{where} = {value!r} cannot be read ({error}).") from error
+    for name in found:
+        if not name.isidentifier() or (name.isupper() and name not in _SETTINGS):
+            raise UserError(
+                f"{where} = {value!r}: {{{name}}} is neither a field nor one of "
+                f"{', '.join(_SETTINGS)}."
+            )
+    if where.endswith(("'prefix'", "'separator'")):
+        if any(not name.isupper() for name in found):
+            raise UserError(f"{where} = {value!r} must not name a field of an example.")
+    elif not value.isidentifier() and not fields_of(value):
+        raise UserError(f"{where} = {value!r} names no field of an example, as {{input}} does.")
+
+
+_LABEL_PART, _RATIONALE_PART = Part("label"), Part("rationale")
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("sbs", (_LABEL_PART, _RATIONALE_PART)),
+        Method("standard", (_LABEL_PART,)),
+        Method("joint", (Part("label", writes="{rationale}{JOINT_SEPARATOR}{label}"),)),
+        Method(
+            "rationale_input",
+            (Part("label", reads="{input}{RATIONALE_INPUT_SEPARATOR}{rationale}"),),
+        ),
+        Method("rationale", (_RATIONALE_PART,)),
+        Method("weighted_joint", (_RATIONALE_PART, Part("label", after="rationale"))),
+    )
+}
+"""The methods that have a name here (docs/methods.md). The tasks of the first five are registered
+with their data set, those of others when they are asked for."""
+
+REGISTERED = tuple(METHODS)[:5]
+"""The methods whose tasks are registered with a data set."""
+
+
+def find_method(name: str, parts: tuple[Part, ...] | None = None) -> Method:
+    """Returns the method of a name: the one that `parts` describe, or else one of `METHODS`.
+
+    Args:
+      name: METHOD.
+      parts: PARTS, read.
+
+    Raises:
+      UserError: `parts` are given for a name of the table, or the name is not in it.
+    """
+    if parts:
+        if name in METHODS:
+            raise UserError(
+                f"METHOD = {name!r} is a method of its own, but PARTS describes another one: give "
+                "that another name, or leave METHOD out."
+            )
+        return Method(name, parts)
+    if name not in METHODS:
+        raise UserError(f"METHOD = {name!r} is unknown; there are {', '.join(METHODS)}.")
+    return METHODS[name]

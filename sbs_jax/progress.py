@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 
 from sbs_jax.closing import Closing
+from sbs_jax.parts import NAMES
 
 LINES = 8
 """Lines that a run writes where there is no terminal, besides the first; evaluations as many."""
@@ -117,8 +118,9 @@ class Progress(Closing):
 
 def _losses(metrics: Mapping[str, Value]) -> str:
     shown = [f"loss {_short(metrics.get('loss'))}"]
-    for part in ("label", "rationale"):
-        if f"{part}_loss" in metrics:
+    others = [name.removesuffix("_loss") for name in metrics if name.endswith("_loss")]
+    for part in dict.fromkeys((*NAMES, *others)):
+        if f"{part}_loss" in metrics and part != "z":
             shown.append(f"{part} {_short(metrics[f'{part}_loss'])}")
     if metrics.get("examples_per_second") is not None:
         shown.append(f"{_rate(metrics['examples_per_second'])} examples/s")

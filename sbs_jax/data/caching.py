@@ -11,7 +11,6 @@ run would tokenize now.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -92,7 +91,7 @@ def _changed(path: Path, task: ResolvedTask, split: str) -> str:
 
 def settings_of(settings: DataSettings) -> dict[str, Any]:
     """Returns the settings that decide what the tokens are."""
-    values = dataclasses.asdict(settings)
+    values = settings.record()
     return {name: values[name] for name in sorted(values) if name not in _NOT_TOKENIZED}
 
 

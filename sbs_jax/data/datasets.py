@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sbs_jax import metrics
+from sbs_jax import parts as parts_lib
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.rationales import join_rationales
-from sbs_jax.data.release import Example, LoadFn, rationale_texts, where
+from sbs_jax.data.release import Example, LoadFn, own_fields, rationale_texts, where
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
 from sbs_jax.errors import UserError
+from sbs_jax.parts import Method
 
 JudgeFn = Callable[[], tuple[str, Sequence[str]]]
 AbsenceFn = Callable[[str], str]
@@ -82,7 +84,7 @@ class TaskInfo:
     Attributes:
       name: name of the task.
       dataset: the data set that it reads.
-      method: key of `preprocessors.METHODS`.
+      definition: the method, its name and its parts.
       label_source: whose labels are the training targets, ``gold`` or ``teacher``. Validation and
         test have gold labels always.
       rationale_source: whose rationales are used, ``teacher`` or ``human``.
@@ -90,14 +92,19 @@ class TaskInfo:
 
     name: str
     dataset: Dataset
-    method: str
+    definition: Method
     label_source: str
     rationale_source: str = TEACHER
 
     @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.definition.name
+
+    @property
     def uses_rationales(self) -> bool:
         """Whether training needs rationales, a person's or the teacher's."""
-        return self.method != "standard"
+        return self.definition.uses_rationales
 
     @property
     def uses_teacher(self) -> bool:
@@ -213,7 +220,10 @@ def _clean(examples: list[Example]) -> list[Example]:
     for example in examples:
         for key, value in example.items():
             clean = _clean_text if key in ("input", "id") else _clean_target
-            example[key] = list(map(clean, value)) if isinstance(value, list) else clean(value)
+            if isinstance(value, str):
+                example[key] = clean(value)
+            elif isinstance(value, list) and all(isinstance(text, str) for text in value):
+                example[key] = list(map(clean, value))
     return examples
 
 
@@ -245,7 +255,44 @@ def vocabulary_texts(dataset: Dataset) -> list[str]:
         texts += rationale_texts(example["rationale"])
         texts.append(example.get("llm_label", ""))
         texts += rationale_texts(example.get("llm_rationale", ""))
+        if settings.parts is not None:
+            texts += _own_texts(example, settings)
     return texts
+
+
+def _own_texts(example: Example, settings: DataSettings) -> list[str]:
+    """The texts that parts of the user's own add: their prefixes, and fields of the example."""
+    method = parts_lib.find_method(parts_lib.CUSTOM, settings.parts)
+    prefixes = [parts_lib.fill(target.prefix, settings.texts) for target in method.targets]
+    return prefixes + [own_text(example, field) for field in method.own_fields]
+
+
+def element_key(field: str) -> str:
+    """Returns what an element (`read_targets`) calls a field of `parts.Part`'s templates."""
+    return {"input": "input", "label": "target_label", "rationale": "target_rationale"}.get(
+        field, f"field {field}"
+    )
+
+
+def own_text(example: Example, field: str) -> str:
+    """Returns a field of an example that is not one of the three; ``''`` where there is none.
+
+    Raises:
+      UserError: it is neither a text nor a number; names the file and the line.
+    """
+    value = own_fields(example).get(field)
+    if value is None:
+        return ""
+    if field == "llm_rationale":
+        value = rationale_texts(value)[0]
+    if isinstance(value, bool | int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(
+            f"{where(example)}: field '{field}' must be a text, as a part of the method reads or "
+            f"writes it, not {type(value).__name__}."
+        )
+    return _clean_target(value)
 
 
 def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
@@ -254,8 +301,8 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
     Returns:
       For each example its texts, the texts ``target_label`` and ``target_rationale`` that the
       task trains, its number ``example`` and the number ``variant`` of its rationale. The teacher's
-      texts are ``''`` where there are no completions. An example with several rationales is
-      repeated, once with each of them.
+      texts are ``''`` where there are no completions. Further fields that the method's parts name
+      stand under `element_key`. An example with several rationales is repeated, once with each.
 
     Raises:
       UserError: the data cannot be read; or the task needs completions or rationales that are not
@@ -267,6 +314,7 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
             raise _no_completions(task, split)
         if task.uses_rationales:
             require_rationales(task, split, examples)
+        require_fields(task, split, examples)
     teacher_labels = split == TRAIN and task.label_source == TEACHER
     known = set(map(metrics.normalize_answer, task.dataset.labels))
     elements: list[dict[str, str | int]] = []
@@ -275,6 +323,7 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
         label = example["llm_label" if teacher_labels else "label"]
         if known and metrics.normalize_answer(label) not in known:
             label = ""  # the teacher did not decide: nothing to learn from
+        own = {element_key(name): own_text(example, name) for name in task.definition.own_fields}
         for variant, rationale in enumerate(rationales if task.uses_rationales else rationales[:1]):
             elements.append(
                 {
@@ -288,9 +337,29 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
                     "target_rationale": rationale,
                     "example": number,
                     "variant": variant,
+                    **own,
                 }
             )
     return elements
+
+
+def require_fields(task: TaskInfo, split: str, examples: Sequence[Example]) -> None:
+    """Raises a `UserError` if no example has a field that the method's parts name."""
+    for field in task.definition.own_fields:
+        if any(own_text(example, field).strip() for example in examples):
+            continue
+        parts = [
+            part.name
+            for target in task.definition.targets
+            for part in target.parts
+            if field in target.fields
+        ]
+        seen = dict.fromkeys(name for example in examples for name in own_fields(example))
+        raise UserError(
+            f"METHOD '{task.method}' needs the field '{field}' (PARTS: {', '.join(parts)}), but "
+            f"none of the {len(examples)} {_SPLIT_WORDS[split]} examples of '{task.dataset.name}' "
+            f"has it ({where(examples[0])}); their fields are {', '.join(seen)}."
+        )
 
 
 def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) -> None:

@@ -10,19 +10,16 @@ import numpy as np
 from sbs_jax.data import datasets, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import row_lengths
-from sbs_jax.data.preprocessors import (
-    decoder_prompt,
-    encoder_prefix,
-    explained_input,
-    split_joint,
-)
+from sbs_jax.data.datasets import TaskInfo
+from sbs_jax.data.preprocessors import decoder_prompt, encoder_prefix
 from sbs_jax.data.records import cut_sequences
 from sbs_jax.data.release import Example, rationale_texts
 from sbs_jax.data.release import where as place
 from sbs_jax.data.resolving import ResolvedTask
+from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
-from sbs_jax.parts import PART_NAMES
+from sbs_jax.parts import NAMES, Target, fields_of, pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +43,8 @@ class EvalExamples:
       rationale_prompt: int32 [P], what the decoder is given before it writes a rationale.
       scorer: key of `sbs_jax.metrics.SCORERS`; how labels are judged.
       label_set: all labels that there are; () if there is no end to them.
-      joint_separator: what stands before the label in what the student writes when it is asked for
-        the label (method ``joint``); None when it writes the label alone.
+      answer: what the student writes when it is asked for the label.
+      texts: the prefixes and separators, see `DataSettings.texts`.
       cut_inputs: how many of the 2 N inputs were longer than S.
     """
 
@@ -64,17 +61,22 @@ class EvalExamples:
     rationale_prompt: np.ndarray
     scorer: str
     label_set: tuple[str, ...]
-    joint_separator: str | None
+    answer: Target
+    texts: Mapping[str, str]
     cut_inputs: int
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def explains(self) -> bool:
+        """Whether the student writes a rationale when it is asked for the label."""
+        return any("rationale" in fields_of(part.content) for part in self.answer.parts)
+
     def take_apart(self, output: str) -> tuple[str | None, str]:
         """Returns the rationale (None if there is none) and the label in a student's output."""
-        if self.joint_separator is None:
-            return None, output
-        return split_joint(output, self.joint_separator)
+        found = self.answer.take_apart(output, self.texts)
+        return found.get("rationale"), found["label"]
 
 
 def load_eval_examples(
@@ -83,9 +85,9 @@ def load_eval_examples(
     """Reads the examples of a split for decoding, with the task's settings.
 
     They are those of the task's data set: all its tasks are judged on the same examples, with gold
-    labels. Blank rationales do not matter here, so no example is left out. With the method
-    ``rationale_input``, the inputs that ask for labels hold the examples' rationales, the teacher's
-    or a person's, as in training.
+    labels. Blank rationales do not matter here, so no example is left out. Where the label's part
+    reads more than the input (the method ``rationale_input``), the inputs that ask for labels hold
+    it, the teacher's rationale or a person's as in training.
 
     Args:
       task: one that `registration.register_dataset` made.
@@ -104,21 +106,15 @@ def load_eval_examples(
     settings = task.settings
     with settings_lib.override(settings):
         examples = registration.load_examples(info.dataset, split)
+        targets = [info.definition.target_of(name) for name in NAMES]
         prompts = [
-            np.array(decoder_prompt(settings, part, info.dataset.vocabulary), np.int32)
-            for part in PART_NAMES
+            np.array(decoder_prompt(settings, target, info.dataset.vocabulary), np.int32)
+            for target in targets
         ]
+        if "rationale" in fields_of(targets[0].reads):
+            datasets.require_rationales(info, split, examples)
     inputs = [example["input"] for example in examples]
-    label_prefix, rationale_prefix = (encoder_prefix(settings, part) for part in PART_NAMES)
-    asked = [label_prefix + text for text in inputs]
-    if info.method == "rationale_input":
-        datasets.require_rationales(info, split, examples)
-        rationales = [_first_rationale(example, info.rationale_key) for example in examples]
-        asked = [
-            label_prefix + explained_input(text, rationale, settings)
-            for text, rationale in zip(inputs, rationales, strict=True)
-        ]
-    asked += [rationale_prefix + text for text in inputs]
+    asked = [_asked(info, target, example, settings) for target in targets for example in examples]
 
     def place_of(index: int) -> str:
         return place(examples[index % len(examples)])  # labels are asked for, then rationales
@@ -141,9 +137,34 @@ def load_eval_examples(
         rationale_prompt=prompts[1],
         scorer=info.dataset.scorer,
         label_set=info.dataset.labels,
-        joint_separator=settings.joint_separator if info.method == "joint" else None,
+        answer=targets[0],
+        texts=settings.texts,
         cut_inputs=cut,
     )
+
+
+def _asked(info: TaskInfo, target: Target, example: Example, settings: DataSettings) -> str:
+    """The encoder's text that asks for a target; a blank field is left out, with its separator."""
+    text = encoder_prefix(settings, target)
+    for between, field in pieces(target.reads, settings.texts):
+        if field == "input":
+            text += between + example["input"]
+        elif field is None:
+            text += between
+        elif value := _field(info, example, field):
+            text += between + value
+    return text
+
+
+def _field(info: TaskInfo, example: Example, field: str) -> str:
+    """A field that is read besides the input; ``''`` where it is blank."""
+    if field == "label":
+        value = example["label"]
+    elif field == "rationale":
+        value = _first_rationale(example, info.rationale_key)
+    else:
+        value = datasets.own_text(example, field)
+    return value if value.strip() else ""
 
 
 def _first_rationale(example: Example, key: str) -> str:

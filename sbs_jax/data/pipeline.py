@@ -30,12 +30,13 @@ from sbs_jax.data.records import (
     Records,
     count_parts,
     cut_sequences,
+    holds_part,
     join_records,
     shared_sources,
 )
 from sbs_jax.data.release import where as place
 from sbs_jax.data.resolving import ResolvedTask
-from sbs_jax.parts import LABEL, PADDING, RATIONALE
+from sbs_jax.parts import LABEL, NAMES, PADDING, RATIONALE
 
 __all__ = [
     "Batching",
@@ -134,26 +135,36 @@ def _count(
     task: ResolvedTask, columns: Columns, parts: np.ndarray, target_offsets: np.ndarray
 ) -> Counts:
     """Counts records, and what was dropped: an example gives each record unless that is blank."""
-    labels, rationales = count_parts(parts, target_offsets)
+    names = task.method.names
+    labels, rationales, *others = count_parts(parts, target_offsets, len(names))
     example_count = columns["example_count"][0]
     examples = int(example_count[0]) if example_count.size else columns["example"][0].size
+    counts = Counts(
+        examples,
+        labels,
+        rationales,
+        other_records=dict(zip(names[len(NAMES) :], others, strict=True)),
+    )
     info = task.info
     if info is None or not example_count.size:
-        return Counts(examples, labels, rationales)
-    part = parts[target_offsets[1:] - 1]
+        return counts
+    number = columns["example"][0]
+    has_label = holds_part(parts, target_offsets, LABEL)
+    has_rationale = holds_part(parts, target_offsets, RATIONALE)
     # Blank rationales that were kept consist of EOS alone (after the decoder's prompt).
-    tokens = np.add.reduceat(parts != PADDING, target_offsets[:-1]) if part.size else part
-    blank = (part == RATIONALE) & (tokens == 1)
-    explained = _distinct(columns["example"][0][(part == RATIONALE) & ~blank])
-    labelled = _distinct(columns["example"][0][part == LABEL])
-    if info.method == "standard":
-        return Counts(examples, labels, rationales, 0, examples - labelled)
-    if info.method == "rationale":
-        return Counts(examples, labels, rationales, examples - explained)
-    if info.method == "sbs":
-        return Counts(examples, labels, rationales, examples - explained, examples - labelled)
-    # One record holds both, and is gone if either is blank.
-    return Counts(examples, labels, rationales, examples - labelled)
+    tokens = np.add.reduceat(parts != PADDING, target_offsets[:-1]) if parts.size else has_label
+    blank = has_rationale & (tokens == 1)
+    lacks_rationale = examples - _distinct(number[has_rationale & ~blank])
+    lacks_label = examples - _distinct(number[has_label])
+    trained = {part.name for part in info.definition.parts}
+    if "rationale" in trained:
+        counts = dataclasses.replace(counts, blank_rationales=lacks_rationale)
+    if "label" in trained and "rationale" not in info.definition.target_of("label").fields:
+        counts = dataclasses.replace(counts, blank_labels=lacks_label)
+    elif "label" in trained and "rationale" not in trained:
+        # One record holds both, and is gone if either is blank.
+        counts = dataclasses.replace(counts, blank_rationales=lacks_label)
+    return counts
 
 
 def _distinct(examples: np.ndarray) -> int:

@@ -1,151 +1,151 @@
-"""From examples to records: one (task prefix + input, target) pair for each part that is trained.
+"""From examples to records: one (task prefix + input, target) pair for each target of the method.
 
 An *element* here is a dict of scalar tensors as `registration` makes it from an example: ``input``,
-``target_label`` and ``target_rationale`` (texts), those that records keep (`KEPT`), and more. An
-example with several rationales gives as many elements, told apart by ``variant``.
+``target_label`` and ``target_rationale`` (texts), the further fields that the method's parts name
+(`element_key`), those that records keep (`KEPT`), and more. An example with several rationales
+gives as many elements, told apart by ``variant``.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
+from sbs_jax import parts as parts_lib
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.datasets import element_key
 from sbs_jax.data.joint import explained_input as explained_input
 from sbs_jax.data.joint import split_joint as split_joint
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf
-from sbs_jax.parts import LABEL, PADDING, RATIONALE
+from sbs_jax.parts import METHODS as METHODS
+from sbs_jax.parts import PADDING, Method, Pieces, Target
 
 Elements = Mapping[str, tf.Tensor]
-RecordFn = Callable[[Elements, DataSettings], dict[str, tf.Tensor]]
 
 
-def label_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
-    """``predict: INPUT`` -> the label.
+def make_record(
+    target: Target, elements: Elements, settings: DataSettings
+) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
+    """``PREFIX INPUT`` -> the text of each part of a target.
 
-    With the prefixes on the decoder's side the input stands alone; see `prompt_decoder`.
+    The method ``sbs`` has ``predict: INPUT`` -> ``LABEL`` and ``explain: INPUT`` -> ``RATIONALE``
+    (Eq. 3); ``joint`` has ``predict: INPUT`` -> ``RATIONALE Answer: LABEL``, all of it one part, so
+    that its loss is the plain mean over all tokens (Eq. 5); ``rationale_input`` has
+    ``predict: INPUT explanation: RATIONALE`` -> ``LABEL`` (Eq. 2). With the prefixes on
+    the decoder's side the input stands alone; see `finish_targets`.
 
     Args:
+      target: of a method.
       elements: a batch of elements, texts of shape [N].
-      settings: gives the prefix.
+      settings: give the prefixes and separators.
 
     Returns:
-      ``inputs`` and ``targets`` (texts [N]) and ``part`` (int32 [N, 1]).
+      The inputs (texts [N]), the text of each part (texts [N]), and whether the record trains (bool
+      [N]): not where a field that it reads or writes is blank. Blank rationales stay if the
+      settings say so; what is in front of one in an input is left out with it.
     """
-    return _record(
-        encoder_prefix(settings, LABEL), elements["input"], elements["target_label"], LABEL
-    )
+    inputs = _join(target.inputs(settings.texts), elements, settings)
+    if prefix := encoder_prefix(settings, target):
+        inputs = tf.strings.join([prefix, inputs])
+    outputs = [_join(pieces, elements, settings) for pieces in target.outputs(settings.texts)]
+    trains = tf.ones(tf.shape(inputs), tf.bool)
+    for field in target.fields:
+        kept = field == "rationale" and settings.keep_blank_rationales
+        if field != "input" and not kept:
+            trains &= _not_blank(elements[element_key(field)])
+    return inputs, outputs, trains
 
 
-def rationale_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
-    """``explain: INPUT`` -> the rationale; see `label_record`."""
-    prefix = encoder_prefix(settings, RATIONALE)
-    return _record(prefix, elements["input"], elements["target_rationale"], RATIONALE)
+def _join(pieces: Pieces, elements: Elements, settings: DataSettings) -> tf.Tensor:
+    """Joins fields and the texts in front of them; texts [N]."""
+    joined = []
+    for text, field in pieces:
+        if field is None:
+            joined.append(tf.constant(text))
+            continue
+        value = elements[element_key(field)]
+        if text:
+            value = tf.strings.join([text, value])
+            if field == "rationale" and settings.keep_blank_rationales:
+                value = tf.where(_not_blank(elements[element_key(field)]), value, "")
+        joined.append(value)
+    return joined[0] if len(joined) == 1 else tf.strings.join(joined)
 
 
-def joint_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
-    """``predict: INPUT`` -> ``RATIONALE Answer: LABEL``: one target, all of it of the part LABEL.
-
-    So its loss is the plain mean over all tokens (Eq. 5), and λ has no part in it. `split_joint`
-    takes such a text apart again.
-    """
-    separator = tf.constant(settings.joint_separator)
-    targets = tf.strings.join([elements["target_rationale"], separator, elements["target_label"]])
-    # Both are needed: a target that lacks one is blank, and so is dropped, as other blank ones are.
-    complete = _not_blank(elements["target_label"])
-    if not settings.keep_blank_rationales:
-        complete &= _not_blank(elements["target_rationale"])
-    targets = tf.where(complete, targets, "")
-    return _record(encoder_prefix(settings, LABEL), elements["input"], targets, LABEL)
-
-
-def rationale_input_record(elements: Elements, settings: DataSettings) -> dict[str, tf.Tensor]:
-    """``predict: INPUT explanation: RATIONALE`` -> the label (Eq. 2)."""
-    inputs = tf.strings.join(
-        [elements["input"], settings.rationale_input_separator, elements["target_rationale"]]
-    )
-    explained = _not_blank(elements["target_rationale"])
-    targets = elements["target_label"]
-    if settings.keep_blank_rationales:
-        inputs = tf.where(explained, inputs, elements["input"])
-    else:
-        targets = tf.where(explained, targets, "")
-    return _record(encoder_prefix(settings, LABEL), inputs, targets, LABEL)
-
-
-def encoder_prefix(settings: DataSettings, part: int) -> str:
-    """Returns what stands in front of an input that asks for `part`."""
+def encoder_prefix(settings: DataSettings, target: Target) -> str:
+    """Returns what stands in front of an input that asks for `target`."""
     if settings.prefix_side == "decoder":
         return ""
-    return settings.label_prefix if part == LABEL else settings.rationale_prefix
+    return parts_lib.fill(target.prefix, settings.texts)
 
 
-def decoder_prompt(settings: DataSettings, part: int, vocabulary: seqio.Vocabulary) -> list[int]:
-    """Returns the tokens that the decoder is given before it writes `part`; none by default."""
+def decoder_prompt(
+    settings: DataSettings, target: Target, vocabulary: seqio.Vocabulary
+) -> list[int]:
+    """Returns the tokens that the decoder is given before it writes `target`; none by default."""
     if settings.prefix_side == "encoder":
         return []
-    prefix = settings.label_prefix if part == LABEL else settings.rationale_prefix
+    prefix = parts_lib.fill(target.prefix, settings.texts)
     return list(vocabulary.encode(prefix)) if prefix else []
 
 
-def prompt_decoder(
-    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+def finish_targets(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature], method: Method
 ) -> tf.data.Dataset:
-    """Puts the task prefix in front of the tokenized target, where the settings want it there.
+    """Gives EOS its part, and puts the task prefix in front where the settings want it there.
 
     The prompt's tokens are of no part, so nothing learns to write them. Follows tokenizing and EOS:
 
         {'inputs': [8, 9, 1], 'targets': [5, 1], 'part': [1]}
         -> {'inputs': [8, 9, 1], 'targets': [3, 4, 5, 1], 'part': [0, 0, 1, 1]}
+
+    Of a target with several parts, each token has its own code, and EOS that of the last one:
+
+        {'inputs': [8, 9, 1], 'targets': [6, 7, 5, 1], 'part': [2, 2, 1]}
+        -> {'inputs': [8, 9, 1], 'targets': [6, 7, 5, 1], 'part': [2, 2, 1, 1]}
     """
-    if settings_lib.current().prefix_side == "encoder":
+    if settings_lib.current().prefix_side == "encoder" and not method.shares_targets:
         return dataset
-    prompt = functools.partial(_prompt, output_features=output_features)
-    return dataset.ragged_batch(_CHUNK).map(prompt).unbatch()
+    finish = functools.partial(_finish, output_features=output_features, method=method)
+    return dataset.ragged_batch(_CHUNK).map(finish).unbatch()
 
 
-def _prompt(batch: Elements, output_features: Mapping[str, seqio.Feature]) -> dict[str, tf.Tensor]:
-    """`prompt_decoder` for a batch, whose ``inputs`` and ``targets`` are ragged."""
+def _finish(
+    batch: Elements, output_features: Mapping[str, seqio.Feature], method: Method
+) -> dict[str, tf.Tensor]:
+    """`finish_targets` for a batch, whose ``inputs`` and ``targets`` are ragged."""
     settings = settings_lib.current()
+    targets, part = batch["targets"], batch["part"]
+    if not isinstance(part, tf.RaggedTensor):
+        part = tf.RaggedTensor.from_tensor(part)
+    first = part[:, :1].flat_values
+    # What was cut from a target has lost its codes; a code that is missing is the last one.
+    at = tf.minimum(tf.ragged.range(targets.row_lengths()), part.row_lengths()[:, None] - 1)
+    own = tf.gather(part, at, batch_dims=1)
+    if settings.prefix_side == "encoder":
+        return {**batch, "part": own}
     vocabulary = output_features["targets"].vocabulary
-    part = batch["part"]
-    part = (part.to_tensor() if isinstance(part, tf.RaggedTensor) else part)[:, 0]
+    asked = {target.codes[0]: target for target in method.targets}
     by_part = tf.ragged.constant(
-        [[], *(decoder_prompt(settings, part, vocabulary) for part in (LABEL, RATIONALE))],
-        dtype=batch["targets"].dtype,
+        [
+            decoder_prompt(settings, asked[code], vocabulary) if code in asked else []
+            for code in range(len(method.names) + 1)
+        ],
+        dtype=targets.dtype,
     )
-    prompts, targets = tf.gather(by_part, part), batch["targets"]
-    own = targets.with_values(tf.repeat(part, targets.row_lengths()))
+    prompts = tf.gather(by_part, first)
+    none = prompts.with_values(tf.fill(tf.shape(prompts.values), PADDING))
     return {
         **batch,
         "targets": tf.concat([prompts, targets], axis=1),
-        "part": tf.concat(
-            [prompts.with_values(tf.fill(tf.shape(prompts.values), PADDING)), own], 1
-        ),
+        "part": tf.concat([none, own], 1),
     }
 
 
 def _not_blank(texts: tf.Tensor) -> tf.Tensor:
     return tf.strings.length(tf.strings.strip(texts)) > 0
 
-
-def _record(prefix: str, inputs: tf.Tensor, targets: tf.Tensor, part: int) -> dict[str, tf.Tensor]:
-    return {
-        "inputs": tf.strings.join([prefix, inputs]) if prefix else inputs,
-        "targets": targets,
-        "part": tf.fill([tf.size(inputs), 1], tf.constant(part, tf.int32)),
-    }
-
-
-METHODS: dict[str, tuple[RecordFn, ...]] = {
-    "standard": (label_record,),
-    "rationale": (rationale_record,),
-    "sbs": (label_record, rationale_record),
-    "joint": (joint_record,),
-    "rationale_input": (rationale_input_record,),
-}
-"""The records that each example gives, by method and in the order in which they follow."""
 
 KEPT = ("id", "label", "example", "example_count")
 """Features of an element that its records keep: its name, its gold label, its number, and how many
@@ -159,7 +159,7 @@ _CHUNK = 1024  # examples that one call turns into records
 
 def to_records(
     dataset: tf.data.Dataset,
-    method: str,
+    method: Method | str,
     output_features: Mapping[str, seqio.Feature] | None = None,
 ) -> tf.data.Dataset:
     """Makes the records of `method` of each element; see `record_batches`."""
@@ -167,7 +167,7 @@ def to_records(
 
 
 def finished_batches(
-    dataset: tf.data.Dataset, method: str, output_features: Mapping[str, seqio.Feature]
+    dataset: tf.data.Dataset, method: Method, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
     """Makes batches of what a task's preprocessors make one by one, which takes much longer."""
 
@@ -176,15 +176,15 @@ def finished_batches(
         batch = seqio.preprocessors.append_eos_after_trim_impl(
             dict(batch), output_features=output_features, sequence_length=None
         )
-        prompted = settings_lib.current().prefix_side == "decoder"
-        return _prompt(batch, output_features) if prompted else batch
+        finishes = settings_lib.current().prefix_side == "decoder" or method.shares_targets
+        return _finish(batch, output_features, method) if finishes else batch
 
     return record_batches(dataset, method, output_features).map(finish)
 
 
 def record_batches(
     dataset: tf.data.Dataset,
-    method: str,
+    method: Method | str,
     output_features: Mapping[str, seqio.Feature] | None = None,
 ) -> tf.data.Dataset:
     """Makes the records of `method` of each element; those of one example are neighbours.
@@ -200,49 +200,82 @@ def record_batches(
 
     Args:
       dataset: of elements.
-      method: a key of `METHODS`.
+      method: or its name in `parts.METHODS`.
       output_features: whose vocabularies tokenize; the texts are kept as ``inputs_pretokenized``
         and ``targets_pretokenized``, as SeqIO's own preprocessor does, but many at a time. None
-        leaves the texts as they are.
+        leaves the texts as they are. Of a target with several parts each is tokenized by itself,
+        and ``part`` has a code for each token; without vocabularies that of the first part.
 
     Returns:
       A dataset of batches of records, with the features `KEPT` of their elements and ``variant``
-      besides. A label that has rationales beside it comes once for each example, its variant is
-      `SHARED`; so the records' order is that of (example, variant).
+      besides. A record without a rationale comes once for each example, its variant is `SHARED`; so
+      the records' order is that of (example, variant).
     """
     settings = settings_lib.current()
-    makers = METHODS[method]
-    shared = [maker is label_record for maker in makers]
+    if isinstance(method, str):
+        method = METHODS[method]
+    targets = method.targets
+    shared = ["rationale" not in target.fields for target in targets]
+    most = max(len(target.parts) for target in targets)
 
     @tf.autograph.experimental.do_not_convert  # there is no control flow, and converting takes long
     def expand(elements: Elements) -> dict[str, tf.Tensor]:
-        records = [maker(elements, settings) for maker in makers]
+        made = [make_record(target, elements, settings) for target in targets]
         # [records, N, ...] -> [N, records, ...] -> [N * records, ...]: neighbours stay together.
-        features = {
-            key: _interleave([record[key] for record in records])
-            for key in ("inputs", "targets", "part")
-        }
+        features = {"inputs": _interleave([inputs for inputs, _, _ in made])}
+        blank = tf.fill(tf.shape(elements["input"]), "")
+        columns = [
+            _interleave([texts[i] if i < len(texts) else blank for _, texts, _ in made])
+            for i in range(most)
+        ]
+        features["targets"] = columns[0] if most == 1 else tf.strings.join(columns)
+        codes = [
+            _interleave(
+                [
+                    tf.fill(tf.shape(blank), (*target.codes, *[PADDING] * most)[i])
+                    for target in targets
+                ]
+            )
+            for i in range(most)
+        ]
+        features["part"] = codes[0][:, None]
         variant = elements["variant"]
         features["variant"] = _interleave(
-            [tf.fill(tf.shape(variant), SHARED) if label else variant for label in shared]
+            [tf.fill(tf.shape(variant), SHARED) if alike else variant for alike in shared]
         )
         for key in KEPT:
-            features[key] = tf.repeat(elements[key], len(records), axis=0)
+            features[key] = tf.repeat(elements[key], len(targets), axis=0)
         repeated = _interleave(
-            [variant > 0 if label else tf.zeros_like(variant, tf.bool) for label in shared]
+            [variant > 0 if alike else tf.zeros_like(variant, tf.bool) for alike in shared]
         )
-        trains = _not_blank(features["targets"])
-        if settings.keep_blank_rationales:
-            trains |= features["part"][:, 0] == RATIONALE
-        trains &= ~repeated
+        trains = _interleave([trains for _, _, trains in made]) & ~repeated
         features = {key: tf.boolean_mask(value, trains) for key, value in features.items()}
+        columns, codes = (
+            [tf.boolean_mask(one, trains) for one in all_] for all_ in (columns, codes)
+        )
         for key in ("inputs", "targets") if output_features is not None else ():
             texts = features[key]
             features[f"{key}_pretokenized"] = texts
-            features[key] = output_features[key].vocabulary.encode_tf(texts)
+            vocabulary = output_features[key].vocabulary
+            if key == "inputs" or most == 1:
+                features[key] = vocabulary.encode_tf(texts)
+            else:
+                tokens = [vocabulary.encode_tf(column) for column in columns]
+                features[key], features["part"] = _in_one_target(tokens, codes)
         return features
 
     return dataset.batch(_CHUNK).map(expand)
+
+
+def _in_one_target(
+    tokens: Sequence[tf.RaggedTensor], codes: Sequence[tf.Tensor]
+) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """Joins the tokens of several parts; returns them, and the code of each token."""
+    spread = [
+        one.with_values(tf.repeat(code, one.row_lengths()))
+        for one, code in zip(tokens, codes, strict=True)
+    ]
+    return tf.concat(list(tokens), axis=1), tf.concat(spread, axis=1)
 
 
 def _interleave(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data.release import Example, changed
+from sbs_jax.data.release import Example, add_fields, changed
 from sbs_jax.errors import UserError
 from sbs_jax.files import read_jsonl
 
@@ -22,7 +22,8 @@ def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Ex
 
     Returns:
       The examples. The teacher's label and rationale are ``''`` in those that the file does not
-      name; if it names none of them, the keys are missing.
+      name; if it names none of them, the keys are missing. Further fields of the file's rows are
+      `release.own_fields` of their examples.
 
     Raises:
       UserError: the file is malformed, names an id twice, or an id with another input.
@@ -42,6 +43,7 @@ def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Ex
                     f"input than that example of '{dataset}'; it was written for other data."
                 )
             plain |= {key: row[key] for key in ("llm_label", "llm_rationale")}
+            add_fields(plain, row.get("fields", {}))
         joined.append(plain)
     return joined
 
@@ -66,7 +68,7 @@ def _read(path: str, modified: int) -> dict[str, dict[str, Any]]:
         label = row.get("llm_label", "")
         if not isinstance(label, str) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: 'llm_label' and 'llm_rationale' must be texts.")
-        rows[row["id"]] = {"llm_label": label, "llm_rationale": rationale}
+        rows[row["id"]] = {"llm_label": label, "llm_rationale": rationale, "fields": row}
         if isinstance(row.get("input"), str):
             rows[row["id"]]["input"] = row["input"]
     if not rows:

@@ -82,7 +82,7 @@ def _chunks(task: ResolvedTask, split: str) -> Iterator[Mapping[str, tf.Tensor]]
         # One of ours: the same as below, without going through the records one by one.
         dataset = preprocessors.finished_batches(
             seqio_task.source.get_dataset(split, shuffle=False),
-            task.info.method,
+            task.info.definition,
             seqio_task.output_features,
         )
         yield from dataset.map(_needed)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-
-from sbs_jax.parts import LABEL, RATIONALE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Counts:
       blank_labels: examples without a label (the teacher's did not parse), likewise.
       cut_inputs: records whose inputs were longer than their feature length.
       cut_targets: likewise their targets.
+      other_records: records that train a further part, by its name.
     """
 
     examples: int
@@ -32,11 +32,13 @@ class Counts:
     blank_labels: int = 0
     cut_inputs: int = 0
     cut_targets: int = 0
+    other_records: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [
             f"{self.examples} examples",
             f"{self.label_records} label and {self.rationale_records} rationale records",
+            *(f"{count} {name} records" for name, count in self.other_records.items()),
             f"{self.blank_rationales} blank rationales",
         ]
         if self.blank_labels:
@@ -114,6 +116,7 @@ class Records:
 def join_records(records: Sequence[Records], rates: Sequence[float]) -> Records:
     """Makes one of the records of several tasks, each drawn as often as its rate says."""
     counts = [dataclasses.asdict(one.counts) for one in records]
+    others = [one.pop("other_records") for one in counts]
     starts = np.cumsum([0, *(one.counts.examples for one in records)])
 
     def joined(name: str) -> np.ndarray:
@@ -135,7 +138,10 @@ def join_records(records: Sequence[Records], rates: Sequence[float]) -> Records:
         example=np.concatenate(
             [one.example + start for one, start in zip(records, starts[:-1], strict=True)]
         ).astype(np.int32),
-        counts=Counts(**{name: sum(one[name] for one in counts) for name in counts[0]}),
+        counts=Counts(
+            **{name: sum(one[name] for one in counts) for name in counts[0]},
+            other_records=dict(sum(map(collections.Counter, others), collections.Counter())),
+        ),
         variant=np.concatenate(variants),
         draw=any(one.draw for one in records),
         source=_joined_sources(records),
@@ -220,12 +226,17 @@ def cut_sequences(tokens: np.ndarray, lengths: np.ndarray, limit: int) -> Cut:
     return Cut(result, offsets, kept, int(too_long.sum()))
 
 
-def count_parts(target_parts: np.ndarray, target_offsets: np.ndarray) -> tuple[int, int]:
-    """Returns how many records hold label tokens, and how many rationale tokens."""
+def holds_part(target_parts: np.ndarray, target_offsets: np.ndarray, code: int) -> np.ndarray:
+    """Returns bool [R], whether each record holds tokens of a part."""
     if target_offsets.size < 2:
-        return 0, 0
-    starts = target_offsets[:-1]
+        return np.zeros(0, bool)
+    return np.logical_or.reduceat(target_parts == code, target_offsets[:-1])
+
+
+def count_parts(
+    target_parts: np.ndarray, target_offsets: np.ndarray, parts: int = 2
+) -> tuple[int, ...]:
+    """Returns how many records hold label tokens, how many rationale tokens, and so on."""
     return tuple(
-        int(np.logical_or.reduceat(target_parts == part, starts).sum())
-        for part in (LABEL, RATIONALE)
+        int(holds_part(target_parts, target_offsets, code).sum()) for code in range(1, parts + 1)
     )

@@ -10,8 +10,10 @@
 
 With ``_human`` behind it, a name with rationales means people's (`svamp_sbs_human`), with
 ``_teacher``, a name with labels means the teacher's: `svamp_standard_teacher` is task distillation,
-`svamp_sbs_human_teacher` has both. A data set's bare name stands for its task ``sbs``, unless
-METHOD, LABEL_SOURCE or RATIONALE_SOURCE choose another one (`choose_task`).
+`svamp_sbs_human_teacher` has both. The tasks of other methods, a user's own ones among them
+(PARTS), are registered in the same way when they are asked for (`svamp_hinted`). A data set's bare
+name stands for its task ``sbs``, unless METHOD, LABEL_SOURCE or
+RATIONALE_SOURCE choose another one (`choose_task`).
 
 Their features are ``inputs``, ``targets`` and ``part``: one integer that says which loss the
 target's tokens belong to (`sbs_jax.parts`). It is a sequence of length 1, which SeqIO's mixtures
@@ -29,6 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from sbs_jax import metrics
+from sbs_jax import parts as parts_lib
 from sbs_jax.data import datasets, preprocessors
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.datasets import (
@@ -71,7 +74,7 @@ from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
 from sbs_jax.parsers import find_parser
-from sbs_jax.parts import RATIONALE
+from sbs_jax.parts import LABEL, METHODS, Method, Part
 
 DEFAULT_METHOD = "sbs"
 
@@ -140,17 +143,49 @@ def register_dataset(
     )
     if judge is None:
         _ = dataset.scorer  # checks it
-    tasks = [
-        TaskInfo(_task_name(name, method, label, rationale), dataset, method, label, rationale)
-        for method in preprocessors.METHODS
-        for label in (GOLD, TEACHER)[: 1 if method == "rationale" else 2]
-        for rationale in (TEACHER, HUMAN)[: 1 if method == "standard" else 2]
-    ]
-    for task in tasks:
-        _register_task(task)
-        _TASKS[task.name] = task
+    for method in parts_lib.REGISTERED:
+        _register_method(dataset, METHODS[method])
     _DATASETS[name] = dataset
     return dataset
+
+
+def _register_method(dataset: Dataset, method: Method) -> None:
+    """Registers the tasks of a method, one for each source of what it trains."""
+    for label in (GOLD, TEACHER)[: 2 if "label" in method.fields else 1]:
+        for rationale in (TEACHER, HUMAN)[: 2 if method.uses_rationales else 1]:
+            name = _task_name(dataset.name, method, label, rationale)
+            task = TaskInfo(name, dataset, method, label, rationale)
+            _register_task(task)
+            _TASKS[name] = task
+
+
+def _define(name: str, parts: Sequence[Part] | None) -> None:
+    """Registers a task of a method that is not registered with its data set, if `name` is one.
+
+    Args:
+      name: of a task.
+      parts: those of a method of the user's own, of any name; None knows the methods of the table.
+    """
+    foreign = name not in _TASKS and name in seqio.TaskRegistry.names()
+    if name in _DATASETS or is_mixture(name) or foreign:
+        return
+    for dataset in sorted(_DATASETS, key=len, reverse=True):
+        if not name.startswith(f"{dataset}_"):
+            continue
+        method = name.removeprefix(f"{dataset}_").removesuffix("_teacher").removesuffix("_human")
+        if not parts and method not in METHODS:
+            continue
+        own = tuple(parts) if parts and method not in METHODS else None
+        definition = parts_lib.find_method(method, own)
+        known = _TASKS.get(_task_name(dataset, definition, GOLD, TEACHER))
+        if known is not None and known.definition == definition:
+            return
+        for task in [task for task in _TASKS.values() if task.dataset.name == dataset]:
+            if task.method == method:
+                seqio.TaskRegistry.remove(task.name)
+                del _TASKS[task.name]
+        _register_method(_DATASETS[dataset], definition)
+        return
 
 
 def _load_files(
@@ -161,19 +196,19 @@ def _load_files(
 
 def _register_task(task: TaskInfo) -> None:
     text = seqio.Feature(task.dataset.vocabulary, add_eos=True)
-    part = seqio.Feature(seqio.PassThroughVocabulary(size=3), add_eos=False)
+    method = task.definition
+    codes = seqio.PassThroughVocabulary(size=len(method.names) + 1)
+    part = seqio.Feature(codes, add_eos=False)
+    answer = method.target_of("label")
 
     def label_of(
         text: str, example: Mapping[str, np.ndarray] | None = None, is_target: bool = False
     ) -> str | None:
-        """The label in a decoded text; None where the record is about a rationale."""
+        """The label in a decoded text; None where the record is about something else."""
         del is_target
-        if example is not None and example["part"][-1] == RATIONALE:
+        if example is not None and LABEL not in example["part"]:
             return None
-        if task.method == "joint":
-            separator = settings_lib.current().joint_separator
-            return preprocessors.split_joint(text, separator)[1]
-        return text
+        return answer.take_apart(text, settings_lib.current().texts)["label"]
 
     def accuracy(
         targets: Sequence[str | None], predictions: Sequence[str | None]
@@ -190,22 +225,22 @@ def _register_task(task: TaskInfo) -> None:
         task.name,
         source=seqio.FunctionDataSource(functools.partial(_read, task=task), splits=SPLITS),
         preprocessors=[
-            functools.partial(preprocessors.to_records, method=task.method),
+            functools.partial(preprocessors.to_records, method=method),
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
-            preprocessors.prompt_decoder,
+            functools.partial(preprocessors.finish_targets, method=method),
         ],
         output_features={"inputs": text, "targets": text, "part": part},
         postprocess_fn=label_of,
         # A task of rationales alone has no labels to judge.
-        metric_fns=[] if task.method == "rationale" else [accuracy],
+        metric_fns=[accuracy] if "label" in method.fields else [],
     )
 
 
-def _task_name(dataset: str, method: str, label_source: str, rationale_source: str) -> str:
-    human = "_human" if rationale_source == HUMAN and method != "standard" else ""
-    teacher = "_teacher" if label_source == TEACHER and method != "rationale" else ""
-    return f"{dataset}_{method}{human}{teacher}"
+def _task_name(dataset: str, method: Method, label_source: str, rationale_source: str) -> str:
+    human = "_human" if rationale_source == HUMAN and method.uses_rationales else ""
+    teacher = "_teacher" if label_source == TEACHER and "label" in method.fields else ""
+    return f"{dataset}_{method.name}{human}{teacher}"
 
 
 def choose_task(
@@ -213,6 +248,7 @@ def choose_task(
     method: str | None = None,
     label_source: str | None = None,
     rationale_source: str | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> str:
     """Returns the name of the task that MIXTURE_OR_TASK_NAME, METHOD and the sources mean together.
 
@@ -222,15 +258,20 @@ def choose_task(
     Args:
       name: a data set's, for which the others choose a task; or a task's or mixture's, which then
         have to agree with it.
-      method: a key of `preprocessors.METHODS`; None is ``sbs``.
+      method: a key of `parts.METHODS`, or with `parts` any other name; None is ``sbs``, or with
+        `parts` ``custom``.
       label_source: ``gold`` or ``teacher``; None is ``gold``.
       rationale_source: ``teacher`` or ``human``; None is ``teacher``.
+      parts: PARTS, the parts of a method of the user's own. Its tasks are registered.
 
     Raises:
       UserError: a value is unknown, or contradicts `name`.
     """
+    if parts and method is None and name in _DATASETS:
+        method = parts_lib.CUSTOM
+    own = parts_lib.find_method(method, tuple(parts)) if parts and method is not None else None
     given = {
-        "METHOD": (method, tuple(preprocessors.METHODS)),
+        "METHOD": (method, (*METHODS, *(() if own is None else (own.name,)))),
         "LABEL_SOURCE": (label_source, (GOLD, TEACHER)),
         "RATIONALE_SOURCE": (rationale_source, (TEACHER, HUMAN)),
     }
@@ -238,10 +279,21 @@ def choose_task(
         if value is not None and value not in known:
             raise UserError(f"{macro} = {value!r} is unknown{_nearest(str(value), known)}")
     if name in _DATASETS:
-        return _task_name(
-            name, method or DEFAULT_METHOD, label_source or GOLD, rationale_source or TEACHER
+        chosen = _task_name(
+            name,
+            own or METHODS[method or DEFAULT_METHOD],
+            label_source or GOLD,
+            rationale_source or TEACHER,
         )
+        _define(chosen, parts)
+        return chosen
+    _define(name, parts)
     info = _TASKS.get(name)
+    if parts and (info is None or info.method in METHODS):
+        raise UserError(
+            f"PARTS describes a method, but MIXTURE_OR_TASK_NAME = {name!r} is a task or mixture "
+            "of its own; name the data set alone, or leave PARTS out."
+        )
     if info is None:
         for macro, (value, _) in given.items():
             if value is not None:
@@ -253,12 +305,12 @@ def choose_task(
                     f"{macro} out."
                 )
         return name
-    own = {"METHOD": info.method}
-    if info.method != "rationale":
-        own["LABEL_SOURCE"] = info.label_source
+    agreed = {"METHOD": info.method}
+    if "label" in info.definition.fields:
+        agreed["LABEL_SOURCE"] = info.label_source
     if info.uses_rationales:
-        own["RATIONALE_SOURCE"] = info.rationale_source
-    for macro, meant in own.items():
+        agreed["RATIONALE_SOURCE"] = info.rationale_source
+    for macro, meant in agreed.items():
         value = given[macro][0]
         if value not in (None, meant):
             raise UserError(
@@ -291,6 +343,7 @@ def find_task(name: str) -> seqio.Task:
         raise UserError(f"'{name}' is a SeqIO mixture, where one task has to be named.")
     if name in _DATASETS:
         name = choose_task(name)
+    _define(name, None)
     names = seqio.TaskRegistry.names()
     if name not in names:
         known = names and {*names, *_DATASETS, *seqio.MixtureRegistry.names()}
@@ -364,11 +417,12 @@ def check_split(task: seqio.Task, split: str) -> None:
         )
 
 
-def task_info(name: str) -> TaskInfo | None:
+def task_info(name: str, parts: Sequence[Part] | None = None) -> TaskInfo | None:
     """Returns what we know about a task; None if it was not registered through this module.
 
-    A data set's name stands for its task ``sbs``.
+    A data set's name stands for its task ``sbs``. `parts` are those of a method of the user's own.
     """
+    _define(name, parts)
     return _TASKS.get(choose_task(name) if name in _DATASETS else name)
 
 

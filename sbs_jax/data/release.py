@@ -9,6 +9,7 @@ The examples may also be called ``train.json``, and be JSONL, CSV, TSV or Parque
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import re
@@ -64,6 +65,16 @@ class _ReadExample(dict[str, Any]):
     """An `Example` that knows the file and the line it was read from, as a `Row` does."""
 
     where: str
+    fields: Mapping[str, Any]
+
+
+def own_fields(example: Example) -> Mapping[str, Any]:
+    """Returns the fields of an example that methods of a user's own may read or write, by name.
+
+    They are those of the file's row (also where a task gives them another name) and those that the
+    example has itself.
+    """
+    return collections.ChainMap(example, getattr(example, "fields", {}))
 
 
 def where(example: Example) -> str:
@@ -75,7 +86,13 @@ def changed(example: Example, **fields: Any) -> Example:
     """Returns a copy of `example` with other values in `fields`; it keeps its file and line."""
     copy = _ReadExample({**example, **fields})
     copy.where = where(example)
+    copy.fields = getattr(example, "fields", {})
     return cast(Example, copy)
+
+
+def add_fields(example: Example, fields: Mapping[str, Any]) -> None:
+    """Adds to `own_fields` of an example that `changed` returned."""
+    example.fields = {**getattr(example, "fields", {}), **fields}  # type: ignore[attr-defined]
 
 
 def rationale_texts(value: str | list[str]) -> list[str]:
@@ -231,6 +248,7 @@ def example_of(row: Row, fields: Mapping[str, Any]) -> Example:
         if not all(isinstance(text, str) for text in (value if several else [value])):
             raise row.error(f"the task must make a text of the field '{name}', not {value!r}")
     example.where = f"{row.path}, line {row.line}"
+    example.fields = row
     return cast(Example, example)
 
 

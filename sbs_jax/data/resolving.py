@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from sbs_jax.data import registration
@@ -16,6 +17,7 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
+from sbs_jax.parts import METHODS, Method, find_method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,8 @@ class TaskChoice:
       name: MIXTURE_OR_TASK_NAME: a registered task or mixture (`svamp_sbs`), or a data set
         (`svamp`), of which METHOD and the sources choose a task.
       module: MIXTURE_OR_TASK_MODULE: a module that registers the task; it is imported first.
-      method: `standard`, `sbs`, `joint` or `rationale_input`; None is `sbs`.
+      method: a key of `parts.METHODS` (None is `sbs`); where the data settings have parts of the
+        user's own, what these are called (None is `custom`).
       label_source: whose labels are trained, `gold` (or None) or `teacher`.
       rationale_source: whose rationales are trained, `teacher` (or None) or `human`.
     """
@@ -95,6 +98,24 @@ class ResolvedTask:
         rates = registration.mixture_rates(self.name)
         return tuple((resolve_task(name, settings), rate) for name, rate in rates.items())
 
+    @property
+    def method(self) -> Method:
+        """The parts that are trained; of a mixture, those of all its tasks.
+
+        Raises:
+          UserError: the tasks of a mixture give one part code to parts of different names.
+        """
+        if self.info is not None:
+            own = self.settings.parts if self.info.method not in METHODS else None
+            # With the weights of these settings, which the task may have been registered without.
+            return find_method(self.info.method, own) if own else self.info.definition
+        if not self.is_mixture:
+            return METHODS[registration.DEFAULT_METHOD]
+        return _common_method(
+            self.name,
+            [registration.task_info(task) for task in registration.mixture_rates(self.name)],
+        )
+
     def with_settings(self, settings: DataSettings) -> ResolvedTask:
         """Returns the same task, read with other settings."""
         return dataclasses.replace(self, settings=settings)
@@ -124,6 +145,19 @@ class ResolvedTask:
         }
 
 
+def _common_method(mixture: str, tasks: Sequence[TaskInfo]) -> Method:
+    """The method with the most parts, whose codes all others share."""
+    methods = sorted((task.definition for task in tasks), key=lambda method: len(method.names))
+    longest = methods[-1]
+    for method in methods:
+        if method.names != longest.names[: len(method.names)]:
+            raise UserError(
+                f"The mixture '{mixture}' trains the parts {', '.join(method.names)} of one task "
+                f"and {', '.join(longest.names)} of another; give them in the same order."
+            )
+    return longest
+
+
 def resolve_task(choice: TaskChoice | str, settings: DataSettings | None = None) -> ResolvedTask:
     """Finds the task or mixture that a user names.
 
@@ -138,13 +172,14 @@ def resolve_task(choice: TaskChoice | str, settings: DataSettings | None = None)
     if isinstance(choice, str):
         choice = TaskChoice(choice)
     registration.import_tasks(choice.module)
+    settings = settings or settings_lib.current()
     name = registration.choose_task(
-        choice.name, choice.method, choice.label_source, choice.rationale_source
+        choice.name, choice.method, choice.label_source, choice.rationale_source, settings.parts
     )
     return ResolvedTask(
         name=name,
         module=choice.module,
         seqio_task=None if registration.is_mixture(name) else registration.find_task(name),
         info=registration.task_info(name),
-        settings=settings or settings_lib.current(),
+        settings=settings,
     )

@@ -11,8 +11,9 @@ import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from sbs_jax import parts as parts_lib
 from sbs_jax.errors import UserError
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
 
@@ -71,6 +72,9 @@ class DataSettings:
         in the examples of the same id, see `sbs_jax.data.rationales`.
       use_cached_tasks: read tasks tokenized from `cache_dir`, see `sbs_jax.data.caching`.
       cache_dir: the folder of SeqIO's cache.
+      parts: PARTS, the parts of a method of the user's own (`parts.read_parts`), which METHOD
+        names. None leaves METHOD to name one of `parts.METHODS`. Weights and normalisations are the
+        loss's alone: settings that differ in them are equal, and `record` leaves them out.
 
     Raises:
       UserError: a value is out of its range.
@@ -96,6 +100,7 @@ class DataSettings:
     use_cached_tasks: bool = False
     cache_dir: str | None = None
     prefix_side: Annotated[str, OR_NONE] = "encoder"
+    parts: Any = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -151,6 +156,42 @@ class DataSettings:
         for name in ("label_prefix", "rationale_prefix"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name.upper()} must be a text, not {getattr(self, name)!r}.")
+
+        if self.parts is not None:
+            object.__setattr__(self, "parts", parts_lib.read_parts(self.parts))
+            self._check_prompts()
+
+    def _check_prompts(self) -> None:
+        """Refuses two targets that are asked for alike, where the prefix alone tells them apart."""
+        if self.prefix_side == "encoder":
+            return
+        asked: dict[tuple[str, str], str] = {}
+        for target in parts_lib.find_method(parts_lib.CUSTOM, self.parts).targets:
+            key = (parts_lib.fill(target.prefix, self.texts), target.reads)
+            name = target.parts[0].name
+            if key in asked:
+                raise UserError(
+                    f"PARTS: the parts '{asked[key]}' and '{name}' have the same prefix "
+                    f"{key[0]!r}; with PREFIX_SIDE = 'decoder' nothing else tells them apart."
+                )
+            asked[key] = name
+
+    def record(self) -> dict[str, Any]:
+        """Returns the settings as JSON, as they are saved beside a run's weights."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.parts is not None:
+            values["parts"] = [part.record() for part in self.parts]
+        return values
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts that stand for names in capital letters in the templates of `parts.Part`."""
+        return {
+            "LABEL_PREFIX": self.label_prefix,
+            "RATIONALE_PREFIX": self.rationale_prefix,
+            "JOINT_SEPARATOR": self.joint_separator,
+            "RATIONALE_INPUT_SEPARATOR": self.rationale_input_separator,
+        }
 
     def source_of(self, dataset: str) -> str:
         """Returns one of `DATA_SOURCES`: where `dataset` is read."""

@@ -21,7 +21,6 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.partitioning.distributed import to_global
-from sbs_jax.parts import PART_NAMES
 from sbs_jax.scores import calculator, classes, overlap
 from sbs_jax.scores.faithfulness import agreements
 from sbs_jax.student import Student
@@ -70,7 +69,8 @@ class Evaluator:
         splits: Sequence[str],
         batch_size: int,
         eval_steps: int | None = None,
-        loss_normalization: losses.Normalization = "token_mean",
+        loss_normalization: losses.Normalization
+        | Mapping[str, losses.Normalization] = "token_mean",
         with_rationales: bool = False,
         max_decode_len: int | None = None,
         pack: bool = True,
@@ -128,9 +128,13 @@ class Evaluator:
                 prompt=prompt,
             )
         )
+        self._parts = task.method.names
         self._loss_step = student.jit(
             make_loss_step(
-                student.hidden, head=student.head, loss_normalization=loss_normalization
+                student.hidden,
+                head=student.head,
+                loss_normalization=loss_normalization,
+                names=self._parts,
             ),
             out_shardings=student.replicated,
         )
@@ -186,7 +190,7 @@ class Evaluator:
         ]
         by_part = self._losses(params, split.batches)
         rationales = None
-        if examples.joint_separator is not None:
+        if examples.explains:
             rationales = own_rationales
         elif self._with_rationales:
             rationales = self._answers(params, examples.rationale_inputs, examples.rationale_prompt)
@@ -215,7 +219,7 @@ class Evaluator:
             [self._loss_step(params, to_global(batch, self._mesh)) for batch in batches]
         )
         result: dict[str, Value] = {}
-        for part in PART_NAMES.values():
+        for part in self._parts:
             total = {
                 name: sum(float(sums[part][name]) for sums in fetched)
                 for name in ("loss", "weight", "correct", "tokens")

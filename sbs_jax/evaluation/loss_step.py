@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 
 from sbs_jax import head_loss, losses
 from sbs_jax.head_loss import Head
-from sbs_jax.parts import PART_NAMES
+from sbs_jax.parts import NAMES
 
 
 def make_loss_step(
     apply_fn: Callable[..., jax.Array],
     *,
     head: Head | None = None,
-    loss_normalization: losses.Normalization = "token_mean",
+    loss_normalization: losses.Normalization | Mapping[str, losses.Normalization] = "token_mean",
+    names: Sequence[str] = NAMES,
 ) -> Callable[[Any, Mapping[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
     """Builds `step(params, batch) -> sums`, teacher-forced and without dropout, for validation.
 
@@ -26,6 +27,7 @@ def make_loss_step(
         the network below its head.
       head: see `training.step.make_train_step`.
       loss_normalization: see `losses.part_weights`.
+      names: of the parts, see `losses.part_weights`.
 
     Returns:
       A function that gives, by part name, the sums `loss`, `weight`, `correct` and `tokens`, all
@@ -34,13 +36,19 @@ def make_loss_step(
 
     def step(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         parts, segments = batch["decoder_target_parts"], batch["decoder_segment_ids"]
-        raw = losses.raw_weights(parts, segments, loss_normalization)
+        raw = losses.raw_weights(
+            parts,
+            segments,
+            loss_normalization,
+            names=names,
+            token_weights=batch.get("decoder_token_weights"),
+        )
         outputs = apply_fn(params, batch, None)
         arrays = (batch["decoder_target_tokens"], parts, segments, raw)
         if head is None:
-            sums = losses.sum_parts(outputs, *arrays)
+            sums = losses.sum_parts(outputs, *arrays, names=names)
         else:
-            sums = head_loss.sum_parts(head, params, outputs, *arrays)[1]
+            sums = head_loss.sum_parts(head, params, outputs, *arrays, names=names)[1]
         return {
             name: {
                 "loss": sums[name].loss,
@@ -48,7 +56,7 @@ def make_loss_step(
                 "correct": sums[name].correct,
                 "tokens": sums[name].tokens,
             }
-            for part, name in PART_NAMES.items()
+            for part, name in enumerate(names, start=1)
         }
 
     return step

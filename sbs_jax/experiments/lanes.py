@@ -8,7 +8,7 @@ result.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +24,9 @@ from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.state import TrainState
 from sbs_jax.training.step import DEFAULT_LOSS, Loss, make_train_step
 
-LaneStep = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Any]]
+LaneStep = Callable[[TrainState, Mapping[str, jax.Array], Any], tuple[TrainState, Any]]
+Weights = float | Mapping[str, float]
+"""What parts count in a lane's loss, by name; a number alone is λ, the weight of rationales."""
 
 
 def make_lane_step(
@@ -34,27 +36,39 @@ def make_lane_step(
     *,
     num_microbatches: int = 1,
 ) -> LaneStep:
-    """Builds `step(state, batch, λ) -> (state, metrics)`, to be mapped over lanes.
+    """Builds `step(state, batch, weights) -> (state, metrics)`, to be mapped over lanes.
 
     Args:
       student: the network.
       optimizer: see `training.optimizers`.
-      loss: the loss of all lanes. A schedule of λ counts for all; a constant λ is replaced by each
-        lane's.
+      loss: the loss of all lanes. A schedule of a part's weight counts for all lanes; a constant
+        weight is replaced by each lane's.
       num_microbatches: see `training.step.make_train_step`.
     """
 
     def step(
-        state: TrainState, batch: Mapping[str, jax.Array], weight: jax.Array
+        state: TrainState, batch: Mapping[str, jax.Array], weights: Any
     ) -> tuple[TrainState, Any]:
-        own = loss
-        if loss.constant_weight is not None:
-            own = dataclasses.replace(loss, rationale_weight=lambda _: weight)
+        by_name = weights if isinstance(weights, Mapping) else {"rationale": weights}
+        constants = loss.constant_weights
+        own = loss.with_weights(
+            {
+                name: functools.partial(_constant, weight)
+                for name, weight in by_name.items()
+                if constants.get(name) is not None
+            }
+        )
         return make_train_step(
             student.hidden, optimizer, own, head=student.head, num_microbatches=num_microbatches
         )(state, batch)
 
     return step
+
+
+def _constant(weight: jax.Array, step: Any) -> jax.Array:
+    """A schedule that is the same at every step."""
+    del step
+    return weight
 
 
 class LaneState:
@@ -109,7 +123,7 @@ class Lanes:
         student: Student,
         lane_step: LaneStep,
         abstract_state: TrainState,
-        weights: Sequence[float],
+        weights: Sequence[Weights],
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Compiles nothing yet.
@@ -118,7 +132,7 @@ class Lanes:
           student: the student of all lanes.
           lane_step: from `make_lane_step`.
           abstract_state: the abstract state of one lane, with shardings.
-          weights: λ of each lane.
+          weights: the weights of each lane.
           stopping: whether to stop; asked once a step, so that all lanes stop at the same one.
         """
         self.stops = False
@@ -149,7 +163,7 @@ class Lanes:
         )
         self._batch_sharding = batch
         self._replicated = student.replicated
-        self._weights = np.asarray(weights, np.float32)
+        self._weights = jax.tree.map(lambda *own: np.asarray(own, np.float32), *weights)
         self._condition = threading.Condition()
         self._live = set(range(len(weights)))
         self._given: dict[int, tuple[Any, Mapping[str, np.ndarray]]] = {}
@@ -204,7 +218,9 @@ class Lanes:
             batch = jax.device_put(
                 stack_batches([self._given[lane][1] for lane in members]), self._batch_sharding
             )
-            weights = jax.device_put(self._weights[members], self._replicated)
+            weights = jax.device_put(
+                jax.tree.map(lambda own: own[members], self._weights), self._replicated
+            )
             self._state, metrics = self._step(self._state, batch, weights)
             self._generation += 1
             self.stops = self._stopping()

@@ -137,15 +137,21 @@ class Group:
         lane_step = make_lane_step(
             first.student,
             first.config.optimizer_in_use,
-            first.config.loss,
+            first.loss,
             num_microbatches=first.config.batching.num_microbatches,
         )
         meeting = Lanes(
             first.student,
             lane_step,
             first.abstract_state,
-            # Lanes share a schedule of λ, which leaves nothing to tell them apart by.
-            [lane.assembly.config.loss.constant_weight or 0.0 for lane in self.lanes],
+            # Lanes share a schedule of a weight, which leaves nothing to tell them apart by.
+            [
+                {
+                    name: weight or 0.0
+                    for name, weight in lane.assembly.loss.constant_weights.items()
+                }
+                for lane in self.lanes
+            ],
             stopping=lambda: stop.signal is not None,
         )
         if first.config.evaluation.splits:

@@ -216,6 +216,15 @@ class Assembly:
         return Student(self.config.model_config, mesh, fsdp=self.config.mesh.fsdp)
 
     @functools.cached_property
+    def loss(self) -> Loss:
+        """The loss of the task's parts.
+
+        Raises:
+          UserError: the tasks of a mixture have different parts.
+        """
+        return self.config.loss.of(self._choice.method)
+
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state; nothing is allocated."""
         config = self.config
@@ -231,7 +240,7 @@ class Assembly:
         step = make_train_step(
             self.student.hidden,
             self.config.optimizer_in_use,
-            self.config.loss,
+            self.loss,
             head=self.student.head,
             num_microbatches=self.config.batching.num_microbatches,
         )
@@ -351,7 +360,7 @@ class Assembly:
             splits=own.splits if splits is None else splits,
             batch_size=own.batch_size or self.config.batching.batch_size,
             eval_steps=None if whole else own.steps,
-            loss_normalization=self.config.loss.normalization,
+            loss_normalization=self.loss.normalizations,
             **options,
         )
 
@@ -407,14 +416,21 @@ class Assembly:
             **self.task.record(),
             "mixture_or_task_module": self.task.module,
             "feature_lengths": dict(config.batching.feature_lengths),
-            "data_settings": dataclasses.asdict(self.task.settings),
-            "rationale_weight": config.loss.constant_weight,
+            "data_settings": self.task.settings.record(),
+            "rationale_weight": self.loss.constant_weight,
+            **self._further_weights(),
             "loss_normalization": config.loss.normalization,
             "label_smoothing": config.loss.label_smoothing,
             "z_loss": config.loss.z_loss,
             "seed": config.seed,
             "initial_checkpoint": initial_checkpoint,
         }
+
+    def _further_weights(self) -> dict[str, Any]:
+        """The weights of other parts than the rationale, for a record."""
+        weights = dict(self.loss.constant_weights)
+        del weights["rationale"]
+        return {"part_weights": weights} if weights else {}
 
     @contextlib.contextmanager
     def accepted(self) -> Iterator[None]:
@@ -540,10 +556,11 @@ class Assembly:
             return []
         settings = {
             **self.task.record(),
-            "rationale_weight": self.config.loss.constant_weight,
+            "rationale_weight": self.loss.constant_weight,
+            **self._further_weights(),
             "train_steps": self.config.train_steps,
             "seed": self.config.seed,
-            "data_settings": dataclasses.asdict(self.task.settings),
+            "data_settings": self.task.settings.record(),
         }
         trackers: list[Tracker] = []
         if saving.wandb_project is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from sbs_jax.data.vocabulary import decode_tokens
-from sbs_jax.parts import PART_NAMES
+from sbs_jax.parts import NAMES, part_words
 from sbs_jax.planning.compiling import compile_program
 from sbs_jax.planning.report import in_bytes, verdict
 from sbs_jax.programs.assembly import Assembly
@@ -36,7 +36,8 @@ def show(run: Assembly, batch: Mapping[str, np.ndarray], console: Console | None
     line(f"{run.task.name}: {run.records.counts}")
     for text in memory_lines(run, batch):
         line(f"memory of a device: {text}")
-    for text in batch_lines(batch, functools.partial(decode_tokens, run.task.vocabulary)):
+    decode = functools.partial(decode_tokens, run.task.vocabulary)
+    for text in batch_lines(batch, decode, run.task.method.names):
         line(text)
     line("dry run: nothing was trained or written.")
 
@@ -70,8 +71,12 @@ def memory_lines(run: Assembly, batch: Mapping[str, np.ndarray]) -> list[str]:
     return lines
 
 
-def batch_lines(batch: Mapping[str, np.ndarray], decode: Callable[[list[int]], str]) -> list[str]:
-    """The first rows of a batch as text, a sequence a line."""
+def batch_lines(
+    batch: Mapping[str, np.ndarray],
+    decode: Callable[[list[int]], str],
+    names: Sequence[str] = NAMES,
+) -> list[str]:
+    """The first rows of a batch as text, a sequence a line; `names` are those of the parts."""
     rows, inputs = batch["encoder_input_tokens"].shape
     targets = batch["decoder_target_tokens"].shape[1]
     filled = np.count_nonzero(batch["encoder_segment_ids"]) / (rows * inputs)
@@ -87,7 +92,7 @@ def batch_lines(batch: Mapping[str, np.ndarray], decode: Callable[[list[int]], s
             target = batch["decoder_segment_ids"][row] == segment
             sources = batch.get("decoder_source_ids", batch["decoder_segment_ids"])[row]
             source = batch["encoder_segment_ids"][row] == sources[target][0]
-            part = PART_NAMES[int(batch["decoder_target_parts"][row][target][-1])]
+            part = part_words(batch["decoder_target_parts"][row][target], names)
             text = decode(batch["encoder_input_tokens"][row][source].tolist())
             answer = decode(batch["decoder_target_tokens"][row][target].tolist())
             lines.append(f"  {part}: {text!r} → {answer!r}")

@@ -23,6 +23,7 @@ from sbs_jax.files import atomic_write_text
 from sbs_jax.losses import Normalization
 from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.mesh import MeshSettings
+from sbs_jax.parts import read_parts
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 
@@ -183,7 +184,10 @@ def _choose_task(
     if given is None:
         return TaskChoice(_trained(checkpoint, trained, "mixture_or_task_name"), module)
     registration.import_tasks(module)
-    info = registration.task_info(trained.get("mixture_or_task_name") or "")
+    parts = (trained.get("data_settings") or {}).get("parts")
+    info = registration.task_info(
+        trained.get("mixture_or_task_name") or "", parts and read_parts(parts)
+    )
     if info is None or not registration.is_dataset(given):
         return TaskChoice(given, module)
     return TaskChoice(given, module, info.method, info.label_source, info.rationale_source)
@@ -236,9 +240,10 @@ def _show_first_input(
 def _in_words(values: Mapping[str, Value]) -> str:
     stderr = values["accuracy_stderr"]
     words = [f"accuracy {values['accuracy']:.4f}" + (f" ± {stderr:.4f}" if stderr else "")]
+    losses = ("label_loss", "rationale_loss", *(name for name in values if name.endswith("_loss")))
     words += [
         f"{name.replace('_', ' ')} {values[name]:.4f}"
-        for name in ("label_loss", "rationale_loss")
+        for name in dict.fromkeys(losses)
         if values.get(name) is not None
     ]
     return ", ".join(words) + f" ({values['examples']} examples)"

@@ -19,7 +19,7 @@ from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import decode_tokens
 from sbs_jax.errors import UserError
-from sbs_jax.parts import PART_NAMES
+from sbs_jax.parts import part_words
 
 LABELS_SHOWN = 10
 PERCENTILES = (50, 90, 99, 100)
@@ -110,7 +110,7 @@ def _report_task(
             continue
         yield from _report_split(info, split, read, records, lengths)
         if not shown and examples:
-            yield from _show_examples(records, examples, vocabulary)
+            yield from _show_examples(records, examples, vocabulary, task.method.names)
         shown = True
     if not shown:
         raise UserError(f"No split of '{info.name}' can be read: {reason}") from reason
@@ -124,13 +124,14 @@ def _report_split(
     lengths: Mapping[str, int],
 ) -> Iterator[str]:
     counts = records.counts
+    others = "".join(f"{count} {name} records, " for name, count in counts.other_records.items())
     yield (
         f"{split}: {counts.examples} examples, {counts.label_records} label and "
-        f"{counts.rationale_records} rationale records, {counts.blank_rationales} blank rationales,"
-        f" {counts.blank_labels} blank labels"
+        f"{counts.rationale_records} rationale records, {others}"
+        f"{counts.blank_rationales} blank rationales, {counts.blank_labels} blank labels"
     )
     if len(records):
-        yield from _report_lengths(records, lengths)
+        yield from _report_lengths(records, lengths, info.definition.names)
     labels = collections.Counter(example["label"] for example in examples)
     most = ", ".join(
         f"{label!r} {count} ({count / len(examples):.1%})"
@@ -141,10 +142,12 @@ def _report_split(
     yield f"  teacher: {_teacher(info, examples)}"
 
 
-def _report_lengths(records: Records, lengths: Mapping[str, int]) -> Iterator[str]:
-    parts = records.target_parts[records.target_offsets[:-1]]
+def _report_lengths(
+    records: Records, lengths: Mapping[str, int], names: Sequence[str]
+) -> Iterator[str]:
+    parts = records.target_parts[records.target_offsets[1:] - 1]
     found = {"inputs": records.input_lengths}
-    for part, name in PART_NAMES.items():
+    for part, name in enumerate(names, start=1):
         if (parts == part).any():
             found[f"{name} targets"] = records.target_lengths[parts == part]
     for name, values in found.items():
@@ -188,15 +191,19 @@ def _cut(records: Records, lengths: Mapping[str, int]) -> Records:
 
 
 def _show_examples(
-    records: Records, count: int, vocabulary: seqio.SentencePieceVocabulary
+    records: Records,
+    count: int,
+    vocabulary: seqio.SentencePieceVocabulary,
+    names: Sequence[str],
 ) -> Iterator[str]:
     starts = records.example_starts
     for number in range(min(count, starts.size - 1)):
         yield f"  example {records.example[starts[number]] + 1}"
         for record in range(starts[number], starts[number + 1]):
-            part = PART_NAMES[int(records.target_parts[records.target_offsets[record]])]
             inputs = records.input_tokens[slice(*records.input_offsets[record : record + 2])]
-            targets = records.target_tokens[slice(*records.target_offsets[record : record + 2])]
+            own = slice(*records.target_offsets[record : record + 2])
+            targets = records.target_tokens[own]
+            part = part_words(records.target_parts[own].tolist(), names)
             for name, tokens in ((f"{part} input", inputs), (f"{part} target", targets)):
                 yield f"    {name}: {decode_tokens(vocabulary, tokens)!r}"
                 yield f"      {' '.join(map(vocabulary.tokenizer.id_to_piece, tokens.tolist()))}"

@@ -17,7 +17,6 @@ import numpy as np
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.parts import PART_NAMES
 
 NumpyBatch = Mapping[str, np.ndarray]
 Value = float | int | None
@@ -117,12 +116,18 @@ class Feed(Closing):
 def without_empty_parts(metrics: Mapping[str, Value]) -> dict[str, Value]:
     """`metrics` with None instead of the loss and accuracy of a part that has no token."""
     result = dict(metrics)
-    for part in PART_NAMES.values():
+    for part in parts_in(metrics):
         if result.get(f"{part}_tokens") == 0:
             for name in ("loss", "accuracy"):
                 if f"{part}_{name}" in result:
                     result[f"{part}_{name}"] = None
     return result
+
+
+def parts_in(metrics: Mapping[str, Value]) -> list[str]:
+    """The parts of the loss that metrics are of: what has both a loss and a number of tokens."""
+    names = (name.removesuffix("_tokens") for name in metrics if name.endswith("_tokens"))
+    return [name for name in names if f"{name}_loss" in metrics]
 
 
 def is_count(name: str) -> bool:
@@ -182,9 +187,9 @@ MEASURED = (
 class Meter:
     """How fast training is, evaluation and saving left out, and how much memory it takes.
 
-    An example is its label and its rationale: in a batch there are as many examples as targets of
-    the part that has more of them. Tokens are those read and those to be written, no padding.
-    The first step is not measured: it holds the compilation.
+    An example is its label, its rationale and its further parts: in a batch there are as many
+    examples as targets of the part that has most of them. Tokens are those read and those to be
+    written, no padding. The first step is not measured: it holds the compilation.
     """
 
     def __init__(self) -> None:
@@ -203,8 +208,9 @@ class Meter:
             self._reset()
             return
         self._steps += 1
-        self._examples += max(metrics.get(f"{part}_targets") or 0 for part in PART_NAMES.values())
-        names = ("input_tokens", *(f"{part}_tokens" for part in PART_NAMES.values()))
+        parts = parts_in(metrics)
+        self._examples += max([metrics.get(f"{part}_targets") or 0 for part in parts], default=0)
+        names = ("input_tokens", *(f"{part}_tokens" for part in parts))
         self._tokens += sum(metrics.get(name) or 0 for name in names)
         self._flops = None if flops is None or self._flops is None else self._flops + flops
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sbs_jax import head_loss, losses
+from sbs_jax import parts as parts_lib
 from sbs_jax.errors import UserError
 from sbs_jax.head_loss import Head
+from sbs_jax.parts import Part
 from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.state import TrainState
@@ -20,7 +22,8 @@ from sbs_jax.training.state import TrainState
 Batch = Mapping[str, jax.Array]
 """int32 arrays: `encoder_input_tokens`, `encoder_segment_ids` [B, S]; `decoder_input_tokens`,
 `decoder_target_tokens`, `decoder_target_parts`, `decoder_segment_ids` [B, T]; where targets share
-encoder inputs also `decoder_source_ids` [B, T], else these are the `decoder_segment_ids`."""
+encoder inputs also `decoder_source_ids` [B, T], else these are the `decoder_segment_ids`; where the
+data weighs tokens also `decoder_token_weights` [B, T], float32."""
 
 Metrics = dict[str, jax.Array]
 
@@ -30,7 +33,9 @@ ApplyFn = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """The loss, mean label loss + λ · mean rationale loss; gin/runs/train.gin binds the attributes.
+    """The loss, a weighted sum of the parts' means; gin/runs/train.gin binds the attributes.
+
+    Of the methods with two parts it is mean label loss + λ · mean rationale loss.
 
     Attributes:
       rationale_weight: the paper's λ, a constant or a schedule of it.
@@ -47,6 +52,7 @@ class Loss:
     normalization: losses.Normalization = "token_mean"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    parts: ClassVar[tuple[Part, ...]] = ()
 
     def __post_init__(self) -> None:
         losses.check_hyperparameters(
@@ -57,15 +63,69 @@ class Loss:
         if not callable(self.rationale_weight) and not self.rationale_weight >= 0.0:
             raise UserError(f"RATIONALE_WEIGHT = {self.rationale_weight} must not be negative.")
 
+    def of(self, method: parts_lib.Method) -> Loss:
+        """Returns the loss of a method's parts, which may have weights and normalisations."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Loss)}
+        return MethodLoss(**values, parts=method.parts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts that are told apart; the part with code c is entry c - 1."""
+        return parts_lib.names_of(self.parts)
+
+    @property
+    def weights(self) -> dict[str, float | Schedule]:
+        """The weights that are not fixed to 1, by part; λ always, whether or not it is trained."""
+        own = {part.name: part.weight for part in self.parts if part.weight is not None}
+        return {"rationale": self.rationale_weight, **own}
+
+    @property
+    def normalizations(self) -> losses.Normalization | dict[str, losses.Normalization]:
+        """The normalisation of all parts, or of each by name if they differ."""
+        own = {part.name: part.normalization for part in self.parts if part.normalization}
+        return (
+            {name: own.get(name, self.normalization) for name in self.names}
+            if own
+            else (self.normalization)
+        )
+
+    @property
+    def constant_weights(self) -> dict[str, float | None]:
+        """`weights`; None in the place of a schedule."""
+        return {name: None if callable(w) else w for name, w in self.weights.items()}
+
     @property
     def constant_weight(self) -> float | None:
         """λ, or None if it follows a schedule."""
-        return None if callable(self.rationale_weight) else self.rationale_weight
+        return self.constant_weights["rationale"]
 
-    def weight_at(self, step: Any) -> Any:
-        """λ at a step, which may be traced."""
-        weight = self.rationale_weight
-        return weight(step) if callable(weight) else weight
+    def with_weights(self, weights: Mapping[str, float | Schedule]) -> Loss:
+        """Returns the loss with other weights of parts that have one (see `weights`)."""
+        rest = dict(weights)
+        parts = tuple(
+            dataclasses.replace(part, weight=rest.pop(part.name))
+            if part.weight is not None and part.name in rest
+            else part
+            for part in self.parts
+        )
+        lambda_ = rest.pop("rationale", self.rationale_weight)
+        changed = {"rationale_weight": lambda_} | ({"parts": parts} if parts else {})
+        return dataclasses.replace(self, **changed)
+
+    def weights_at(self, step: Any) -> dict[str, Any]:
+        """`weights` at a step, which may be traced."""
+        return {name: w(step) if callable(w) else w for name, w in self.weights.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodLoss(Loss):
+    """The loss of a method, from `Loss.of`.
+
+    Attributes:
+      parts: those of the method.
+    """
+
+    parts: tuple[Part, ...] = ()  # type: ignore[misc]
 
 
 DEFAULT_LOSS = Loss()
@@ -82,7 +142,7 @@ def make_train_step(
     """Builds `step(state, batch) -> (state, metrics)`.
 
     The step is pure and not jitted: the caller jits it with the shardings of its mesh. The result
-    does not depend on the mesh or on `num_microbatches` (dropout's masks aside), because both
+    does not depend on the mesh or on `num_microbatches` (dropout's masks aside), because all
     parts' weights are computed over the whole batch first.
 
     Args:
@@ -101,7 +161,7 @@ def make_train_step(
         raise UserError(f"NUM_MICROBATCHES = {num_microbatches} must be at least 1.")
 
     def loss_fn(
-        params: Any, microbatch: Batch, lambda_: jax.Array, dropout_rng: jax.Array
+        params: Any, microbatch: Batch, weights: dict[str, jax.Array], dropout_rng: jax.Array
     ) -> tuple[jax.Array, dict[str, losses.PartSums]]:
         outputs = apply_fn(params, microbatch, dropout_rng)
         arrays = (
@@ -110,39 +170,46 @@ def make_train_step(
             microbatch["decoder_segment_ids"],
             microbatch["loss_weights"],
         )
-        options = {"label_smoothing": loss.label_smoothing, "z_loss": loss.z_loss}
+        options = {
+            "names": loss.names,
+            "label_smoothing": loss.label_smoothing,
+            "z_loss": loss.z_loss,
+        }
         if head is not None:
             return head_loss.sum_parts(
-                head, params, outputs, *arrays, rationale_weight=lambda_, **options
+                head, params, outputs, *arrays, rationale_weight=weights, **options
             )
         sums = losses.sum_parts(outputs, *arrays, **options)
-        return losses.join(sums, lambda_), sums
+        return losses.join(sums, weights), sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        lambda_ = jnp.asarray(loss.weight_at(state.step), jnp.float32)
+        weights = {
+            name: jnp.asarray(weight, jnp.float32)
+            for name, weight in loss.weights_at(state.step).items()
+        }
         dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        batch = _with_weights(batch, loss.normalization)
+        batch = _with_weights(batch, loss)
         gradient_fn = jax.grad(loss_fn, has_aux=True)
         if num_microbatches == 1:
-            gradients, sums = gradient_fn(state.params, batch, lambda_, dropout_rng)
+            gradients, sums = gradient_fn(state.params, batch, weights, dropout_rng)
         else:
 
             def accumulate(carry: Any, microbatch: Batch) -> tuple[Any, None]:
                 index, total = carry
                 key = jax.random.fold_in(dropout_rng, index)
-                new = gradient_fn(state.params, microbatch, lambda_, key)
+                new = gradient_fn(state.params, microbatch, weights, key)
                 return (index + 1, jax.tree.map(jnp.add, total, new)), None
 
             slices = _microbatches(batch, num_microbatches)
             first = jax.tree.map(lambda x: x[0], slices)
-            shapes = jax.eval_shape(gradient_fn, state.params, first, lambda_, dropout_rng)
+            shapes = jax.eval_shape(gradient_fn, state.params, first, weights, dropout_rng)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (_, (gradients, sums)), _ = jax.lax.scan(accumulate, (jnp.int32(0), zeros), slices)
         updates, opt_state = optimizer.transformation.update(
             gradients, state.opt_state, state.params
         )
-        metrics = losses.summarize(sums, lambda_)
-        metrics["rationale_weight"] = lambda_
+        metrics = losses.summarize(sums, weights)
+        metrics |= {f"{name}_weight": weight for name, weight in weights.items()}
         metrics["grad_norm"] = optax.global_norm(gradients)
         metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
         new_state = state.replace(
@@ -155,9 +222,13 @@ def make_train_step(
     return step
 
 
-def _with_weights(batch: Batch, normalization: losses.Normalization) -> dict[str, jax.Array]:
+def _with_weights(batch: Batch, loss: Loss) -> dict[str, jax.Array]:
     weights = losses.part_weights(
-        batch["decoder_target_parts"], batch["decoder_segment_ids"], normalization
+        batch["decoder_target_parts"],
+        batch["decoder_segment_ids"],
+        loss.normalizations,
+        names=loss.names,
+        token_weights=batch.get("decoder_token_weights"),
     )
     return {**batch, "loss_weights": weights}
 

@@ -34,8 +34,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _rank_promotion(request):
-    """Networks and decoding broadcast on purpose only: (B,) against (B, S) is an error there."""
-    if not {"models", "decoding"} & set(request.path.parts):
+    """Networks, losses, steps and decoding broadcast on purpose: (B,) against (B, S) is an error."""
+    strict = {"models", "decoding", "partitioning", "training", "test_losses.py", "test_head_loss.py"}
+    if not strict & set(request.path.parts):
         yield
         return
     import jax

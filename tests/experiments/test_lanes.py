@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from sbs_jax.experiments import lanes as lanes_lib
 from sbs_jax.experiments.lanes import Lanes, make_lane_step, stack_batches
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
@@ -57,10 +56,10 @@ def alone(student, optimizer):
     return results
 
 
-def together(student, optimizer, steps=(STEPS,) * 3):
+def together(student, optimizer, steps=(STEPS,) * 3, **options):
     """The same, by lanes that take so many steps each, in threads that meet."""
     abstract = placement.abstract_state(student, optimizer, 0)
-    meeting = Lanes(student, make_lane_step(student, optimizer), abstract, WEIGHTS)
+    meeting = Lanes(student, make_lane_step(student, optimizer), abstract, WEIGHTS, **options)
     results = [None] * len(WEIGHTS)
 
     def go(lane):
@@ -91,12 +90,10 @@ def assert_equal(one, two):
     )
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_lanes_are_what_separate_runs_are(student, optimizer, alone, platform, monkeypatch):
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_lanes_are_what_separate_runs_are(student, optimizer, alone, side_by_side):
     """Side by side as on an accelerator, and one after another as on a CPU."""
-    over = lanes_lib._over_lanes
-    monkeypatch.setattr(lanes_lib, "_over_lanes", lambda step, _: over(step, platform))
-    for lane, result in enumerate(together(student, optimizer)):
+    for lane, result in enumerate(together(student, optimizer, side_by_side=side_by_side)):
         assert_equal(result, alone[lane])
 
 

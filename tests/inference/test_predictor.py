@@ -7,7 +7,7 @@ from sbs_jax.decoding.continuous import Output
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
 from sbs_jax.inference.predictor import Predictor, load_predictor
-from sbs_jax.inference.programs import Strategy
+from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
 from tests import sentencepiece_models
@@ -172,11 +172,22 @@ def test_a_joint_students_label_is_ranked_behind_its_own_rationale():
         predictor.rationales(TEXTS[:1])
 
 
-def test_an_open_joint_answer_is_taken_apart(monkeypatch):
-    predictor = toy.predictor(method="joint")
-    tokenizer = predictor.tokenizer
+def saying(ids):
+    """A predictor of the method joint that decodes these tokens, whatever it is asked."""
+
+    def make_programs(*arguments):
+        student, _ = toy.student()
+        programs = Programs(student, *arguments)
+        programs.outputs = lambda *arguments: [Output(ids, 0.0)]
+        return programs
+
+    return toy.predictor(method="joint", make_programs=make_programs)
+
+
+def test_an_open_joint_answer_is_taken_apart():
+    tokenizer = toy.predictor(method="joint").tokenizer
     ids = [*tokenizer.encode("She had 3. Answer: 7"), EOS_ID]
-    monkeypatch.setattr(predictor._programs, "outputs", lambda *arguments: [Output(ids, 0.0)])
+    predictor = saying(ids)
     (prediction,) = predictor.labels(TEXTS[:1])
     assert (prediction.rationale, prediction.label) == ("She had 3.", "7")
     tokens = encoded(predictor.prompting, "label", TEXTS[0])
@@ -185,8 +196,7 @@ def test_an_open_joint_answer_is_taken_apart(monkeypatch):
     np.testing.assert_allclose(np.log(prediction.confidence), expected, rtol=1e-4)
     # Without the separator there is no label, and no confidence in it.
     cut = [*tokenizer.encode("She had"), EOS_ID]
-    monkeypatch.setattr(predictor._programs, "outputs", lambda *arguments: [Output(cut, 0.0)])
-    (prediction,) = predictor.labels(TEXTS[:1])
+    (prediction,) = saying(cut).labels(TEXTS[:1])
     assert (prediction.label, prediction.confidence) == ("", 0.0)
 
 

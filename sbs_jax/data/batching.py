@@ -1,17 +1,22 @@
 """Batches of records: shuffled, packed, endless and resumable. Pure numpy.
 
-A batch is a dict of int32 arrays; B rows, S and T the feature lengths of inputs and targets:
+A batch is a dict of arrays, int32 but for the last one; B rows, S and T the feature lengths of
+inputs and targets:
 
     encoder_input_tokens   [B, S]
     encoder_segment_ids    [B, S]  1.. within a row, 0 on padding, also when rows are not packed
     decoder_input_tokens   [B, T]  the targets, shifted right within each segment, starting with 0
     decoder_target_tokens  [B, T]
-    decoder_target_parts   [B, T]  LABEL or RATIONALE for each target token, PADDING elsewhere
+    decoder_target_parts   [B, T]  the code of each target token's part, PADDING elsewhere
     decoder_segment_ids    [B, T]
 
 and where records share their inputs (`Records.source`)
 
     decoder_source_ids     [B, T]  the encoder's segment that each target's token is about
+
+and where the data weighs tokens (`Records.target_weights`)
+
+    decoder_token_weights  [B, T]  float32, 0 on padding
 
 Every process of a run makes the same global batches and takes its share of them, so their order
 depends neither on how many processes there are nor on which one looks.
@@ -30,6 +35,8 @@ from sbs_jax.data.records import Records
 from sbs_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+WEIGHTS = "decoder_token_weights"
 
 WINDOW = 2048
 """Examples that are shuffled first and then packed together. Large enough for full rows, small
@@ -142,6 +149,8 @@ class _BatchMaker:
         lengths = {"inputs": self.row_inputs, "targets": self.row_targets}
         shapes = array_shapes(lengths, rows, shared_inputs=records.source is not None)
         batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
+        if records.target_weights is not None:
+            batch[WEIGHTS] = np.zeros((rows, self.row_targets), np.float32)
         flat = {name: array.reshape(-1) for name, array in batch.items()}
 
         start = placement.row * self.row_inputs + placement.input_start
@@ -159,6 +168,8 @@ class _BatchMaker:
         flat["decoder_target_tokens"][goal] = targets
         flat["decoder_target_parts"][goal] = records.target_parts[source]
         flat["decoder_segment_ids"][goal] = np.repeat(placement.segment, lengths)
+        if records.target_weights is not None:
+            flat[WEIGHTS][goal] = records.target_weights[source]
         if records.source is not None:
             flat["decoder_source_ids"][goal] = np.repeat(placement.source, lengths)
         shifted = np.empty_like(targets)
@@ -206,7 +217,7 @@ def row_lengths(feature_lengths: Mapping[str, int]) -> tuple[int, int]:
 def array_shapes(
     feature_lengths: Mapping[str, int], rows: int, *, shared_inputs: bool
 ) -> dict[str, tuple[int, int]]:
-    """Returns the shape of each array of a batch; all are int32.
+    """Returns the shape of each int32 array of a batch.
 
     Args:
       feature_lengths: row lengths in tokens, of `inputs` and `targets`.

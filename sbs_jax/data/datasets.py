@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.rationales import join_rationales
 from sbs_jax.data.release import Example, LoadFn, own_fields, rationale_texts, where
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.token_weights import word_weights
 from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
 from sbs_jax.errors import UserError
 from sbs_jax.parts import Method
@@ -323,7 +324,8 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
         label = example["llm_label" if teacher_labels else "label"]
         if known and metrics.normalize_answer(label) not in known:
             label = ""  # the teacher did not decide: nothing to learn from
-        own = {element_key(name): own_text(example, name) for name in task.definition.own_fields}
+        texts = {name: own_text(example, name) for name in task.definition.own_fields}
+        own = {element_key(name): text for name, text in texts.items()}
         for variant, rationale in enumerate(rationales if task.uses_rationales else rationales[:1]):
             elements.append(
                 {
@@ -338,9 +340,40 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
                     "example": number,
                     "variant": variant,
                     **own,
+                    **_weights_of(task, example, {"label": label, "rationale": rationale, **texts}),
                 }
             )
-    return elements
+    return _all_weighed(elements)
+
+
+WEIGHTS_OF = "weights of "
+"""With the name of a field behind it, the key of an element that has its words' weights."""
+
+
+def _weights_of(task: TaskInfo, example: Example, texts: Mapping[str, str]) -> dict[str, str]:
+    """Reads the weights of the words of the fields that the method writes; see `token_weights`."""
+    given = own_fields(example)
+    found = {}
+    for target in task.definition.targets:
+        for field in (name for part in target.parts for name in parts_lib.fields_of(part.content)):
+            name = f"{field}_weights"
+            if given.get(name) is None:
+                continue
+            place = f"{where(example)}: field '{name}'"
+            if (
+                field == "rationale"
+                and len(rationale_texts(example.get(task.rationale_key, ""))) > 1
+            ):
+                raise UserError(f"{place} cannot say which of several rationales it weighs.")
+            if texts[field].strip():
+                found[WEIGHTS_OF + field] = word_weights(given[name], texts[field], place)
+    return found
+
+
+def _all_weighed(elements: list[dict[str, str | int]]) -> list[dict[str, str | int]]:
+    """Gives all elements the keys that some of them have weights under."""
+    keys = {key for element in elements for key in element if key.startswith(WEIGHTS_OF)}
+    return [dict.fromkeys(sorted(keys), "") | element for element in elements] if keys else elements
 
 
 def require_fields(task: TaskInfo, split: str, examples: Sequence[Example]) -> None:

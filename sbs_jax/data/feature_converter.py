@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from sbs_jax.data.preprocessors import WEIGHING
 from sbs_jax.data.tensorflow_setup import seqio, tf
+from sbs_jax.errors import UserError
 from sbs_jax.parts import LABEL
 
 
@@ -55,7 +57,13 @@ class PartFeatureConverter(seqio.EncDecFeatureConverter):
 
         Raises:
           ValueError: SeqIO's checks of features, types and lengths fail.
+          UserError: the data weighs words.
         """
+        if WEIGHING in ds.element_spec:
+            raise UserError(
+                "The data weighs words (a field such as rationale_weights), which T5X's runs do "
+                "not read; train with python -m sbs_jax.train, or take the field out."
+            )
         lengths = dict(task_feature_lengths)
         if "targets" in lengths:
             lengths["part"] = lengths["targets"]

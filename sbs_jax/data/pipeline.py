@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sbs_jax.data import registration
+from sbs_jax.data import registration, token_weights
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import (
     Batching,
@@ -24,9 +24,11 @@ from sbs_jax.data.batching import (
     row_lengths,
 )
 from sbs_jax.data.eval_examples import EvalExamples, load_eval_examples, refuse_cuts
+from sbs_jax.data.preprocessors import WEIGHING
 from sbs_jax.data.reading import Columns, read_columns
 from sbs_jax.data.records import (
     Counts,
+    Cut,
     Records,
     count_parts,
     cut_sequences,
@@ -100,12 +102,30 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
         target_offsets=cut_targets.offsets,
         example=columns["example"][0],
         counts=counts,
+        target_weights=_token_weights(task, columns, target_lengths, cut_targets),
         variant=columns["variant"][0] if columns["variant"][0].size else None,
         draw=split == registration.TRAIN and settings.rationales_per_epoch == "one",
         source=shared_sources(cut_inputs.tokens, cut_inputs.offsets, columns["example"][0])
         if settings.prefix_side == "decoder"
         else None,
     )
+
+
+def _token_weights(
+    task: ResolvedTask, columns: Columns, target_lengths: np.ndarray, cut: Cut
+) -> np.ndarray | None:
+    """Returns what the data says that each target token counts; None if it says nothing."""
+    specs = columns[WEIGHING][0]
+    if not specs.size:
+        return None
+    encode = task.vocabulary.tokenizer.encode
+    whole = [
+        token_weights.spread(spec.decode(), int(length), encode)
+        for spec, length in zip(specs, target_lengths, strict=True)
+    ]
+    weights = np.concatenate(whole)[cut.kept]
+    weights[cut.offsets[1:] - 1] = 1.0  # EOS, also of one that was cut
+    return weights
 
 
 def _place_of(task: ResolvedTask, split: str, example: np.ndarray, record: int) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from sbs_jax import parts as parts_lib
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.datasets import element_key
+from sbs_jax.data import token_weights
+from sbs_jax.data.datasets import WEIGHTS_OF, element_key
 from sbs_jax.data.joint import explained_input as explained_input
 from sbs_jax.data.joint import split_joint as split_joint
 from sbs_jax.data.settings import DataSettings
@@ -71,6 +72,20 @@ def _join(pieces: Pieces, elements: Elements, settings: DataSettings) -> tf.Tens
                 value = tf.where(_not_blank(elements[element_key(field)]), value, "")
         joined.append(value)
     return joined[0] if len(joined) == 1 else tf.strings.join(joined)
+
+
+def _weighing(target: Target, elements: Elements, settings: DataSettings) -> tf.Tensor:
+    """Says of which pieces each part of a target is made, with the weights of their words."""
+    none = tf.fill(tf.shape(elements["input"]), "")
+    parts = []
+    for pieces in target.outputs(settings.texts):
+        texts = []
+        for text, field in pieces:
+            value = none if field is None else elements[element_key(field)]
+            weights = none if field is None else elements.get(WEIGHTS_OF + field, none)
+            texts.append(tf.strings.join([text, value, weights], token_weights.ITEM))
+        parts.append(tf.strings.join(texts, token_weights.PIECE))
+    return tf.strings.join(parts, token_weights.PART)
 
 
 def encoder_prefix(settings: DataSettings, target: Target) -> str:
@@ -151,6 +166,9 @@ KEPT = ("id", "label", "example", "example_count")
 """Features of an element that its records keep: its name, its gold label, its number, and how many
 examples there are (whoever counts records must know of those that give none)."""
 
+WEIGHING = "weighing"
+"""The feature of a record that holds a `token_weights.spec`, where the data weighs words."""
+
 SHARED = -1
 """The ``variant`` of a record that all rationales of an example share."""
 
@@ -208,7 +226,8 @@ def record_batches(
 
     Returns:
       A dataset of batches of records, with the features `KEPT` of their elements and ``variant``
-      besides. A record without a rationale comes once for each example, its variant is `SHARED`; so
+      besides, and `WEIGHING` where the data weighs words. A record without a rationale comes once
+      for each example, its variant is `SHARED`; so
       the records' order is that of (example, variant).
     """
     settings = settings_lib.current()
@@ -245,6 +264,10 @@ def record_batches(
         )
         for key in KEPT:
             features[key] = tf.repeat(elements[key], len(targets), axis=0)
+        if any(key.startswith(WEIGHTS_OF) for key in elements):
+            features[WEIGHING] = _interleave(
+                [_weighing(target, elements, settings) for target in targets]
+            )
         repeated = _interleave(
             [variant > 0 if alike else tf.zeros_like(variant, tf.bool) for alike in shared]
         )

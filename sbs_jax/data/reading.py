@@ -16,7 +16,7 @@ Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 """Flat values and row lengths of each feature."""
 
 _SEQUENCES = ("inputs", "targets", "part")
-_SCALARS = ("example", "example_count", "variant")
+_SCALARS = ("example", "example_count", "variant", preprocessors.WEIGHING)
 _CHUNK = 1024  # records that come out of TensorFlow at a time
 
 

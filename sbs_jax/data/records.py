@@ -59,6 +59,8 @@ class Records:
       target_offsets: int64 [R + 1].
       example: int32 [R], nondecreasing: the records of one example are neighbours.
       counts: what became of the examples.
+      target_weights: float32 [sum of target lengths], what each token counts within its part's mean
+        (`token_weights`); None weighs all alike.
       variant: int32 [R], which of its example's rationales a record is about, -1 for a record that
         all share (a label); None where no example has several.
       draw: one variant of each example is trained in an epoch, instead of all.
@@ -75,6 +77,7 @@ class Records:
     target_offsets: np.ndarray
     example: np.ndarray
     counts: Counts
+    target_weights: np.ndarray | None = None
     variant: np.ndarray | None = None
     draw: bool = False
     source: np.ndarray | None = None
@@ -100,6 +103,7 @@ class Records:
 
     def fingerprint(self) -> int:
         """Returns a checksum of all tokens, by which a restored run knows its data again."""
+        weights = () if self.target_weights is None else (self.target_weights,)
         checksum = 0
         for array in (
             self.input_tokens,
@@ -108,6 +112,7 @@ class Records:
             self.target_parts,
             self.target_offsets,
             self.example,
+            *weights,
         ):
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         return checksum
@@ -142,6 +147,7 @@ def join_records(records: Sequence[Records], rates: Sequence[float]) -> Records:
             **{name: sum(one[name] for one in counts) for name in counts[0]},
             other_records=dict(sum(map(collections.Counter, others), collections.Counter())),
         ),
+        target_weights=_joined_weights(records),
         variant=np.concatenate(variants),
         draw=any(one.draw for one in records),
         source=_joined_sources(records),
@@ -149,6 +155,18 @@ def join_records(records: Sequence[Records], rates: Sequence[float]) -> Records:
             (one.example_starts.size - 1, float(rate))
             for one, rate in zip(records, rates, strict=True)
         ),
+    )
+
+
+def _joined_weights(records: Sequence[Records]) -> np.ndarray | None:
+    if all(one.target_weights is None for one in records):
+        return None
+    ones = (np.ones(one.target_tokens.size, np.float32) for one in records)
+    return np.concatenate(
+        [
+            alike if one.target_weights is None else one.target_weights
+            for one, alike in zip(records, ones, strict=True)
+        ]
     )
 
 

@@ -225,7 +225,7 @@ class Evaluator:
                 for name in ("loss", "weight", "correct", "tokens")
             }
             empty = total["tokens"] == 0
-            result[f"{part}_loss"] = None if empty else total["loss"] / total["weight"]
+            result[f"{part}_loss"] = total["loss"] / total["weight"] if total["weight"] else None
             result[f"{part}_accuracy"] = None if empty else total["correct"] / total["tokens"]
             result[f"{part}_tokens"] = int(total["tokens"])
         return _losses_first(result)

@@ -187,6 +187,7 @@ def _cut(records: Records, lengths: Mapping[str, int]) -> Records:
         target_tokens=targets.tokens,
         target_offsets=targets.offsets,
         target_parts=records.target_parts[targets.kept],
+        target_weights=None,  # rows are only counted
     )
 
 

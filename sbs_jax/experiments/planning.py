@@ -26,7 +26,8 @@ from sbs_jax.experiments.settings import SweepSettings
 
 LANE_MACROS = ("RATIONALE_WEIGHT", "SEED", "TRAIN_FRACTION", "TRAIN_EXAMPLES")
 """Runs that differ in these alone can be trained in one program: λ, random keys, and which of the
-data set's training examples come. Everything that has a shape is the same."""
+data set's training examples come. Everything that has a shape is the same. So is it with macros of
+one's own that stand for the weight of a part in PARTS, which are called ``NAME_WEIGHT``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +212,12 @@ def estimate_costs(plan: Plan, runs: Sequence[Run], console: Console) -> dict[st
 
 def lane_key(run: Run) -> str:
     """What runs that can be trained in one program have in common."""
-    others = {name: value for name, value in run.bindings.items() if name not in LANE_MACROS}
+    others = {name: value for name, value in run.bindings.items() if not _is_of_lane(name)}
     return json.dumps(others, sort_keys=True)
+
+
+def _is_of_lane(name: str) -> bool:
+    return name in LANE_MACROS or name.endswith("_WEIGHT")
 
 
 def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[Job]:
@@ -225,7 +230,8 @@ def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[Jo
     """
     groups: dict[str, list[str]] = {}
     for run in runs:
-        plain = all(isinstance(run.bindings.get(k, 0), int | float) for k in LANE_MACROS)
+        own = (value for name, value in run.bindings.items() if _is_of_lane(name))
+        plain = all(isinstance(value, int | float) for value in own)
         key = lane_key(run) if plain and together > 1 else run.name
         groups.setdefault(key, []).append(run.name)
     return [

@@ -29,9 +29,6 @@ from sbs_jax.files import atomic_write_text
 from sbs_jax.programs.assembly import Assembly, TrainConfig, assemble
 from sbs_jax.programs.train import train
 
-WITH_RATIONALES = ("sbs", "rationale")
-"""Methods whose students are asked for rationales; `joint` writes them anyway."""
-
 
 def train_and_judge(
     sweep: SweepFolder, base: runs_lib.Base, run: Run, *, until: float = 1.0
@@ -81,7 +78,11 @@ def judging_evaluator(run: Assembly) -> Evaluator:
       UserError: a split cannot be read.
     """
     info = run.task.info
-    with_rationales = info is not None and info.method in WITH_RATIONALES
+    # A target of its own, not the one that the label stands in.
+    with_rationales = info is not None and any(
+        "rationale" in names and "label" not in names
+        for names in ([part.name for part in t.parts] for t in info.definition.targets)
+    )
     return run.evaluator(runs_lib.SPLITS, whole=True, with_rationales=with_rationales)
 
 
@@ -155,7 +156,7 @@ def _settings(config: config_lib.GinConfig, run: Assembly) -> dict[str, Any]:
         "METHOD": info.method if info else None,
         "LABEL_SOURCE": info.label_source if info else None,
         "RATIONALE_SOURCE": info.rationale_source if info else None,
-        "RATIONALE_WEIGHT": run.config.loss.constant_weight,
+        "RATIONALE_WEIGHT": run.loss.constant_weight,
         "TRAIN_FRACTION": data.train_fraction,
         "TRAIN_EXAMPLES": data.train_examples,
         "SEED": run.config.seed,
@@ -173,6 +174,7 @@ def _score(values: Mapping[str, Any]) -> dict[str, Any]:
         "n": values["examples"],
         "label_loss": values.get("label_loss"),
         "rationale_loss": values.get("rationale_loss"),
+        **{name: value for name, value in values.items() if name.endswith("_loss")},
     }
 
 

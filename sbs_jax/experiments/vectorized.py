@@ -121,6 +121,8 @@ class Group:
         """
         self.lanes = list(lanes)
         self._first = lanes[0].assembly
+        for lane in self.lanes[1:]:
+            _check_alike(self._first, lane)
         self._serial = threading.Lock()
         self._share_vocabulary()
         self._batches = self._load()
@@ -224,6 +226,30 @@ class Group:
                 print(f"{run.task.name}: {loaded[key].counts}", flush=True)
             batches.append(run.batches(loaded[key]))
         return batches
+
+
+def _check_alike(first: Assembly, lane: Lane) -> None:
+    """Refuses a run that differs in more than a lane may; a macro NAME_WEIGHT may mean anything."""
+    other = lane.assembly
+
+    def shared(run: Assembly) -> dict[str, Any]:
+        constant = {name: 1.0 for name, w in run.loss.constant_weights.items() if w is not None}
+        return {
+            "MODEL": run.config.model_config,
+            "TASK_FEATURE_LENGTHS, BATCH_SIZE and the like": run.config.batching,
+            "the task": run.task.name,
+            "PARTS": (run.loss.names, run.loss.normalizations, sorted(constant)),
+            "LABEL_SMOOTHING or Z_LOSS": (run.loss.label_smoothing, run.loss.z_loss),
+            "FREEZE": run.config.freeze,
+        }
+
+    for (name, ours), theirs in zip(shared(first).items(), shared(other).values(), strict=True):
+        if ours != theirs:
+            raise UserError(
+                f"{lane.run.name}: differs from the runs that it is to be trained together with in "
+                f"{name}, where one program allows weights, seeds and training examples; leave "
+                "--vectorize out."
+            )
 
 
 class _LaneCheckpoints(CheckpointManager):

@@ -1,4 +1,4 @@
-"""T5X's encoder-decoder model with the two-part loss."""
+"""T5X's encoder-decoder model with the loss of a method's parts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from sbs_jax.data.feature_converter import PartFeatureConverter
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
-from sbs_jax.parts import LABEL, PART_NAMES
+from sbs_jax.parts import METHODS, Method
 from sbs_jax.t5x import part_metrics
 from sbs_jax.training.schedules import Schedule
+from sbs_jax.training.step import Loss
 
 Batch = Mapping[str, jax.Array]
 
 SCALES = "part_scales"
-"""Feature of a batch, float32 [B, 2], all rows alike: what the label's and the rationale's sum of
-cross-entropies count in the loss, 1 / Σ weights and λ / Σ weights of the whole batch."""
+"""Feature of a batch, float32 [B, parts], all rows alike: what each part's sum of cross-entropies
+counts in the loss, the part's weight / Σ token weights of the whole batch; in the order of codes,
+so that label and rationale come first."""
 
 
 class TwoPartModel(models.EncoderDecoderModel):
-    """T5X's model with L = mean_label + λ · mean_rationale as its loss.
+    """T5X's model with L = mean_label + λ · mean_rationale as its loss, or that of more parts.
 
     T5X calls `loss_fn` once a microbatch and adds up the gradients; so a mean over what `loss_fn`
     sees is not the mean over the batch. `add_scales`, called on the whole batch by
@@ -52,6 +54,7 @@ class TwoPartModel(models.EncoderDecoderModel):
         decode_fn: models.DecodeFnCallable = decoding.beam_search,
         feature_converter_cls: Callable[..., seqio.FeatureConverter] | None = None,
         default_decoder_params: models.DecoderParams | None = None,
+        method: Method | None = None,
     ) -> None:
         """As `t5x.models.EncoderDecoderModel`, but for the loss.
 
@@ -67,18 +70,16 @@ class TwoPartModel(models.EncoderDecoderModel):
           decode_fn: see `t5x.models`.
           feature_converter_cls: another one that gives ``decoder_target_parts``.
           default_decoder_params: see `t5x.models`.
+          method: whose parts are trained (`vocabulary.method_of_task`); None is ``sbs``.
 
         Raises:
           UserError: a hyperparameter is out of its range, or the vocabulary is larger than the
             network's embedding.
         """
-        losses.check_hyperparameters(
-            loss_normalization=loss_normalization, label_smoothing=label_smoothing, z_loss=z_loss
-        )
+        loss = Loss(rationale_weight, loss_normalization, label_smoothing, z_loss)
         if hasattr(module, "config"):
             require_fit(output_vocabulary, module.config.vocab_size)
-        self._rationale_weight = rationale_weight
-        self._normalization = loss_normalization
+        self._loss = loss.of(METHODS["sbs"] if method is None else method)
         super().__init__(
             module=module,
             input_vocabulary=input_vocabulary,
@@ -91,23 +92,24 @@ class TwoPartModel(models.EncoderDecoderModel):
             default_decoder_params=default_decoder_params,
         )
 
-    def rationale_weight_at(self, step: int | jax.Array) -> Float[Array, ""]:
-        """λ at a step, float32."""
-        weight = self._rationale_weight
-        return jnp.asarray(weight(step) if callable(weight) else weight, jnp.float32)
+    def weights_at(self, step: int | jax.Array) -> dict[str, Float[Array, ""]]:
+        """The weights of parts at a step that are not fixed to 1, float32; λ is among them."""
+        weights = self._loss.weights_at(step)
+        return {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()}
 
     def add_scales(self, batch: Batch, step: int | jax.Array) -> dict[str, jax.Array]:
         """Adds `SCALES` to a batch; call it on the whole batch, of all devices and processes.
 
         Args:
           batch: as `PartFeatureConverter` makes it, packed or not.
-          step: of the training, for a schedule of λ.
+          step: of the training, for schedules of the parts' weights.
         """
         weights = self._token_weights(batch)
+        of_parts = self.weights_at(step)
         scales = []
-        for part in PART_NAMES:
+        for part, name in enumerate(self._loss.names, start=1):
             total = jnp.where(batch["decoder_target_parts"] == part, weights, 0.0).sum()
-            factor = 1.0 if part == LABEL else self.rationale_weight_at(step)
+            factor = of_parts.get(name, 1.0)
             scales.append(jnp.where(total > 0, factor / jnp.where(total > 0, total, 1.0), 0.0))
         rows = batch["decoder_target_parts"].shape[0]
         return {**batch, SCALES: jnp.broadcast_to(jnp.stack(scales), (rows, len(scales)))}
@@ -139,10 +141,11 @@ class TwoPartModel(models.EncoderDecoderModel):
             parts,
             _segment_ids(batch),
             weights,
+            names=self._loss.names,
             label_smoothing=self._label_smoothing,
             z_loss=self._z_loss,
         )
-        scales = dict(zip(PART_NAMES.values(), batch[SCALES][0], strict=True))
+        scales = dict(zip(self._loss.names, batch[SCALES][0], strict=True))
         loss = sum(scales[name] * part.loss for name, part in sums.items())
         z_loss = sum(scales[name] * part.z_loss for name, part in sums.items())
         metrics = self._compute_metrics(
@@ -157,13 +160,17 @@ class TwoPartModel(models.EncoderDecoderModel):
             },
         )
         totals = {
-            name: jnp.where(parts == part, weights, 0.0).sum() for part, name in PART_NAMES.items()
+            name: jnp.where(parts == part, weights, 0.0).sum()
+            for part, name in enumerate(self._loss.names, start=1)
         }
         return loss, {**metrics, **part_metrics.of_parts(sums, totals)}
 
     def _token_weights(self, batch: Batch) -> Float[Array, "B T"]:
         return losses.raw_weights(
-            batch["decoder_target_parts"], _segment_ids(batch), self._normalization
+            batch["decoder_target_parts"],
+            _segment_ids(batch),
+            self._loss.normalizations,
+            names=self._loss.names,
         )
 
 

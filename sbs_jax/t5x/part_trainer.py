@@ -69,9 +69,10 @@ class PartTrainer(trainer_lib.Trainer):
                 weight_metrics_computer=self._weight_metrics_computer,
                 data_partition_spec=self._partitioner.data_partition_spec,
             )
-            metrics["rationale_weight"] = clu.metrics.LastValue.from_model_output(
-                jnp.asarray([model.rationale_weight_at(step)])
-            )
+            for name, weight in model.weights_at(step).items():
+                metrics[f"{name}_weight"] = clu.metrics.LastValue.from_model_output(
+                    jnp.asarray([weight])
+                )
             return new_state, metrics
 
         return self._partitioner.partition(

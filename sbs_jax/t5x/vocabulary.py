@@ -1,4 +1,4 @@
-"""The vocabulary of T5X's model: that of the task."""
+"""What T5X's model needs to know of the task: its vocabulary and its parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 from sbs_jax.data import registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
+from sbs_jax.parts import Method
 
 
 def of_task(mixture_or_task_name: str) -> seqio.Vocabulary:
@@ -29,10 +31,21 @@ def of_task(mixture_or_task_name: str) -> seqio.Vocabulary:
             f"a task: {mixture_or_task_name}_sbs, {mixture_or_task_name}_standard, "
             f"{mixture_or_task_name}_joint, with _teacher behind it for the teacher's labels."
         )
+    registration.task_info(mixture_or_task_name, settings_lib.current().parts)  # registers it
     if not registration.is_mixture(mixture_or_task_name):
         registration.find_task(mixture_or_task_name)  # which knows the nearest names
     provider = seqio.get_mixture_or_task(mixture_or_task_name)
     return provider.output_features["targets"].vocabulary
+
+
+def method_of_task(mixture_or_task_name: str) -> Method:
+    """Returns the method whose parts a task (or a mixture) trains, with PARTS' weights.
+
+    Raises:
+      UserError: as for `of_task`.
+    """
+    of_task(mixture_or_task_name)
+    return resolve_task(mixture_or_task_name).method
 
 
 def of_checkpoint(checkpoint_path: str | None) -> str | None:

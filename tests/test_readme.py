@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gin
 import pytest
 
+from sbs_jax.configuration import config as config_lib
+from sbs_jax.experiments import runs as runs_lib
+from sbs_jax.programs.assembly import assemble
 from tests.release_layout import write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -52,3 +56,33 @@ def test_the_task_is_ten_lines_and_its_command_is_valid(film_reviews):
     assert done.returncode == 0, done.stderr
     assert "rationale: 'explain: Film" in done.stdout
     assert "→ 'A joy is good.'" in done.stdout
+
+
+def test_a_part_of_ones_own_is_ten_lines_of_gin(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```gin\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line and not line.startswith("#")]) <= 10
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("hinted.gin").write_text(code)
+    rows = [
+        {"input": f"What is {i} + 1?", "label": f"{i + 1}", "hint": f"Count on from {i}."}
+        for i in range(30)
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "rationale": "It is next."} for row in rows])
+    (command,) = re.findall(r"^    python -m sbs_jax\.train (--gin_file=hinted.*)", README, re.M)
+    pairs = [flag.removeprefix("--gin").split("=", 1) for flag in shlex.split(command)]
+    files = [value for name, value in pairs if name == "_file"]
+    macros = [(name[1:], value) for name, value in pairs if name != "_file"]
+    own = [*macros, ("HINT_WEIGHT", "0.25"), ("VOCABULARY_SIZE", "400")]
+    config = config_lib.read(files, [], own, [], target=runs_lib.TRAIN)
+    config.check()
+    try:
+        config.apply()
+        run = assemble(gin.get_bindings(runs_lib.TRAIN)["config"], writes=False)
+        assert run.task.name == "your_data_hinted"
+        assert run.records.counts.other_records == {"hint": 27}
+        assert run.loss.names == ("label", "rationale", "hint")
+        assert run.loss.constant_weights == {"rationale": 1.0, "hint": 0.25}
+        assert run.metadata(None)["part_weights"] == {"hint": 0.25}
+    finally:
+        gin.clear_config()

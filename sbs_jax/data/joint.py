@@ -1,13 +1,6 @@
-"""Texts in which an input or a label stands beside a rationale (no TensorFlow)."""
+"""Takes a target apart in which a label stands behind a rationale (no TensorFlow)."""
 
 from __future__ import annotations
-
-from typing import Protocol
-
-
-class _Separated(Protocol):
-    @property
-    def rationale_input_separator(self) -> str: ...
 
 
 def split_joint(text: str, separator: str) -> tuple[str, str]:
@@ -25,13 +18,3 @@ def split_joint(text: str, separator: str) -> tuple[str, str]:
     """
     rationale, found, label = text.rpartition(separator.strip())
     return (rationale.strip(), label.strip()) if found else (text.strip(), "")
-
-
-def explained_input(text: str, rationale: str, settings: _Separated) -> str:
-    """Returns the input of the method ``rationale_input``, without its prefix.
-
-    Without a rationale it is `text` alone.
-    """
-    if not rationale.strip():
-        return text
-    return text + settings.rationale_input_separator + rationale

@@ -15,7 +15,6 @@ from sbs_jax import parts as parts_lib
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data import token_weights
 from sbs_jax.data.datasets import WEIGHTS_OF, element_key
-from sbs_jax.data.joint import explained_input as explained_input
 from sbs_jax.data.joint import split_joint as split_joint
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio, tf

@@ -100,7 +100,7 @@ class Answerer:
         owns = [(0, 0)] if self._shares_candidates else []
         owns += [self._own_shape] if self._own_shape else []
         kinds = [(LABEL, own) for own in owns]
-        if not self.prompting.is_joint:
+        if not self.prompting.explains_itself:
             kinds.append((RATIONALE, (0, 0)))
         return [QueryGroup(kind, length, own) for kind, own in kinds for length in self._lengths]
 
@@ -291,8 +291,15 @@ class Answerer:
             if query.kind == RATIONALE:
                 answers.append(Rationale(text, query.truncated))
                 continue
+            rationale = None
+            if self.prompting.explains_itself:  # behind the label
+                rationale, text = self.prompting.take_apart(text)
             best = ((text, probability(output.log_probability)),)
-            answers.append(Prediction(*best[0], alternatives=best, truncated=query.truncated))
+            answers.append(
+                Prediction(
+                    *best[0], alternatives=best, rationale=rationale, truncated=query.truncated
+                )
+            )
         return answers
 
     def _start(self, queries: Sequence[Query], num_best: int) -> Callable[[], Sequence[Any]]:
@@ -388,12 +395,12 @@ class Answerer:
         return max(count, most), shapes.power_of(longest, usual)
 
     def _behind(self, rationale: str, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        before = rationale + self.prompting.joint_separator
+        before = rationale + self.prompting.separator
         return tuple((*self.tokenizer.encode(before + label), EOS_ID) for label in labels)
 
     def _label_start(self, ids: Sequence[int]) -> int:
         """How many tokens a `joint` answer has up to the end of its last separator."""
-        separator = self.prompting.joint_separator.strip()
+        separator = self.prompting.separator.strip()
         count = self.tokenizer.decode(ids).count(separator)
         low, high = 0, len(ids)
         while low < high:

@@ -159,6 +159,7 @@ class Predictor(Answerer):
             "LABEL_PREFIX": asked.label_prefix,
             "RATIONALE_PREFIX": asked.rationale_prefix,
             "PREFIX_SIDE": asked.prefix_side,
+            **({"PARTS": [part.record() for part in asked.parts]} if asked.parts else {}),
             "CANDIDATES": list(closed.texts)
             if closed
             else None
@@ -212,7 +213,7 @@ class Predictor(Answerer):
             answer = self.run([query])[0]
             label = written = answer.label
             if answer.rationale is not None:
-                written = answer.rationale + self.prompting.joint_separator + label
+                written = self._written(answer.rationale, label)
         else:
             label = written = closed.find(label) if closed else label
         target = [*self.tokenizer.encode(written)[: self._max_decode_len], EOS_ID]
@@ -262,10 +263,12 @@ class Predictor(Answerer):
         """Returns a query for the rationale of `text`; `sample` selects its random numbers, if any.
 
         Raises:
-          UserError: the student is a `joint` one, which writes its rationale with its label.
+          UserError: the student writes its rationale with its label, as `joint` ones do.
         """
-        if self.prompting.is_joint:
-            raise UserError("A student of METHOD = 'joint' explains itself with its label.")
+        if self.prompting.explains_itself:
+            raise UserError(
+                f"A student of METHOD = '{self.prompting.method}' explains itself with its label."
+            )
         query = self._query(RATIONALE, self.prompting.encoder_text(RATIONALE, text), None)
         return dataclasses.replace(query, sample=sample)
 
@@ -277,7 +280,10 @@ class Predictor(Answerer):
                 "where each input lists its own."
             )
         labels = check_candidates(texts)
-        tokens = tuple((*self.tokenizer.encode(label), EOS_ID) for label in labels)
+        # A label that a rationale follows ends with what stands between them.
+        behind = self.prompting.behind_label
+        end = self.tokenizer.encode(behind) if behind else (EOS_ID,)
+        tokens = tuple((*self.tokenizer.encode(label), *end) for label in labels)
         if merge:
             first = dict(zip(reversed(tokens), reversed(labels), strict=True))
             kept = [pair for pair in zip(labels, tokens, strict=True) if first[pair[1]] == pair[0]]
@@ -294,6 +300,11 @@ class Predictor(Answerer):
         ids = self.tokenizer.encode(text)
         fits = len(ids) < self.input_length
         return Query(kind, (*ids[: self.input_length - 1], EOS_ID), candidates, not fits)
+
+    def _written(self, rationale: str, label: str) -> str:
+        """Returns an answer up to the end of its label, as the student writes it."""
+        in_front = rationale + self.prompting.separator if self.prompting.is_joint else ""
+        return in_front + label
 
     def _prefix_pieces(self, kind: Kind) -> str:
         return self.prompting.prefix(kind) if self.prompting.prefix_side == "encoder" else ""

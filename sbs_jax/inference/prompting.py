@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sbs_jax.data.joint import explained_input, split_joint
+from sbs_jax import parts as parts_lib
 from sbs_jax.data.settings import DEFAULT_JOINT_SEPARATOR, DEFAULT_RATIONALE_INPUT_SEPARATOR
 from sbs_jax.errors import UserError
 from sbs_jax.metrics import normalize_answer
-from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
+from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX, Method, Target
 
 Kind = Literal["label", "rationale"]
 LABEL: Kind = "label"
@@ -25,13 +25,18 @@ class Prompting:
     """The text around an input.
 
     Attributes:
-      method: `standard`, `sbs`, `joint`, `rationale_input` or `rationale`.
+      method: a key of `parts.METHODS`, or what `parts` are called.
       label_prefix: the task prefix of labels.
       rationale_prefix: the task prefix of rationales.
       prefix_side: `encoder`: the prefix stands before the input; `decoder`: it is what the decoder
         is fed first, and the input stands alone.
       joint_separator: the text that a `joint` student writes between its rationale and its label.
       rationale_input_separator: the text between input and rationale for `rationale_input`.
+      parts: those of a method of the user's own (`parts.read_parts`), of which label and rationale
+        are asked for here.
+
+    Raises:
+      UserError: the method is unknown, or its parts are not well described.
     """
 
     method: str = "sbs"
@@ -40,16 +45,52 @@ class Prompting:
     prefix_side: str = "encoder"
     joint_separator: str = DEFAULT_JOINT_SEPARATOR
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
+    parts: Any = None
+
+    def __post_init__(self) -> None:
+        if self.parts is not None:
+            object.__setattr__(self, "parts", parts_lib.read_parts(self.parts))
+        _ = self.definition  # checks the name
+
+    @property
+    def definition(self) -> Method:
+        """The parts that the student was trained with."""
+        own = None if self.method in parts_lib.METHODS else self.parts
+        return parts_lib.find_method(self.method, own)
+
+    def target(self, kind: Kind) -> Target:
+        """Returns the target that holds labels, or rationales."""
+        return self.definition.target_of(kind)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts that stand for names in capital letters in the templates of `parts.Part`."""
+        return {
+            "LABEL_PREFIX": self.label_prefix,
+            "RATIONALE_PREFIX": self.rationale_prefix,
+            "JOINT_SEPARATOR": self.joint_separator,
+            "RATIONALE_INPUT_SEPARATOR": self.rationale_input_separator,
+        }
 
     def prefix(self, kind: Kind) -> str:
         """Returns the task prefix of labels or of rationales."""
-        return self.label_prefix if kind == LABEL else self.rationale_prefix
+        return parts_lib.fill(self.target(kind).prefix, self.texts)
 
     def encoder_text(self, kind: Kind, text: str, rationale: str = "") -> str:
-        """Returns the encoder's text; `rationale` is read by `rationale_input` students alone."""
-        if kind == LABEL and self.method == "rationale_input":
-            text = explained_input(text, rationale, self)
-        return self.prefix(kind) + text if self.prefix_side == "encoder" else text
+        """Returns the encoder's text.
+
+        Args:
+          kind: what is asked for.
+          text: the input, without prefix.
+          rationale: is read where the method's label reads it (`rationale_input`); without one the
+            text in front of it is left out as well. Further fields that it may read are left out.
+        """
+        asked = self.prefix(kind) if self.prefix_side == "encoder" else ""
+        known = {"input": text, "rationale": rationale}
+        for between, field in self.target(kind).inputs(self.texts):
+            if field is None or field == "input" or known.get(field, "").strip():
+                asked += between + known.get(field or "", "")
+        return asked
 
     def decoder_text(self, kind: Kind) -> str | None:
         """Returns the text that the decoder is fed before it answers; None for none."""
@@ -58,11 +99,36 @@ class Prompting:
     @property
     def is_joint(self) -> bool:
         """Whether the student writes its rationale before its label, in one answer."""
-        return self.method == "joint"
+        fields = self._answer_fields
+        return "rationale" in fields[: fields.index("label")]
+
+    @property
+    def explains_itself(self) -> bool:
+        """Whether an answer holds a rationale, in front of the label or behind it."""
+        return "rationale" in self._answer_fields
+
+    @property
+    def separator(self) -> str:
+        """What stands in front of the label in the answer of a student that `is_joint`."""
+        found = (piece for one in self.target(LABEL).outputs(self.texts) for piece in one)
+        return next(text for text, field in found if field == "label")
+
+    @property
+    def behind_label(self) -> str:
+        """What stands behind the label in an answer; '' where the answer ends with it."""
+        pieces = [piece for one in self.target(LABEL).outputs(self.texts) for piece in one]
+        at = [field for _, field in pieces].index("label")
+        return pieces[at + 1][0] if at + 1 < len(pieces) else ""
 
     def take_apart(self, output: str) -> tuple[str, str]:
-        """Returns rationale and label of a `joint` student's answer."""
-        return split_joint(output, self.joint_separator)
+        """Returns rationale and label of the answer of a student that `explains_itself`."""
+        found = self.target(LABEL).take_apart(output, self.texts)
+        return found.get("rationale", ""), found["label"]
+
+    @property
+    def _answer_fields(self) -> list[str]:
+        found = (piece for one in self.target(LABEL).outputs(self.texts) for piece in one)
+        return [field for _, field in found if field is not None]
 
 
 def prompting_from(settings: Mapping[str, Any], **given: Any) -> Prompting:

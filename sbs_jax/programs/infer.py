@@ -195,7 +195,7 @@ def _start(
     """Puts a window under way; `first` is the number of its first input."""
     labels = [_ask(predictor, item) for item in items]
     explained = []
-    if explain and not predictor.prompting.is_joint:
+    if explain and not predictor.prompting.explains_itself:
         explained = [
             predictor.ask_rationale(item.input, sample=first + number)
             for number, item in enumerate(items)

@@ -29,6 +29,23 @@ def test_words_around_an_input():
     assert Prompting().decoder_text("label") is None
 
 
+def test_parts_of_ones_own():
+    """Of a method's parts the answers are its label and its rationale, wherever they stand."""
+    first = Prompting("first", parts={"label": {}, "rationale": {"after": "label"}, "hint": {}})
+    assert first.explains_itself and not first.is_joint
+    assert first.take_apart("5 explanation: why") == ("why", "5")
+    assert first.behind_label == " explanation: "
+    trained = {"method": "weighted", "parts": [part.record() for part in first.parts][::-1]}
+    assert prompting_from(trained).take_apart("5") == ("", "5")
+    joint = Prompting("weighted_joint", joint_separator=" => ")
+    assert joint.is_joint and joint.separator == " => " and joint.behind_label == ""
+    assert joint.take_apart("why => 5") == ("why", "5")
+    reads = Prompting("reading", parts={"label": {"reads": "{input} ({kind}): {rationale}"}})
+    assert reads.encoder_text("label", "x", "r") == "predict: x): r"
+    with pytest.raises(UserError, match=r"METHOD = 'nothing' is unknown"):
+        Prompting("nothing")
+
+
 def test_choices_of_commonsense_questions():
     text = "Is (b) right?\nAnswer Choices:\n(a) train station\n(b) doctor's office (old)\n(c) sea"
     assert choices_in(text) == ("train station", "doctor's office (old)", "sea")

@@ -151,7 +151,7 @@ class Service:
         explained: list[Any] = []
         places: list[int | None] = [None] * len(labels)
         # A joint student explains itself with its label.
-        if request.explain and not self.predictor.prompting.is_joint:
+        if request.explain and not self.predictor.prompting.explains_itself:
             explained = [
                 self.predictor.ask_rationale(text, sample=next(self._samples)) for text in texts
             ]

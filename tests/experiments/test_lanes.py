@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from sbs_jax.experiments.lanes import Lanes, make_lane_step, stack_batches
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.parts import Method, Part
 from sbs_jax.student import Student
 from sbs_jax.training import placement
 from sbs_jax.training.optimizers import adamw
@@ -95,6 +97,27 @@ def test_lanes_are_what_separate_runs_are(student, optimizer, alone, side_by_sid
     """Side by side as on an accelerator, and one after another as on a CPU."""
     for lane, result in enumerate(together(student, optimizer, side_by_side=side_by_side)):
         assert_equal(result, alone[lane])
+
+
+def test_the_weights_of_all_parts_are_lanes(student, optimizer):
+    parts = (Part("label", weight=1.0), Part("rationale"))
+    of_lanes = ({"label": 0.5, "rationale": 2.0}, {"label": 3.0, "rationale": 0.0})
+    meeting = Lanes(
+        student,
+        make_lane_step(student, optimizer, Loss().of(Method("weighed", parts))),
+        placement.abstract_state(student, optimizer, 0),
+        of_lanes,
+    )
+    with futures.ThreadPoolExecutor(2) as threads:
+        started = [
+            threads.submit(meeting.step, lane, fresh(student, optimizer, 0), batch_of(0, 0))
+            for lane in range(2)
+        ]
+    for (_, metrics), own in zip((one.result() for one in started), of_lanes, strict=True):
+        found = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        assert {name: found[f"{name}_weight"] for name in own} == own
+        expected = sum(weight * found[f"{name}_loss"] for name, weight in own.items())
+        np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
 
 
 def test_a_lane_that_leaves_does_not_disturb_the_others(student, optimizer, alone):

@@ -191,6 +191,15 @@ def test_runs_of_one_shape_are_trained_together():
     assert planning.make_jobs(runs, 1) == [Job((run.name,)) for run in runs]
 
 
+def test_weights_of_parts_of_ones_own_are_trained_together():
+    runs = [
+        Run(f"{weight}{size}", {"HINT_WEIGHT": weight, "SIZE": size})
+        for size in (1, 2)
+        for weight in (0.1, 1.0)
+    ]
+    assert [len(job.names) for job in planning.make_jobs(runs, 4)] == [2, 2]
+
+
 def test_a_schedule_of_lambda_is_trained_alone():
     runs = [
         Run("a", {"RATIONALE_WEIGHT": "@schedules.linear_ramp()"}),

@@ -14,6 +14,16 @@ from sbs_jax import DataSettings, Example, register_dataset
 from sbs_jax.errors import UserError
 from sbs_jax.tasks.arithmetic_problems import make_problems
 
+FURTHER_FIELDS = (
+    "second_rationale",
+    "expression",
+    "backward_question",
+    "backward_rationale",
+    "candidate",
+    "evaluation",
+)
+"""What else the scripted teachers write of each problem, for methods with further parts."""
+
 MOST_STEPS = 8
 """The most steps of a problem; each lengthens its texts by some ten tokens."""
 
@@ -81,6 +91,7 @@ def load(split: str, settings: DataSettings) -> list[Example]:
             "rationale": "",
             "llm_label": problem.label,
             "llm_rationale": problem.rationale,
+            **{name: getattr(problem, name) for name in FURTHER_FIELDS},
         }
         for number, problem in enumerate(problems)
     ]

@@ -41,11 +41,24 @@ class Problem:
       input: the story and the question.
       label: the answer, a whole number.
       rationale: the scripted teacher's: the first number, then an equation a step.
+      second_rationale: of another scripted teacher: the results alone, one behind the other.
+      expression: arithmetic that gives the answer.
+      backward_question: the story with its first number left out and its answer given; it asks for
+        that number.
+      backward_rationale: the scripted teacher's for it, from the answer to the first number.
+      candidate: a rationale that is to be judged; half of them end in a wrong result.
+      evaluation: ``right`` or ``wrong``, what `candidate` is.
     """
 
     input: str
     label: str
     rationale: str
+    second_rationale: str
+    expression: str
+    backward_question: str
+    backward_rationale: str
+    candidate: str
+    evaluation: str
 
 
 def make_problems(
@@ -125,13 +138,31 @@ def _numbers(rng: random.Random, steps: int) -> tuple[int, list[int]]:
 def _tell(rng: random.Random, start: int, changes: list[int], bystander: bool) -> Problem:
     name, other = rng.sample(NAMES, 2)
     things, other_things = rng.sample(THINGS, 2)
-    sentences = [_sentence(rng, name, things, start, changes)]
+    own = _sentence(rng, name, things, start, changes)
+    sentences = [own]
     if bystander:
         sentences.append(_sentence(rng, other, other_things, *_numbers(rng, steps=0)))
         rng.shuffle(sentences)
-    question = f"How many does {name} have?"
-    label = str(start + sum(changes))
-    return Problem(" ".join([*sentences, question]), label, explain(name, start, changes))
+    text = " ".join([*sentences, f"How many does {name} have?"])
+    results = [start + sum(changes[:done]) for done in range(len(changes) + 1)]
+    rationale = explain(name, start, changes)
+    # No further random numbers: problems are what they were before they had further fields.
+    is_wrong = zlib.crc32(rationale.encode() + text.encode()) % 2 == 1
+    wrong = results[-1] + (1 if results[-1] < LARGEST else -1)
+    return Problem(
+        input=text,
+        label=str(results[-1]),
+        rationale=rationale,
+        second_rationale=", then ".join(map(str, results)) + ".",
+        expression=f"{start}" + "".join(f"{change:+}" for change in changes),
+        backward_question=(
+            f"{own.replace(NUMBERS[start], 'some', 1)} Now {name} has {results[-1]}. "
+            f"How many did {name} have?"
+        ),
+        backward_rationale=explain(name, results[-1], [-change for change in reversed(changes)]),
+        candidate=f"{rationale.removesuffix(f'{results[-1]}.')}{wrong}." if is_wrong else rationale,
+        evaluation="wrong" if is_wrong else "right",
+    )
 
 
 def _sentence(rng: random.Random, name: str, things: str, start: int, changes: list[int]) -> str:

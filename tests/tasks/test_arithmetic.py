@@ -22,6 +22,7 @@ from sbs_jax.tasks.arithmetic_problems import (
     make_problems,
     split_of,
 )
+from sbs_jax.teacher.equations import wrong_equations
 
 EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)\.")
 
@@ -136,3 +137,23 @@ def test_the_task_gives_labels_and_rationales(tmp_path):
     count = arithmetic.Difficulty().train_examples
     assert records.counts.label_records == records.counts.rationale_records == count
     assert records.counts.cut_inputs == records.counts.cut_targets == 0
+
+
+def test_further_fields_say_what_the_problem_is():
+    problems = make_problems("train", 300)
+    wrong = [problem for problem in problems if problem.evaluation == "wrong"]
+    assert 100 < len(wrong) < 200
+    for problem in problems:
+        assert evaluate_expression(problem.expression) == int(problem.label)
+        assert problem.second_rationale.endswith(f"then {problem.label}.")
+        assert (problem.candidate == problem.rationale) == (problem.evaluation == "right")
+        assert not wrong_equations(problem.rationale) + wrong_equations(problem.backward_rationale)
+        # The backward solution ends in the number that its question leaves out.
+        first = problem.second_rationale.split(",")[0]
+        assert problem.backward_rationale.endswith(f"={first}.")
+        assert f"has {NUMBERS[int(first)]} " in problem.input
+        assert (
+            f" has some {problem.input.split(f'has {NUMBERS[int(first)]} ')[1].split(',')[0]}"
+            in (problem.backward_question)
+        )
+    assert all(wrong_equations(problem.candidate) for problem in wrong)

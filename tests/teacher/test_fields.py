@@ -31,8 +31,8 @@ def test_fields_are_asked_after_the_answer_and_written(tmp_path):
     run, rows, _ = ask(
         tmp_path, examples(3), backend=backend, fields=["reverse", "expression", "evaluation"]
     )
-    # The journal has the rationales: only five questions of each example are new.
-    assert backend.asked == 3 + 3 * 5
+    # The journal has the rationales: only six questions of each example are new.
+    assert backend.asked == 3 + 3 * 6
     assert run["status"] == "complete"
     assert {"reverse.yaml", "expression.yaml", "evaluation.yaml"} == set(run["fields"])
     assert run["result"]["counts"]["with_backward_question"] == 3
@@ -41,12 +41,12 @@ def test_fields_are_asked_after_the_answer_and_written(tmp_path):
             name: text for name, text in old.items() if name != "flags"
         }
         assert row["expression"] == row["label"]
-        assert row["evaluation"] == "right"
+        assert (row["evaluation"] == "right") == (row["candidate"] == row["llm_rationale"])
         assert "some apples" in row["backward_question"]
         assert row["backward_rationale"] == f"It is {row['id'][1:]}."
         assert "consistent" not in row
     assert rows[2]["backward_question"] in backend.prompts["field:backward_rationale"]
-    assert rows[2]["llm_rationale"] in backend.prompts["field:evaluation"]
+    assert rows[2]["candidate"] in backend.prompts["field:evaluation"]
     assert rows[2]["label"] not in backend.prompts["field:expression"]
     # Offline, the same file comes of the journal alone.
     before = (tmp_path / "rationales.jsonl").read_bytes()

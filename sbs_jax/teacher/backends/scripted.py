@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def write_field(example: AskedExample, name: str) -> str:
 
     It knows those of the field files that come along: ``expression`` is the label,
     ``backward_question`` hides the first number of the input and states the answer,
-    ``backward_rationale`` names that number, ``consistent`` is yes and ``evaluation`` is right. Any
+    ``backward_rationale`` names that number, ``consistent`` is yes, ``candidate`` is the explanation
+    of `explain_expression`, which every second example ends wrongly, and ``evaluation`` says so. Any
     other field gets no text.
     """
     number = re.search(r"\d+", example.input)
@@ -61,7 +63,13 @@ def write_field(example: AskedExample, name: str) -> str:
         hidden = f"{example.input[: number.start()]}some{example.input[number.end() :]}"
         question = f"{hidden} The answer is {example.label}. How many is some?".replace("\n", " ")
         return question if name == "backward_question" else f"It is {number[0]}."
-    return {"consistent": "yes", "evaluation": "right"}.get(name, "")
+    is_wrong = zlib.crc32(example.input.encode()) % 2 == 1
+    if name == "candidate":
+        said = explain_expression(example, 0).split(" The answer is")[0]
+        return re.sub(r"\d+\.$", "0.", said) if is_wrong else said
+    if name == "evaluation":
+        return "wrong" if is_wrong else "right"
+    return "yes" if name == "consistent" else ""
 
 
 class ScriptedBackend:

@@ -52,9 +52,9 @@ def write_field(example: AskedExample, name: str) -> str:
 
     It knows those of the field files that come along: ``expression`` is the label,
     ``backward_question`` hides the first number of the input and states the answer,
-    ``backward_rationale`` names that number, ``consistent`` is yes, ``candidate`` is the explanation
-    of `explain_expression`, which every second example ends wrongly, and ``evaluation`` says so. Any
-    other field gets no text.
+    ``backward_rationale`` names that number, ``consistent`` is yes, ``candidate`` is what
+    `explain_expression` says, in every second example with a wrong end, and ``evaluation`` says
+    which it is. Any other field gets no text.
     """
     number = re.search(r"\d+", example.input)
     if name == "expression":

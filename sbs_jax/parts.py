@@ -269,6 +269,20 @@ class Method:
         return "rationale" in self.fields
 
     @property
+    def is_cascaded(self) -> bool:
+        """Whether the label reads the rationale that the student itself writes for another target.
+
+        Such a student is decoded in two stages: first its rationale, then the label given that.
+        """
+        label = self.target_of("label")
+        return "rationale" in fields_of(label.reads) and any(
+            part.name == "rationale"
+            for target in self.targets
+            if target != label
+            for part in target.parts
+        )
+
+    @property
     def shares_targets(self) -> bool:
         """Whether several parts stand in one target."""
         return any(part.after is not None for part in self.parts)

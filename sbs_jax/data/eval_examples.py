@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
 from sbs_jax.parts import NAMES, Target, fields_of, pieces
+
+EXPRESSION = "expression"
+"""Name of the part whose arithmetic votes on the answer, see `sbs_jax.scores.voting`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,12 @@ class EvalExamples:
       answer: what the student writes when it is asked for the label.
       texts: the prefixes and separators, see `DataSettings.texts`.
       cut_inputs: how many of the 2 N inputs were longer than S.
+      given_rationales: of a method that is decoded in two stages (`parts.Method.is_cascaded`):
+        returns the encoder tokens int32 [N, L] that ask for the labels, given the N rationales that
+        the student has written. `label_inputs` then hold the inputs without a rationale.
+      expression_inputs: int32 [N, L], encoder tokens that ask for the part ``expression``; None
+        where the method has none.
+      expression_prompt: int32 [P], what the decoder is given before it writes an expression.
     """
 
     ids: list[str]
@@ -64,6 +73,9 @@ class EvalExamples:
     answer: Target
     texts: Mapping[str, str]
     cut_inputs: int
+    given_rationales: Callable[[Sequence[str]], np.ndarray] | None = None
+    expression_inputs: np.ndarray | None = None
+    expression_prompt: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,20 +118,36 @@ def load_eval_examples(
     settings = task.settings
     with settings_lib.override(settings):
         examples = registration.load_examples(info.dataset, split)
-        targets = [info.definition.target_of(name) for name in NAMES]
+        method = info.definition
+        names = (*NAMES, *((EXPRESSION,) if EXPRESSION in method.names else ()))
+        targets = [method.target_of(name) for name in names]
         prompts = [
             np.array(decoder_prompt(settings, target, info.dataset.vocabulary), np.int32)
             for target in targets
         ]
-        if "rationale" in fields_of(targets[0].reads):
+        if "rationale" in fields_of(targets[0].reads) and not method.is_cascaded:
             datasets.require_rationales(info, split, examples)
     inputs = [example["input"] for example in examples]
-    asked = [_asked(info, target, example, settings) for target in targets for example in examples]
+    asked = [
+        _asked(info, target, example, settings, "" if method.is_cascaded else None)
+        for target in targets
+        for example in examples
+    ]
 
     def place_of(index: int) -> str:
         return place(examples[index % len(examples)])  # labels are asked for, then rationales
 
-    tokens, cut = _encode(task, asked, input_limit, f"'{task.name}' ({split})", place_of)
+    where = f"'{task.name}' ({split})"
+    tokens, cut = _encode(task, asked, input_limit, where, place_of)
+    count = len(inputs)
+
+    def given_rationales(rationales: Sequence[str]) -> np.ndarray:
+        asked = [
+            _asked(info, targets[0], example, settings, rationale)
+            for example, rationale in zip(examples, rationales, strict=False)
+        ]
+        return _encode(task, asked, input_limit, where, place_of)[0]
+
     return EvalExamples(
         ids=[example["id"] for example in examples],
         inputs=inputs,
@@ -131,8 +159,8 @@ def load_eval_examples(
             [text for text in rationale_texts(example.get(info.rationale_key, "")) if text.strip()]
             for example in examples
         ],
-        label_inputs=tokens[: len(inputs)],
-        rationale_inputs=tokens[len(inputs) :],
+        label_inputs=tokens[:count],
+        rationale_inputs=tokens[count : 2 * count],
         label_prompt=prompts[0],
         rationale_prompt=prompts[1],
         scorer=info.dataset.scorer,
@@ -140,17 +168,31 @@ def load_eval_examples(
         answer=targets[0],
         texts=settings.texts,
         cut_inputs=cut,
+        given_rationales=given_rationales if method.is_cascaded else None,
+        expression_inputs=tokens[2 * count :] if len(targets) > 2 else None,
+        expression_prompt=prompts[2] if len(targets) > 2 else None,
     )
 
 
-def _asked(info: TaskInfo, target: Target, example: Example, settings: DataSettings) -> str:
-    """The encoder's text that asks for a target; a blank field is left out, with its separator."""
+def _asked(
+    info: TaskInfo,
+    target: Target,
+    example: Example,
+    settings: DataSettings,
+    rationale: str | None = None,
+) -> str:
+    """The encoder's text that asks for a target; a blank field is left out, with its separator.
+
+    `rationale` takes the place of the example's own unless it is None.
+    """
     text = encoder_prefix(settings, target)
     for between, field in pieces(target.reads, settings.texts):
         if field == "input":
             text += between + example["input"]
         elif field is None:
             text += between
+        elif field == "rationale" and rationale is not None:
+            text += between + rationale if rationale.strip() else ""
         elif value := _field(info, example, field):
             text += between + value
     return text

@@ -23,6 +23,7 @@ from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.scores import calculator, classes, overlap
 from sbs_jax.scores.faithfulness import agreements
+from sbs_jax.scores.voting import vote
 from sbs_jax.student import Student
 
 Value = float | int | None
@@ -85,7 +86,8 @@ class Evaluator:
           batch_size: rows of a batch, rounded up to a multiple of the mesh's `data` axis.
           eval_steps: number of batches of each split, at most, from its start; None takes all.
           loss_normalization: see `losses.part_weights`.
-          with_rationales: also decode the student's rationales.
+          with_rationales: also decode the student's rationales, and its expressions if it writes
+            such. A method that is decoded in two stages decodes its rationales always.
           max_decode_len: maximum number of tokens of an answer; None takes
             `feature_lengths['targets']`.
           pack: pack several sequences into a row for the losses.
@@ -158,7 +160,9 @@ class Evaluator:
           `*_accuracy` (of tokens) and `*_tokens`. A closed label set adds `macro_f1`,
           `accuracy_of_LABEL` and the confusion matrix `LABEL_as_LABEL`. The student's rationales
           add `rouge_l` and `chrf` against the teacher's, `faithfulness` (see
-          `scores.faithfulness`) and, for values, `calculator_accuracy`. A mixture has these for
+          `scores.faithfulness`) and, for values, `calculator_accuracy`; a method with a part
+          ``expression`` then adds `expression_accuracy`, of what the student's expressions evaluate
+          to, and `vote_accuracy` (`scores.voting`). A mixture has these for
           each of its tasks (`validation-svamp_sbs`), and under the name of the split the mean of
           their accuracies.
         """
@@ -180,7 +184,11 @@ class Evaluator:
         self, split: _Split, params: Any
     ) -> tuple[dict[str, Value], list[dict[str, Any]]]:
         examples = split.examples
-        answers = self._answers(params, examples.label_inputs, examples.label_prompt)
+        rationales, label_inputs = None, examples.label_inputs
+        if examples.given_rationales is not None:
+            rationales = self._answers(params, examples.rationale_inputs, examples.rationale_prompt)
+            label_inputs = examples.given_rationales(rationales)
+        answers = self._answers(params, label_inputs, examples.label_prompt)
         outputs = map(examples.take_apart, answers)
         own_rationales, predictions = map(list, zip(*outputs, strict=True))
         score = metrics.SCORERS[examples.scorer]
@@ -189,10 +197,9 @@ class Evaluator:
             for prediction, label in zip(predictions, examples.labels, strict=True)
         ]
         by_part = self._losses(params, split.batches)
-        rationales = None
         if examples.explains:
             rationales = own_rationales
-        elif self._with_rationales:
+        elif self._with_rationales and rationales is None:
             rationales = self._answers(params, examples.rationale_inputs, examples.rationale_prompt)
         stderr = metrics.standard_error(scores)
         values = {
@@ -203,7 +210,13 @@ class Evaluator:
             **_class_scores(examples, predictions),
             **_rationale_scores(examples, predictions, rationales),
         }
-        return values, _rows(examples, predictions, scores, rationales)
+        rows = _rows(examples, predictions, scores, rationales)
+        if examples.expression_inputs is not None and self._with_rationales:
+            expressions = self._answers(
+                params, examples.expression_inputs, examples.expression_prompt
+            )
+            values |= _votes(examples, rows, expressions)
+        return values, rows
 
     def _answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
         requests = [Request(row[: np.count_nonzero(row)].tolist()) for row in inputs]
@@ -274,6 +287,27 @@ def _class_scores(examples: pipeline.EvalExamples, predictions: Sequence[str]) -
         result[f"accuracy_of_{label}_standard_error"] = errors[label]
     for target, row in matrix.items():
         result |= {f"{target}_as_{prediction}": count for prediction, count in row.items()}
+    return result
+
+
+def _votes(
+    examples: pipeline.EvalExamples, rows: Sequence[dict[str, Any]], expressions: Sequence[str]
+) -> dict[str, Value]:
+    """Scores the expressions and the vote; writes both into the rows."""
+    score = metrics.SCORERS[examples.scorer]
+    found: dict[str, list[int]] = {"expression_accuracy": [], "vote_accuracy": []}
+    for row, expression in zip(rows, expressions, strict=True):
+        value = metrics.evaluate_expression(expression)
+        row["expression"] = expression
+        row["vote"] = vote(row["prediction"], expression, row.get("rationale") or "")
+        worked_out = "" if value is None else str(value)
+        found["expression_accuracy"].append(int(score(worked_out, row["target"])))
+        found["vote_accuracy"].append(int(score(row["vote"], row["target"])))
+    result: dict[str, Value] = {}
+    for name, scores in found.items():
+        stderr = metrics.standard_error(scores)
+        result[name] = metrics.accuracy(scores)
+        result[f"{name}_stderr"] = None if np.isnan(stderr) else stderr
     return result
 
 

@@ -147,13 +147,11 @@ def test_further_fields_say_what_the_problem_is():
         assert evaluate_expression(problem.expression) == int(problem.label)
         assert problem.second_rationale.endswith(f"then {problem.label}.")
         assert (problem.candidate == problem.rationale) == (problem.evaluation == "right")
-        assert not wrong_equations(problem.rationale) + wrong_equations(problem.backward_rationale)
+        assert not list(wrong_equations(f"{problem.rationale} {problem.backward_rationale}"))
         # The backward solution ends in the number that its question leaves out.
         first = problem.second_rationale.split(",")[0]
         assert problem.backward_rationale.endswith(f"={first}.")
         assert f"has {NUMBERS[int(first)]} " in problem.input
-        assert (
-            f" has some {problem.input.split(f'has {NUMBERS[int(first)]} ')[1].split(',')[0]}"
-            in (problem.backward_question)
-        )
-    assert all(wrong_equations(problem.candidate) for problem in wrong)
+        things = problem.input.split(f"has {NUMBERS[int(first)]} ")[1].split(",")[0]
+        assert f" has some {things}," in problem.backward_question
+    assert all(list(wrong_equations(problem.candidate)) for problem in wrong)

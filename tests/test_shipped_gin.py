@@ -229,6 +229,7 @@ GROUPS = {
     "evaluation": "sbs_jax.programs.assembly.EvaluationSettings",
     "saving": "sbs_jax.programs.assembly.Saving",
 }
+INNER = {"balancing": "sbs_jax.training.balancing.Balancing"}  # of the loss
 
 
 def test_every_setting_of_a_training_has_a_macro_whose_default_is_the_classs():
@@ -240,13 +241,13 @@ def test_every_setting_of_a_training_has_a_macro_whose_default_is_the_classs():
         GROUPS
     )
     macros = {b.name: b for b in own_bindings("runs/train.gin") if b.is_macro}
-    for full_name in (TRAIN_CONFIG, *GROUPS.values()):
+    for full_name in (TRAIN_CONFIG, *GROUPS.values(), *INNER.values()):
         bound = values_of("runs/train.gin", full_name)
         fields = {field.name: field for field in dataclasses.fields(named(full_name))}
         assert set(bound) == set(fields) - {"data"}, full_name
         for name, value in bound.items():
             if isinstance(value, reader.Reference):
-                assert value.selector.endswith(GROUPS[name].rsplit(".", 1)[1])
+                assert value.selector.endswith((GROUPS | INNER)[name].rsplit(".", 1)[1])
                 continue
             assert isinstance(value, reader.Macro), (full_name, name)
             default, macro = fields[name].default, macros[value.name]

@@ -138,7 +138,7 @@ class Group:
         first = self._first
         lane_step = make_lane_step(
             first.student,
-            first.config.optimizer_in_use,
+            first.optimizer,
             first.loss,
             num_microbatches=first.config.batching.num_microbatches,
         )

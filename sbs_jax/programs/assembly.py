@@ -225,10 +225,14 @@ class Assembly:
         return self.config.loss.of(self._choice.method)
 
     @functools.cached_property
+    def optimizer(self) -> Optimizer:
+        """The optimizer in use, whose state also holds that of the loss's balancing."""
+        return self.loss.balancing.wrap(self.config.optimizer_in_use, self.loss.names)
+
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state; nothing is allocated."""
-        config = self.config
-        return placement.abstract_state(self.student, config.optimizer_in_use, config.seed)
+        return placement.abstract_state(self.student, self.optimizer, self.config.seed)
 
     @functools.cached_property
     def step_fn(self) -> StepFn:
@@ -239,7 +243,7 @@ class Assembly:
         """
         step = make_train_step(
             self.student.hidden,
-            self.config.optimizer_in_use,
+            self.optimizer,
             self.loss,
             head=self.student.head,
             num_microbatches=self.config.batching.num_microbatches,
@@ -400,9 +404,9 @@ class Assembly:
 
     def fresh_state(self) -> TrainState:
         """Creates the state of a run that begins, with parameters drawn from the seed."""
-        config = self.config
-        params = self.student.init_params(config.seed)
-        return placement.create_state(self.student, params, config.optimizer_in_use, config.seed)
+        seed = self.config.seed
+        params = self.student.init_params(seed)
+        return placement.create_state(self.student, params, self.optimizer, seed)
 
     def metadata(self, initial_checkpoint: str | None) -> dict[str, Any]:
         """What is saved beside a run's weights, as JSON.

@@ -15,6 +15,8 @@ from sbs_jax import parts as parts_lib
 from sbs_jax.errors import UserError
 from sbs_jax.head_loss import Head
 from sbs_jax.parts import Part
+from sbs_jax.training import balancing as balancing_lib
+from sbs_jax.training.balancing import Balancing
 from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.state import TrainState
@@ -43,6 +45,7 @@ class Loss:
       label_smoothing: share of the probability that is spread over all tokens, in [0, 1); see
         `losses.token_cross_entropy`.
       z_loss: weight of log(Z)², at least 0; see `losses.token_cross_entropy`.
+      balancing: a rule that finds the weights of the parts; by default there is none.
 
     Raises:
       UserError: a value is out of its range.
@@ -52,6 +55,7 @@ class Loss:
     normalization: losses.Normalization = "token_mean"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    balancing: Balancing = dataclasses.field(default_factory=Balancing)
     parts: ClassVar[tuple[Part, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -147,7 +151,7 @@ def make_train_step(
 
     Args:
       apply_fn: the network, or with `head` the network below its head.
-      optimizer: see `optimizers`.
+      optimizer: see `optimizers`; wrapped by `Balancing.wrap`, if the loss has such a rule.
       loss: its weights and regularisers.
       head: makes logits of what `apply_fn` returns, hidden states [B, T, D]. The loss then applies
         it to some tokens at a time, and logits of the whole batch never exist (`head_loss`).
@@ -160,10 +164,18 @@ def make_train_step(
     if num_microbatches < 1:
         raise UserError(f"NUM_MICROBATCHES = {num_microbatches} must be at least 1.")
 
+    rule, count = loss.balancing.rule, len(loss.names)
+
     def loss_fn(
-        params: Any, microbatch: Batch, weights: dict[str, jax.Array], dropout_rng: jax.Array
+        params: Any,
+        microbatch: Batch,
+        weights: dict[str, jax.Array],
+        dropout_rng: jax.Array,
+        probe: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, losses.PartSums]]:
         outputs = apply_fn(params, microbatch, dropout_rng)
+        if probe is not None:
+            outputs = outputs + probe
         arrays = (
             microbatch["decoder_target_tokens"],
             microbatch["decoder_target_parts"],
@@ -182,14 +194,31 @@ def make_train_step(
         sums = losses.sum_parts(outputs, *arrays, **options)
         return losses.join(sums, weights), sums
 
+    def gradient_fn(
+        params: Any, microbatch: Batch, weights: dict[str, jax.Array], dropout_rng: jax.Array
+    ) -> tuple[Any, dict[str, losses.PartSums]]:
+        """Gradients and sums; with `gradient_norm` (gradients, squared norms by part) and sums."""
+        if rule != balancing_lib.GRADIENT_NORM:
+            return jax.grad(loss_fn, has_aux=True)(params, microbatch, weights, dropout_rng)
+        shape = jax.eval_shape(apply_fn, params, microbatch, dropout_rng)
+        # The gradient with respect to zeros that are added to the outputs is that of the outputs.
+        (gradients, by_output), sums = jax.grad(loss_fn, argnums=(0, 4), has_aux=True)(
+            params, microbatch, weights, dropout_rng, jnp.zeros(shape.shape, shape.dtype)
+        )
+        parts = microbatch["decoder_target_parts"]
+        return (gradients, balancing_lib.squared_norms(by_output, parts, count)), sums
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         weights = {
             name: jnp.asarray(weight, jnp.float32)
             for name, weight in loss.weights_at(state.step).items()
         }
+        if rule is not None:
+            weights = balancing_lib.weights(
+                loss.balancing, state.opt_state.balance, loss.names, weights
+            )
         dropout_rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         batch = _with_weights(batch, loss)
-        gradient_fn = jax.grad(loss_fn, has_aux=True)
         if num_microbatches == 1:
             gradients, sums = gradient_fn(state.params, batch, weights, dropout_rng)
         else:
@@ -205,11 +234,21 @@ def make_train_step(
             shapes = jax.eval_shape(gradient_fn, state.params, first, weights, dropout_rng)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (_, (gradients, sums)), _ = jax.lax.scan(accumulate, (jnp.int32(0), zeros), slices)
+        norms = None
+        if rule == balancing_lib.GRADIENT_NORM:
+            gradients, squares = gradients
+            norms = jnp.sqrt(squares)
         updates, opt_state = optimizer.transformation.update(
             gradients, state.opt_state, state.params
         )
         metrics = losses.summarize(sums, weights)
         metrics |= {f"{name}_weight": weight for name, weight in weights.items()}
+        if rule is not None:
+            balance = _balanced(loss, state.opt_state.balance, sums, weights, norms)
+            opt_state = opt_state._replace(balance=balance)
+        if norms is not None:
+            named = zip(loss.names, norms, strict=True)
+            metrics |= {f"{name}_gradient_norm": norm for name, norm in named}
         metrics["grad_norm"] = optax.global_norm(gradients)
         metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
         new_state = state.replace(
@@ -220,6 +259,21 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def _balanced(
+    loss: Loss,
+    balance: balancing_lib.BalanceState,
+    sums: Mapping[str, losses.PartSums],
+    weights: Mapping[str, jax.Array],
+    norms: jax.Array | None,
+) -> balancing_lib.BalanceState:
+    """The state of the loss's rule after a step."""
+    means = jnp.stack([sums[name].loss for name in loss.names])
+    present = jnp.stack(
+        [(sums[name].tokens > 0) & (weights[name] > 0) for name in loss.names]
+    ).astype(jnp.float32)
+    return balancing_lib.advance(loss.balancing, balance, means, present, norms)
 
 
 def _with_weights(batch: Batch, loss: Loss) -> dict[str, jax.Array]:

@@ -11,17 +11,42 @@ from sbs_jax.training.balancing import Balancing
 from sbs_jax.training.optimizers import Optimizer, adamw
 from sbs_jax.training.state import create_state
 from sbs_jax.training.step import Loss, make_train_step
-from tests.training.test_step import batch, params, toy_apply  # noqa: F401 (fixtures)
 
 NAMES = ("label", "rationale")
+VOCAB, WIDTH = 13, 8
 
 
-def no_dropout(params, batch, dropout_rng):  # noqa: F811
+@pytest.fixture(scope="module")
+def params():
+    rng = np.random.default_rng(1)
+    shapes = {"embedding": (VOCAB, WIDTH), "head": (WIDTH, VOCAB)}
+    return {name: jnp.asarray(rng.normal(size=shape), "float32") for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Eight rows with a label and a rationale, of very different lengths."""
+    rng = np.random.default_rng(2)
+    parts = np.zeros((8, 10), np.int32)
+    for row, (label, rationale) in enumerate(
+        [(2, 7), (1, 9), (10, 0), (0, 10), (3, 3), (0, 0), (1, 1), (5, 2)]
+    ):
+        parts[row, :label], parts[row, label : label + rationale] = 1, 2
+    tokens = rng.integers(2, VOCAB, size=(8, 10)).astype(np.int32)
+    return {
+        "decoder_input_tokens": tokens,
+        "decoder_target_tokens": np.roll(tokens, -1, axis=1),
+        "decoder_target_parts": parts,
+        "decoder_segment_ids": parts,
+    }
+
+
+def no_dropout(params, batch, dropout_rng):
     del dropout_rng
-    return toy_apply(params, batch, None)
+    return jnp.tanh(params["embedding"][batch["decoder_input_tokens"]]) @ params["head"]
 
 
-def run(params, batch, balancing, steps=3, **options):  # noqa: F811
+def run(params, batch, balancing, steps=3, **options):
     """The state and the metrics of some steps of plain descent."""
     loss = Loss(rationale_weight=0.5, balancing=balancing)
     optimizer = balancing.wrap(Optimizer(optax.sgd(0.05), lambda step: 0.05), NAMES)
@@ -33,7 +58,7 @@ def run(params, batch, balancing, steps=3, **options):  # noqa: F811
     return state, found
 
 
-def by_hand(params, batch, weights):  # noqa: F811
+def by_hand(params, batch, weights):
     """Part means, and norms of their weighted gradients with respect to the logits, in numpy."""
     logits = np.asarray(no_dropout(params, batch, None), np.float64)
     p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -49,7 +74,7 @@ def by_hand(params, batch, weights):  # noqa: F811
     return np.array(means), np.array(norms)
 
 
-def test_uncertainty_is_descent_on_kendalls_loss(params, batch):  # noqa: F811
+def test_uncertainty_is_descent_on_kendalls_loss(params, batch):
     balancing = Balancing("uncertainty", rate=0.1)
     state, found = run(params, batch, balancing)
     s = np.zeros(2)
@@ -63,7 +88,7 @@ def test_uncertainty_is_descent_on_kendalls_loss(params, batch):  # noqa: F811
     np.testing.assert_allclose(state.opt_state.balance.values, s, rtol=1e-5)
 
 
-def test_gradient_norm_moves_factors_as_gradnorm_does(params, batch):  # noqa: F811
+def test_gradient_norm_moves_factors_as_gradnorm_does(params, batch):
     balancing = Balancing("gradient_norm", rate=0.1, alpha=1.5)
     _, found = run(params, batch, balancing)
     factors, first = np.ones(2), None
@@ -87,7 +112,7 @@ def test_gradient_norm_moves_factors_as_gradnorm_does(params, batch):  # noqa: F
 
 
 @pytest.mark.parametrize("rule", ["uncertainty", "gradient_norm"])
-def test_microbatches_are_the_whole_and_a_saved_state_goes_on(params, batch, rule):  # noqa: F811
+def test_microbatches_are_the_whole_and_a_saved_state_goes_on(params, batch, rule):
     balancing = Balancing(rule, rate=0.1)
     whole, metrics = run(params, batch, balancing)
     cut, others = run(params, batch, balancing, num_microbatches=4)
@@ -106,7 +131,7 @@ def test_microbatches_are_the_whole_and_a_saved_state_goes_on(params, batch, rul
     jax.tree.map(np.testing.assert_array_equal, step(state, batch), step(again, batch))
 
 
-def test_an_empty_part_moves_nothing_and_without_a_rule_nothing_is_there(params, batch):  # noqa: F811
+def test_an_empty_part_moves_nothing_and_without_a_rule_nothing_is_there(params, batch):
     labels = dict(batch)
     labels["decoder_target_parts"] = np.where(batch["decoder_target_parts"] == 2, 0, 1) * (
         batch["decoder_target_parts"] > 0

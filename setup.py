@@ -52,6 +52,7 @@ CORE = [
     "sentencepiece>=0.2,<0.3",
     "protobuf>=5",  # reads SentencePiece's models
     "tensorstore>=0.1.76",  # reads T5X's checkpoints
+    "wrapt>=1.15,<3",  # adds our tasks to SeqIO when somebody imports it
     # The teacher: prompts, servers, tokenizers of local models.
     "aiohttp>=3.11,<4",
     "uvloop>=0.21,<0.30; sys_platform != 'win32'",

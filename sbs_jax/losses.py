@@ -218,7 +218,7 @@ def count_targets(
 ) -> Int[Array, "B T"]:
     """1 at the last token of each part of each target, 0 elsewhere.
 
-    (The first ones may be a prompt, which is of no part: `data.preprocessors.prompt_decoder`.)
+    (The first ones may be a prompt, which is of no part: `data.record_texts.decoder_prompt`.)
     """
 
     def changes(codes: Int[Array, "B T"]) -> Array:

@@ -11,7 +11,7 @@ from sbs_jax.data import datasets, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import row_lengths
 from sbs_jax.data.datasets import TaskInfo
-from sbs_jax.data.preprocessors import decoder_prompt, encoder_prefix
+from sbs_jax.data.record_texts import decoder_prompt, encoder_prefix
 from sbs_jax.data.records import cut_sequences
 from sbs_jax.data.release import Example, rationale_texts
 from sbs_jax.data.release import where as place
@@ -114,7 +114,7 @@ def load_eval_examples(
     """
     input_limit, _ = row_lengths(feature_lengths)
     info = task.require_info("be scored")
-    registration.check_split(task.seqio_task, split)
+    task.check_split(split)
     settings = task.settings
     with settings_lib.override(settings):
         examples = registration.load_examples(info.dataset, split)

@@ -1,7 +1,7 @@
-"""The input pipeline: SeqIO task -> tokenized records and texts in memory -> batches.
+"""The input pipeline: task -> tokenized records and texts in memory -> batches.
 
-SeqIO reads, preprocesses and tokenizes; from there on everything is numpy (`records`, `batching`),
-so that the order of batches is independent of processes, and resumes to the bit.
+`reading` reads and tokenizes; from there on everything is numpy (`records`, `batching`), so that
+the order of batches is independent of processes, and resumes to the bit.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sbs_jax.data.batching import (
     row_lengths,
 )
 from sbs_jax.data.eval_examples import EvalExamples, load_eval_examples, refuse_cuts
-from sbs_jax.data.preprocessors import WEIGHING
 from sbs_jax.data.reading import Columns, read_columns
+from sbs_jax.data.record_texts import WEIGHING
 from sbs_jax.data.records import (
     Counts,
     Cut,
@@ -78,7 +78,7 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
         return join_records(parts, [rate for _, rate in task.parts])
     input_limit, target_limit = row_lengths(feature_lengths)
     settings = task.settings
-    registration.check_split(task.seqio_task, split)
+    task.check_split(split)
     columns = read_columns(task, split)
     inputs, input_lengths = columns["inputs"]
     targets, target_lengths = columns["targets"]

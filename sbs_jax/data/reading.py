@@ -1,23 +1,30 @@
-"""Reads a split of a SeqIO task into flat numpy arrays."""
+"""Reads and tokenizes a split of a task into flat numpy arrays.
+
+Our own tasks need no TensorFlow: their records are made and tokenized here, and are those that
+SeqIO would give, to the bit. SeqIO reads tasks of others, and its cache (`seqio_reading`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from sbs_jax.data import caching, preprocessors
+from sbs_jax.data import datasets, record_texts
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.resolving import ResolvedTask
-from sbs_jax.data.tensorflow_setup import tf
-from sbs_jax.parts import LABEL
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.vocabulary import DatasetVocabulary
+from sbs_jax.parts import LABEL, PADDING, Method
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 """Flat values and row lengths of each feature."""
 
-_SEQUENCES = ("inputs", "targets", "part")
-_SCALARS = ("example", "example_count", "variant", preprocessors.WEIGHING)
-_CHUNK = 1024  # records that come out of TensorFlow at a time
+SEQUENCES = ("inputs", "targets", "part")
+SCALARS = ("example", "example_count", "variant", record_texts.WEIGHING)
+_CHUNK = 16_384  # elements whose records are tokenized at a time
 
 
 def read_columns(task: ResolvedTask, split: str) -> Columns:
@@ -31,27 +38,124 @@ def read_columns(task: ResolvedTask, split: str) -> Columns:
     Returns:
       The features that batches are made of, in the order of the task's records; EOS included,
       nothing trimmed.
+
+    Raises:
+      UserError: the data cannot be read.
     """
-    chunks: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     with settings_lib.override(task.settings):  # SeqIO's callbacks read the settings in force.
-        for chunk in _chunks(task, split):
-            for name, value in chunk.items():
-                chunks.setdefault(name, []).append(_flat(value))
-    none = (np.zeros(0, np.int32), np.zeros(0, np.int64))
-    columns = {
-        name: tuple(map(np.concatenate, zip(none, *chunks.get(name, []), strict=True)))
-        for name in (*_SEQUENCES, *_SCALARS)
-    }
+        if task.info is None or task.settings.use_cached_tasks:
+            from sbs_jax.data import seqio_reading
+
+            chunks = seqio_reading.read(task, split)
+        else:
+            task.info.dataset.vocabulary.resolve()
+            elements = datasets.read_targets(task.info, split)
+            chunks = tokenized(task.info, elements, task.settings)
+        columns = joined(chunks)
     count = columns["inputs"][1].size
-    if count and "part" not in chunks:
+    if count and not columns["part"][1].size:
         columns["part"] = (np.full(count, LABEL), np.ones(count, np.int64))
-    if count and "example" not in chunks:
+    if count and not columns["example"][1].size:
         columns["example"] = (np.arange(count, dtype=np.int32), np.ones(count, np.int64))
     if task.settings.use_cached_tasks and columns["variant"][0].size:
         # Beam wrote them in any order.
         order = np.lexsort((columns["variant"][0], columns["example"][0]))
         columns = {name: _permute(*column, order) for name, column in columns.items()}
     return columns
+
+
+def joined(chunks: Iterable[Columns]) -> Columns:
+    """Puts the columns of several chunks behind one another."""
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for chunk in chunks:
+        for name, column in chunk.items():
+            found.setdefault(name, []).append(column)
+    none = (np.zeros(0, np.int32), np.zeros(0, np.int64))
+    return {
+        name: tuple(map(np.concatenate, zip(none, *found.get(name, []), strict=True)))
+        for name in (*SEQUENCES, *SCALARS)
+    }
+
+
+def tokenized(
+    task: TaskInfo, elements: Sequence[Mapping[str, Any]], settings: DataSettings
+) -> Iterator[Columns]:
+    """Yields the records of elements, tokenized, many at a time.
+
+    Args:
+      task: of ours.
+      elements: from `datasets.read_targets`.
+      settings: of the data; they are in force.
+    """
+    vocabulary, method = task.dataset.vocabulary, task.definition
+    weighs = any(key.startswith(datasets.WEIGHTS_OF) for key in (elements or [{}])[0])
+    make = record_texts.RecordMaker(method, settings, weighs=weighs)
+    finish = _Finish(method, settings, vocabulary)
+    examples = elements[-1]["example"] + 1 if elements else 0
+    for start in range(0, len(elements), _CHUNK):
+        records, numbers = [], []
+        for element in elements[start : start + _CHUNK]:
+            found = list(make(element))
+            records += found
+            numbers += [element["example"]] * len(found)
+        if records:
+            columns = {
+                "inputs": vocabulary.encode_flat([record.inputs for record in records]),
+                **finish(records),
+                "example": _scalars(numbers),
+                "example_count": _scalars([examples] * len(records)),
+                "variant": _scalars([record.variant for record in records]),
+            }
+            if weighs:
+                specs = np.array([record.weighing.encode() for record in records], object)
+                columns[record_texts.WEIGHING] = (specs, np.ones(len(records), np.int64))
+            yield columns
+
+
+class _Finish:
+    """Tokenizes targets: each part by itself, EOS at the end, the decoder's prompt in front.
+
+    The prompt is of no part, and EOS of the last one. Where there is no prompt and each target has
+    one part, the part is one code for all its tokens.
+    """
+
+    def __init__(
+        self, method: Method, settings: DataSettings, vocabulary: DatasetVocabulary
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._prompts = {
+            target.codes: record_texts.decoder_prompt(settings, target, vocabulary)
+            for target in method.targets
+        }
+        self._plain = settings.prefix_side == "encoder" and not method.shares_targets
+
+    def __call__(self, records: Sequence[record_texts.RecordTexts]) -> Columns:
+        counts = [len(record.targets) for record in records]
+        texts = [text for record in records for text in record.targets]
+        flat, lengths = self._vocabulary.encode_flat(texts)
+        codes = np.array([code for record in records for code in record.target.codes], np.int32)
+        if self._plain:
+            return {"targets": (flat, lengths), "part": (codes, np.ones(codes.size, np.int64))}
+        last = np.zeros(lengths.size, bool)
+        last[np.cumsum(counts) - 1] = True
+        # Each part came with EOS, which stays behind the last one alone.
+        ends = np.cumsum(lengths) - 1
+        kept = np.ones(flat.size, bool)
+        kept[ends[~last]] = False
+        parts = np.repeat(codes, lengths)
+        tokens, parts = flat[kept], parts[kept]
+        own = np.add.reduceat(lengths - ~last, np.cumsum(counts) - counts)
+        prompts = [self._prompts[record.target.codes] for record in records]
+        before = np.array([len(prompt) for prompt in prompts], np.int64)
+        given = np.repeat(np.tile([True, False], len(records)), np.stack([before, own], 1).ravel())
+        targets, spread = np.empty(given.size, np.int32), np.full(given.size, PADDING, np.int32)
+        targets[given] = [token for prompt in prompts for token in prompt]
+        targets[~given], spread[~given] = tokens, parts
+        return {"targets": (targets, before + own), "part": (spread, before + own)}
+
+
+def _scalars(values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(values, np.int32), np.ones(len(values), np.int64)
 
 
 def _permute(
@@ -62,42 +166,3 @@ def _permute(
     before = np.cumsum(lengths) - lengths
     index = np.arange(flat.size) + np.repeat(starts - before, lengths)
     return flat[index], lengths
-
-
-def _flat(value: tf.Tensor | tf.RaggedTensor) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(value, tf.RaggedTensor):
-        return value.flat_values.numpy(), value.row_lengths().numpy()
-    value = value.numpy()
-    if value.ndim == 1:
-        return value, np.ones(value.size, np.int64)
-    return value.reshape(-1), np.full(value.shape[0], value.shape[1], np.int64)
-
-
-def _chunks(task: ResolvedTask, split: str) -> Iterator[Mapping[str, tf.Tensor]]:
-    """Yields the features that batches need, of many records at a time."""
-    seqio_task, cached = task.seqio_task, task.settings.use_cached_tasks
-    if cached:
-        seqio_task = caching.cached_task(task, split)
-    elif task.info is not None:
-        # One of ours: the same as below, without going through the records one by one.
-        dataset = preprocessors.finished_batches(
-            seqio_task.source.get_dataset(split, shuffle=False),
-            task.info.definition,
-            seqio_task.output_features,
-        )
-        yield from dataset.map(_needed)
-        return
-    dataset = seqio_task.get_dataset(
-        sequence_length=None,
-        split=split,
-        use_cached=cached,
-        shuffle=False,
-        num_epochs=1,
-        trim_output_features=False,
-        try_in_mem_cache=False,
-    )
-    yield from dataset.map(_needed).ragged_batch(_CHUNK)
-
-
-def _needed(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {name: record[name] for name in (*_SEQUENCES, *_SCALARS) if name in record}

@@ -15,9 +15,8 @@ With ``_human`` behind it, a name with rationales means people's (`svamp_sbs_hum
 name stands for its task ``sbs``, unless METHOD, LABEL_SOURCE or
 RATIONALE_SOURCE choose another one (`choose_task`).
 
-Their features are ``inputs``, ``targets`` and ``part``: one integer that says which loss the
-target's tokens belong to (`sbs_jax.parts`). It is a sequence of length 1, which SeqIO's mixtures
-and trimming leave alone; the input pipeline spreads it over the target.
+SeqIO and TensorFlow are imported where somebody asks for them: `seqio_tasks` adds the tasks to
+SeqIO's registry as soon as SeqIO is there.
 """
 
 from __future__ import annotations
@@ -26,14 +25,15 @@ import difflib
 import functools
 import importlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import numpy as np
+import wrapt
 
-from sbs_jax import metrics
 from sbs_jax import parts as parts_lib
-from sbs_jax.data import datasets, preprocessors
-from sbs_jax.data import settings as settings_lib
+from sbs_jax.data import datasets
 from sbs_jax.data.datasets import (
     GOLD as GOLD,
 )
@@ -70,11 +70,13 @@ from sbs_jax.data.datasets import (
 )
 from sbs_jax.data.release import ConvertFn, Example, ParseFn, load_release
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
 from sbs_jax.parsers import find_parser
-from sbs_jax.parts import LABEL, METHODS, Method, Part
+from sbs_jax.parts import METHODS, Method, Part
+
+if TYPE_CHECKING:
+    from sbs_jax.data.tensorflow_setup import seqio
 
 DEFAULT_METHOD = "sbs"
 
@@ -154,9 +156,9 @@ def _register_method(dataset: Dataset, method: Method) -> None:
     for label in (GOLD, TEACHER)[: 2 if "label" in method.fields else 1]:
         for rationale in (TEACHER, HUMAN)[: 2 if method.uses_rationales else 1]:
             name = _task_name(dataset.name, method, label, rationale)
-            task = TaskInfo(name, dataset, method, label, rationale)
-            _register_task(task)
-            _TASKS[name] = task
+            task = _TASKS[name] = TaskInfo(name, dataset, method, label, rationale)
+            if _SEQIO_SETUP in sys.modules:
+                _add_to_seqio([task])
 
 
 def _define(name: str, parts: Sequence[Part] | None) -> None:
@@ -166,7 +168,8 @@ def _define(name: str, parts: Sequence[Part] | None) -> None:
       name: of a task.
       parts: those of a method of the user's own, of any name; None knows the methods of the table.
     """
-    foreign = name not in _TASKS and name in seqio.TaskRegistry.names()
+    seqio = _loaded_seqio()
+    foreign = name not in _TASKS and seqio is not None and name in seqio.TaskRegistry.names()
     if name in _DATASETS or is_mixture(name) or foreign:
         return
     for dataset in sorted(_DATASETS, key=len, reverse=True):
@@ -182,7 +185,8 @@ def _define(name: str, parts: Sequence[Part] | None) -> None:
             return
         for task in [task for task in _TASKS.values() if task.dataset.name == dataset]:
             if task.method == method:
-                seqio.TaskRegistry.remove(task.name)
+                if seqio is not None:
+                    seqio.TaskRegistry.remove(task.name)
                 del _TASKS[task.name]
         _register_method(_DATASETS[dataset], definition)
         return
@@ -194,47 +198,29 @@ def _load_files(
     return load_release(settings, name, split, convert=convert, parser=parser)
 
 
-def _register_task(task: TaskInfo) -> None:
-    text = seqio.Feature(task.dataset.vocabulary, add_eos=True)
-    method = task.definition
-    codes = seqio.PassThroughVocabulary(size=len(method.names) + 1)
-    part = seqio.Feature(codes, add_eos=False)
-    answer = method.target_of("label")
+_SEQIO_SETUP = "sbs_jax.data.tensorflow_setup"
 
-    def label_of(
-        text: str, example: Mapping[str, np.ndarray] | None = None, is_target: bool = False
-    ) -> str | None:
-        """The label in a decoded text; None where the record is about something else."""
-        del is_target
-        if example is not None and LABEL not in example["part"]:
-            return None
-        return answer.take_apart(text, settings_lib.current().texts)["label"]
 
-    def accuracy(
-        targets: Sequence[str | None], predictions: Sequence[str | None]
-    ) -> dict[str, float]:
-        """Of the labels alone: SeqIO's evaluator decodes every record of a task."""
-        scores = [
-            task.dataset.score(prediction, target)
-            for prediction, target in zip(predictions, targets, strict=True)
-            if target is not None
-        ]
-        return {"accuracy": metrics.accuracy(scores)}
+def _add_to_seqio(tasks: Iterable[TaskInfo]) -> None:
+    from sbs_jax.data import seqio_tasks
 
-    seqio.TaskRegistry.add(
-        task.name,
-        source=seqio.FunctionDataSource(functools.partial(_read, task=task), splits=SPLITS),
-        preprocessors=[
-            functools.partial(preprocessors.to_records, method=method),
-            seqio.CacheDatasetPlaceholder(),
-            seqio.preprocessors.append_eos_after_trim,
-            functools.partial(preprocessors.finish_targets, method=method),
-        ],
-        output_features={"inputs": text, "targets": text, "part": part},
-        postprocess_fn=label_of,
-        # A task of rationales alone has no labels to judge.
-        metric_fns=[accuracy] if "label" in method.fields else [],
-    )
+    for task in tasks:
+        seqio_tasks.add(task)
+
+
+def _add_all(module: ModuleType) -> None:
+    del module
+    _add_to_seqio(_TASKS.values())
+
+
+def _set_up(module: ModuleType) -> None:
+    del module
+    importlib.import_module(_SEQIO_SETUP)  # which is importing it, or else is imported now
+
+
+wrapt.register_post_import_hook(_add_all, _SEQIO_SETUP)
+# Whoever imports SeqIO without us finds our tasks, too.
+wrapt.register_post_import_hook(_set_up, "seqio")
 
 
 def _task_name(dataset: str, method: Method, label_source: str, rationale_source: str) -> str:
@@ -298,7 +284,7 @@ def choose_task(
         for macro, (value, _) in given.items():
             if value is not None:
                 if not is_mixture(name):
-                    find_task(name)  # which may know a nearer name
+                    require_task(name)  # which may know a nearer name
                 raise UserError(
                     f"{macro} = {value!r} goes with the name of a data set, but "
                     f"MIXTURE_OR_TASK_NAME = {name!r} is a task or mixture of its own; leave "
@@ -339,21 +325,35 @@ def find_task(name: str) -> seqio.Task:
     Raises:
       UserError: there is none (the error gives the nearest names), or it is a mixture.
     """
-    if is_mixture(name):
-        raise UserError(f"'{name}' is a SeqIO mixture, where one task has to be named.")
+    from sbs_jax.data.tensorflow_setup import seqio
+
     if name in _DATASETS:
         name = choose_task(name)
     _define(name, None)
-    names = seqio.TaskRegistry.names()
-    if name not in names:
-        known = names and {*names, *_DATASETS, *seqio.MixtureRegistry.names()}
-        raise UserError(f"There is no task '{name}'{_nearest(name, known)}")
+    require_task(name)
     return seqio.TaskRegistry.get(name)
+
+
+def require_task(name: str) -> None:
+    """Raises a `UserError` with the nearest names if there is no task of that name."""
+    if is_mixture(name):
+        raise UserError(f"'{name}' is a SeqIO mixture, where one task has to be named.")
+    seqio = _loaded_seqio()
+    names = set(_TASKS) if seqio is None else seqio.TaskRegistry.names()
+    if name not in names:
+        mixtures = () if seqio is None else seqio.MixtureRegistry.names()
+        known = names and {*names, *_DATASETS, *mixtures}
+        raise UserError(f"There is no task '{name}'{_nearest(name, known)}")
 
 
 def is_mixture(name: str) -> bool:
     """Tells whether a SeqIO mixture of that name is registered."""
-    return name in seqio.MixtureRegistry.names()
+    seqio = _loaded_seqio()  # whoever registers a mixture has imported it
+    return seqio is not None and name in seqio.MixtureRegistry.names()
+
+
+def _loaded_seqio() -> ModuleType | None:
+    return sys.modules.get("seqio")
 
 
 def mixture_rates(name: str) -> dict[str, float]:
@@ -362,6 +362,8 @@ def mixture_rates(name: str) -> dict[str, float]:
     Raises:
       UserError: a rate is not positive, or a task was not registered through this module.
     """
+    from sbs_jax.data.tensorflow_setup import seqio
+
     mixture = seqio.MixtureRegistry.get(name)
     rates = {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
     for task, rate in rates.items():
@@ -409,11 +411,12 @@ def import_tasks(module: str | None) -> None:
         ) from error
 
 
-def check_split(task: seqio.Task, split: str) -> None:
+def check_split(task: seqio.Task | TaskInfo, split: str) -> None:
     """Raises a `UserError` if the task has no such split."""
-    if split not in task.splits:
+    splits = SPLITS if isinstance(task, TaskInfo) else task.splits
+    if split not in splits:
         raise UserError(
-            f"The task '{task.name}' has no split '{split}'; it has {', '.join(task.splits)}."
+            f"The task '{task.name}' has no split '{split}'; it has {', '.join(splits)}."
         )
 
 
@@ -433,23 +436,6 @@ def load_examples(dataset: Dataset | str, split: str) -> list[Example]:
     """
     dataset = find_dataset(dataset) if isinstance(dataset, str) else dataset
     return datasets.load_examples(dataset, split)
-
-
-def _read(
-    split: str, shuffle_files: bool, seed: int | None = None, *, task: TaskInfo
-) -> tf.data.Dataset:
-    """The data source of a task, in the file's order: there are no files that could be shuffled."""
-    del shuffle_files, seed
-    # Here rather than inside TensorFlow's tracing, which would wrap the errors.
-    task.dataset.vocabulary.resolve()
-    elements = datasets.read_targets(task, split)
-    features = {
-        key: np.array([element[key] for element in elements], np.int32 if number else object)
-        for key, number in ((key, isinstance(value, int)) for key, value in elements[0].items())
-    }
-    count = elements[-1]["example"] + 1
-    features["example_count"] = np.full(len(elements), count, dtype=np.int32)
-    return tf.data.Dataset.from_tensor_slices(features)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

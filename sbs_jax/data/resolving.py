@@ -8,16 +8,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sbs_jax.data import registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
 from sbs_jax.parts import METHODS, Method, find_method
+
+if TYPE_CHECKING:
+    from sbs_jax.data.tensorflow_setup import seqio
+    from sbs_jax.data.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,6 @@ class ResolvedTask:
     Attributes:
       name: of the SeqIO task or mixture, `svamp_sbs`.
       module: the module that registers it; None for a shipped or an already registered task.
-      seqio_task: None for a mixture.
       info: data set, method and sources; None for a mixture, and for a task that was not
         registered with `registration.register_dataset`.
       settings: the data settings; they are put in force while SeqIO reads.
@@ -56,23 +58,37 @@ class ResolvedTask:
 
     name: str
     module: str | None
-    seqio_task: seqio.Task | None
     info: TaskInfo | None
     settings: DataSettings
 
     @property
     def is_mixture(self) -> bool:
         """Whether this is a mixture of tasks."""
-        return self.seqio_task is None
+        return self.info is None and registration.is_mixture(self.name)
+
+    @property
+    def seqio_task(self) -> seqio.Task:
+        """The task in SeqIO's registry; asking for it imports TensorFlow.
+
+        Raises:
+          UserError: it is a mixture.
+        """
+        return registration.find_task(self.name)
+
+    def check_split(self, split: str) -> None:
+        """Raises a `UserError` if the task has no such split."""
+        registration.check_split(self.info or self.seqio_task, split)
 
     @functools.cached_property
-    def vocabulary(self) -> seqio.Vocabulary:
+    def vocabulary(self) -> Vocabulary | seqio.Vocabulary:
         """The vocabulary of the targets; it is read, or trained, when it is first asked for.
 
         Raises:
           UserError: it cannot be read or trained.
         """
-        if self.is_mixture:
+        if self.info is not None:
+            vocabulary = self.info.dataset.vocabulary
+        elif self.is_mixture:
             vocabulary = registration.mixture_vocabulary(self.name)
         else:
             vocabulary = self.seqio_task.output_features["targets"].vocabulary
@@ -176,10 +192,11 @@ def resolve_task(choice: TaskChoice | str, settings: DataSettings | None = None)
     name = registration.choose_task(
         choice.name, choice.method, choice.label_source, choice.rationale_source, settings.parts
     )
+    if not registration.is_mixture(name):
+        registration.require_task(name)
     return ResolvedTask(
         name=name,
         module=choice.module,
-        seqio_task=None if registration.is_mixture(name) else registration.find_task(name),
         info=registration.task_info(name),
         settings=settings,
     )

@@ -28,7 +28,6 @@ from sbs_jax.data.release import (
 )
 from sbs_jax.data.rows import Row, read_rows
 from sbs_jax.data.settings import HUGGING_FACE, TFDS, DataSettings
-from sbs_jax.data.tensorflow_setup import tfds
 from sbs_jax.errors import UserError
 from sbs_jax.parsers import find_parser
 
@@ -162,6 +161,8 @@ def _tfds_rows(
             f"DATA_SOURCE = 'tfds': tensorflow-datasets has no data set '{dataset}'; take "
             "'release' or 'huggingface'."
         )
+    from sbs_jax.data.tensorflow_setup import tfds
+
     folder = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser())
     builder = tfds.builder(builder_name, data_dir=folder)
     if not builder.data_path.exists():

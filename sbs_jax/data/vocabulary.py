@@ -2,6 +2,8 @@
 
 SeqIO wants a vocabulary when a task is registered, long before gin has said which one it is:
 `DatasetVocabulary` finds out at its first use. Both kinds have T5's ids (pad 0, EOS 1, unknown 2).
+SentencePiece's own package encodes and decodes; TensorFlow is imported where a SeqIO program asks
+for `encode_tf` or `decode_tf`.
 
 What a text goes through is what T5's public vocabulary does too (SentencePiece's ``nmt_nfkc``):
 NFKC normalisation, and every run of white space, newlines included, becomes one space. So the
@@ -13,15 +15,18 @@ that they never saw.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import string
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sentencepiece
@@ -29,9 +34,11 @@ import sentencepiece
 from sbs_jax import text_tokenizer
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text
+
+if TYPE_CHECKING:
+    from sbs_jax.data.tensorflow_setup import seqio, tf
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EOS_STRING = "</s>"
@@ -42,21 +49,125 @@ MOST_TEXTS = 500_000
 _LEAST_SIZE = 3 + 256 + 1  # special pieces, bytes, and at least one character
 
 
-class DatasetVocabulary(seqio.Vocabulary):
+class Vocabulary(abc.ABC):
+    """A vocabulary with T5's ids of padding and EOS, as `seqio.Vocabulary` defines one.
+
+    It has that class's properties and methods without importing TensorFlow, so SeqIO and T5X take
+    it for one of theirs.
+    """
+
+    pad_id = PAD_ID
+    eos_id = EOS_ID
+    bos_id: int | None = None
+    extra_ids = 0
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of what cannot be spelt."""
+        return UNK_ID
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+
+    @property
+    @abc.abstractmethod
+    def tokenizer(self) -> Any:
+        """What encodes and decodes, with the methods of SentencePiece's processor."""
+
+    @abc.abstractmethod
+    def _encode(self, s: str) -> list[int]: ...
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
+
+    def encode(self, s: str) -> list[int]:
+        """Returns the ids of a text, without EOS."""
+        return self._encode(s)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids, up to and including the first EOS."""
+        tokens = [int(token) for token in (ids.numpy() if hasattr(ids, "numpy") else ids)]
+        if self.unk_id is not None:
+            tokens = [self.unk_id if token >= self.vocab_size else token for token in tokens]
+        if EOS_ID in tokens:
+            tokens = tokens[: tokens.index(EOS_ID) + 1]
+        return self._decode(tokens)
+
+    def encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        """Returns the ids of a text tensor, without EOS: [T] of one, ragged [N, None] of N."""
+        from sbs_jax.data import tensorflow_texts
+
+        return tensorflow_texts.encode(self, s)
+
+    def decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        """Returns the text of a tensor of ids, up to the first EOS."""
+        from sbs_jax.data import tensorflow_texts
+
+        return tensorflow_texts.decode(self, ids)
+
+
+class SentencePieceVocabulary(Vocabulary):
+    """A SentencePiece model in a file.
+
+    Attributes:
+      sentencepiece_model_file: its path.
+    """
+
+    _loading = threading.Lock()  # SentencePiece does not load models in several threads at a time
+
+    def __init__(self, path: str) -> None:
+        """Reads the file.
+
+        Raises:
+          OSError: it cannot be read.
+          RuntimeError: it is no SentencePiece model.
+        """
+        self.sentencepiece_model_file = path
+        model = Path(path).read_bytes()
+        with self._loading:
+            self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many pieces there are."""
+        return self._tokenizer.get_piece_size()
+
+    @property
+    def tokenizer(self) -> sentencepiece.SentencePieceProcessor:
+        """SentencePiece's own object."""
+        return self._tokenizer
+
+    def _encode(self, s: str) -> list[int]:
+        return self._tokenizer.encode(s)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SentencePieceVocabulary):
+            return NotImplemented
+        return self._tokenizer.serialized_model_proto() == other._tokenizer.serialized_model_proto()
+
+    def __hash__(self) -> int:
+        return hash(SentencePieceVocabulary)
+
+
+class DatasetVocabulary(Vocabulary):
     """The vocabulary that the settings in force name for one data set, found at first use.
 
-    Every call goes to a `seqio.SentencePieceVocabulary`, see `resolve`. `EOS_STRING` within a text
+    Every call goes to the vocabulary of a file, see `resolve`. `EOS_STRING` within a text
     becomes EOS; SentencePiece itself would spell it.
     """
 
     def __init__(self, dataset: str, texts: Callable[[], Iterable[str]]) -> None:
         """Makes the vocabulary of `dataset`; `texts` reads what to train one on, if need be."""
-        super().__init__()
         self._dataset = dataset
         self._texts = texts
-        self._resolved: dict[DataSettings, seqio.SentencePieceVocabulary] = {}
+        self._resolved: dict[DataSettings, SentencePieceVocabulary | TokenizerVocabulary] = {}
 
-    def resolve(self) -> seqio.SentencePieceVocabulary:
+    def resolve(self) -> SentencePieceVocabulary | TokenizerVocabulary:
         """Returns the vocabulary itself.
 
         With `DataSettings.vocabulary_path` this is that model. Otherwise it is the one in
@@ -111,22 +222,8 @@ class DatasetVocabulary(seqio.Vocabulary):
         return path
 
     @property
-    def bos_id(self) -> int | None:
-        """None: T5 has no such token."""
-        return None
-
-    @property
-    def eos_id(self) -> int:
-        """The id of the end of a sequence."""
-        return EOS_ID
-
-    @property
-    def unk_id(self) -> int:
-        """The id of what is unknown."""
-        return UNK_ID
-
-    @property
-    def _base_vocab_size(self) -> int:
+    def vocab_size(self) -> int:
+        """How many pieces there are."""
         return self.resolve().vocab_size
 
     @property
@@ -140,36 +237,40 @@ class DatasetVocabulary(seqio.Vocabulary):
             return self.tokenizer.encode(list(texts))
         return [list(self._encode(text)) for text in texts]
 
-    def _encode(self, s: str) -> Sequence[int]:
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes many texts, each different piece of them once.
+
+        Returns:
+          int32, the ids of all texts behind one another, each text's EOS included; and the texts'
+          lengths in ids, int64 [texts].
+        """
+        numbers: dict[str, int] = {}
+        pieces, counts = [], np.empty(len(texts), np.int64)
+        for index, text in enumerate(texts):
+            own = text.split(EOS_STRING)
+            counts[index] = len(own)
+            pieces += [numbers.setdefault(piece, len(numbers)) for piece in own]
+        encoded = self.tokenizer.encode(list(numbers))
+        # Behind each piece comes EOS: within a text, or at its end.
+        lengths = np.fromiter((len(ids) + 1 for ids in encoded), np.int64, len(encoded))
+        flat = np.full(lengths.sum(), EOS_ID, np.int32)
+        kept = np.ones(flat.size, bool)
+        kept[np.cumsum(lengths) - 1] = False
+        flat[kept] = np.fromiter(itertools.chain.from_iterable(encoded), np.int32)
+        order = np.array(pieces, np.int64)
+        chosen = lengths[order]
+        ends = np.cumsum(chosen)
+        starts = (np.cumsum(lengths) - lengths)[order]
+        index = np.arange(chosen.sum()) + np.repeat(starts - (ends - chosen), chosen)
+        text_ends = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])]
+        return flat[index], np.diff(text_ends)
+
+    def _encode(self, s: str) -> list[int]:
         first, *others = self.tokenizer.encode(s.split(EOS_STRING))
-        return first + [token for ids in others for token in (EOS_ID, *ids)]
+        return list(first) + [token for ids in others for token in (EOS_ID, *ids)]
 
-    def _decode(self, ids: Iterable[int]) -> str:
+    def _decode(self, ids: list[int]) -> str:
         return self.resolve().decode(ids)
-
-    # AutoGraph would rewrite all that `resolve` calls, gin and the training included.
-    @tf.autograph.experimental.do_not_convert
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        s = tf.convert_to_tensor(s)
-        if s.shape.rank == 0:
-            return self._encode_many(s[None]).values
-        if s.shape.rank == 1:
-            return self._encode_many(s)
-        return self.resolve().encode_tf(s)
-
-    def _encode_many(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Returns ids [N, None] of texts [N], `EOS_STRING` within them being EOS."""
-        pieces = tf.strings.split(texts, EOS_STRING)
-        ids = self.resolve().encode_tf(pieces.values)
-        # EOS behind each piece, and away again behind the last one of each text.
-        ends = tf.fill([tf.size(pieces.values), 1], tf.constant(EOS_ID, ids.dtype))
-        ids = tf.concat([ids, ends], axis=1)
-        lengths = tf.reduce_sum(pieces.with_values(ids.row_lengths()), axis=1)
-        return tf.RaggedTensor.from_row_lengths(ids.values, lengths, validate=False)[:, :-1]
-
-    @tf.autograph.experimental.do_not_convert
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return self.resolve().decode_tf(ids)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DatasetVocabulary):
@@ -213,7 +314,7 @@ def removed_on_error(model_dir: Path | None) -> Iterator[None]:
         raise
 
 
-def require_fit(vocabulary: seqio.Vocabulary, model_vocab_size: int) -> None:
+def require_fit(vocabulary: Vocabulary | seqio.Vocabulary, model_vocab_size: int) -> None:
     """Checks that a model with `model_vocab_size` embeddings can read `vocabulary`.
 
     Raises:
@@ -227,7 +328,7 @@ def require_fit(vocabulary: seqio.Vocabulary, model_vocab_size: int) -> None:
         )
 
 
-def decode_tokens(vocabulary: seqio.Vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
+def decode_tokens(vocabulary: Vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
     """Returns the text of tokens whole; `vocabulary.decode` would stop at an EOS in the middle.
 
     The EOS at the end, if there is one, is not shown, those before it are (`EOS_STRING`).
@@ -298,27 +399,17 @@ def _bare_words(texts: Iterable[str]) -> list[str]:
     return [form for word in sorted(words) for form in (word, word + ",")]
 
 
-class TokenizerVocabulary(seqio.Vocabulary):
+class TokenizerVocabulary(Vocabulary):
     """A `tokenizer.json`, or the tokenizer of a GGUF file, with T5's ids of padding and EOS.
 
-    It has what this package uses of a `seqio.SentencePieceVocabulary`.
+    Attributes:
+      sentencepiece_model_file: its path (what other vocabularies call theirs).
     """
 
     def __init__(self, path: str) -> None:
         """Reads the file; raises a `UserError` if it cannot."""
-        super().__init__()
-        self.tokenizer = _Processor(path)
+        self._tokenizer = _Processor(path)
         self.sentencepiece_model_file = path
-
-    @property
-    def bos_id(self) -> int | None:
-        """None: texts begin without such a token."""
-        return None
-
-    @property
-    def eos_id(self) -> int:
-        """The id of the end of a sequence."""
-        return EOS_ID
 
     @property
     def unk_id(self) -> int | None:
@@ -326,33 +417,20 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return None
 
     @property
-    def _base_vocab_size(self) -> int:
-        return self.tokenizer.text.size
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        return self._tokenizer.text.size
+
+    @property
+    def tokenizer(self) -> _Processor:
+        """The tokenizer, with the methods of SentencePiece's processor."""
+        return self._tokenizer
 
     def _encode(self, s: str) -> list[int]:
-        return self.tokenizer.text.encode(s)
+        return self._tokenizer.text.encode(s)
 
-    def _decode(self, ids: Iterable[int]) -> str:
-        return self.tokenizer.text.decode(list(ids))
-
-    @tf.autograph.experimental.do_not_convert
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
-        """Returns ids of a text [T], or of texts [N] as a ragged tensor [N, None]."""
-        s = tf.convert_to_tensor(s)
-        values, lengths = tf.numpy_function(
-            self._flat, [tf.reshape(s, [-1])], (tf.int32, tf.int64), stateful=False
-        )
-        values, lengths = tf.ensure_shape(values, [None]), tf.ensure_shape(lengths, [None])
-        ragged = tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
-        return ragged.values if s.shape.rank == 0 else ragged
-
-    def _flat(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self.tokenizer.text.encode_batch([text.decode("utf-8") for text in texts])
-        lengths = np.array([len(ids) for ids in encoded], np.int64)
-        return np.array([token for ids in encoded for token in ids], np.int32), lengths
-
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        raise NotImplementedError("texts are decoded outside of TensorFlow")
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.text.decode(ids)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TokenizerVocabulary):
@@ -386,14 +464,13 @@ class _Processor:
         return self.text.serialized()
 
 
-def _open(path: str) -> seqio.SentencePieceVocabulary | TokenizerVocabulary:
+def _open(path: str) -> SentencePieceVocabulary | TokenizerVocabulary:
     if text_tokenizer.is_tokenizer(path):
         return TokenizerVocabulary(path)
-    vocabulary = seqio.SentencePieceVocabulary(path)
     try:
-        vocabulary.load_model()
+        vocabulary = SentencePieceVocabulary(path)
         tokenizer = vocabulary.tokenizer
-    except Exception as error:  # TensorFlow's file errors, protobuf's, SentencePiece's
+    except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"VOCABULARY_PATH={path}: is no SentencePiece model that can be read ({reason})."

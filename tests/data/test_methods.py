@@ -7,7 +7,7 @@ import pytest
 
 from sbs_jax.data import datasets, pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.preprocessors import split_joint
+from sbs_jax.data.joint import split_joint
 from sbs_jax.data.registration import choose_task, load_examples, register_dataset
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings

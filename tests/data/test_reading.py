@@ -31,6 +31,7 @@ def assert_equal(columns, records):
 @pytest.mark.parametrize("method", METHODS)
 def test_batched_equals_seqios_own(use, method, side, monkeypatch):
     monkeypatch.setattr("sbs_jax.data.preprocessors._CHUNK", 7)  # the end of a chunk shows
+    monkeypatch.setattr(reading, "_CHUNK", 7)
     with use("cqa", prefix_side=side, keep_blank_rationales=method == "rationale"):
         task = registration.find_task(f"cqa_{method}")
         columns = reading.read_columns(resolve_task(task.name), "train")
@@ -49,3 +50,7 @@ def test_eos_within_texts_and_empty_texts_are_encoded_alike(use):
         assert batch.to_list() == single
         assert single == [list(ids) for ids in vocabulary.encode_batch(texts)]
         assert single[2] == [1]
+        flat, lengths = vocabulary.encode_flat(texts)
+        assert np.split(flat, np.cumsum(lengths)[:-1])[0].dtype == np.int32
+        pieces = [ids.tolist() for ids in np.split(flat, np.cumsum(lengths)[:-1])]
+        assert pieces == [[*ids, 1] for ids in single]

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.paths import ROOT
+
 
 def run(code):
     env = {key: value for key, value in os.environ.items() if not key.startswith("TF_")}
@@ -47,6 +49,39 @@ def test_numpy_modules_need_no_tensorflow():
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)"
     )
     assert done.returncode == 0, done.stderr
+
+
+TRAIN = """
+import json, sys
+import sbs_jax.train
+fields = lambda n: {"input": f"{n} and 1", "label": str(n + 1), "rationale": "It is one more."}
+rows = [fields(n) for n in range(30)]
+open("train.jsonl", "w").writelines(json.dumps(row) + "\\n" for row in rows)
+values = ["TRAIN_FILE='train.jsonl'", "MODEL_DIR='run'", "TRAIN_STEPS=1", "VOCABULARY_SIZE=400"]
+values += ["TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 32}"]
+values += ["EXAMPLES_PER_BATCH=4", "EVAL_SPLITS=[]"]
+files = ["models/quickstart.gin", "optimizers/adamw.gin", "tasks/your_data.gin", "runs/train.gin"]
+arguments = [f"--gin_file={name}" for name in files] + [f"--gin.{value}" for value in values]
+code = sbs_jax.train.main(arguments)
+assert code == 0, code
+assert not {"tensorflow", "seqio", "tensorflow_datasets"} & set(sys.modules)
+import seqio
+assert seqio.get_mixture_or_task("your_data_sbs").output_features["part"]
+assert "sbs_jax.data.tensorflow_setup" in sys.modules
+"""
+
+
+def test_own_files_are_trained_without_tensorflow_and_seqio_still_finds_the_tasks(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parity

@@ -1,0 +1,71 @@
+"""Measures start-up: CPU seconds of a training program that takes one step and evaluates nothing.
+
+    python benchmarks/startup.py [--runs 3]
+
+The quickstart's configuration (gin/examples/quickstart.gin, 4,000 generated problems), on one core.
+`cold` finds no compiled programs, `warm` those of the run before; each run trains its vocabulary
+and has a MODEL_DIR of its own. The last line is JSON: the least of the runs, in CPU seconds (user
+and system) and in seconds of wall time, and whether TensorFlow was imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROGRAM = """
+import sys
+sys.argv = ["train", *sys.argv[1:]]
+import sbs_jax.train as program
+try:
+    code = program.main()
+except SystemExit as error:
+    code = error.code
+print("tensorflow imported:", "tensorflow" in sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def main() -> None:
+    """Prints what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3, help="warm runs; the least counts")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = [_run(Path(folder), number) for number in range(1 + flags.runs)]
+    warm = min(results[1:], key=lambda result: result["cpu_s"])
+    print(json.dumps({"cold": results[0], "warm": warm}))
+
+
+def _run(folder: Path, number: int) -> dict[str, float | bool]:
+    """Returns CPU and wall seconds of one run in a new process."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+    command = [sys.executable, "-c", PROGRAM, "--gin_file=examples/quickstart.gin"]
+    values = {"MODEL_DIR": f"'{folder / str(number)}'", "TRAIN_STEPS": 1, "EVAL_SPLITS": []}
+    command += [f"--gin.{name}={value}" for name, value in values.items()]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != 0:
+        sys.exit(done.stdout + done.stderr)
+    cpu = sum(getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime"))
+    imported = "tensorflow imported: True" in done.stderr
+    result = {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2), "tensorflow": imported}
+    print("cold" if number == 0 else "warm", result, flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

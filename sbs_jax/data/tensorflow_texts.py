@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.data.vocabulary import (
     EOS_ID,
     EOS_STRING,
+    PAD_ID,
     DatasetVocabulary,
+    SentencePieceVocabulary,
     TokenizerVocabulary,
     Vocabulary,
 )
@@ -38,7 +40,7 @@ def encode(vocabulary: Vocabulary, texts: tf.Tensor) -> tf.Tensor | tf.RaggedTen
 
 def _encode_plain(vocabulary: Vocabulary, texts: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
     if not isinstance(vocabulary, TokenizerVocabulary):
-        return _seqio_vocabulary(vocabulary.sentencepiece_model_file).encode_tf(texts)
+        return _tokenizer(vocabulary).tokenize(texts)
 
     def flat(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         encoded = vocabulary.tokenizer.encode([value.decode("utf-8") for value in values])
@@ -76,9 +78,12 @@ def decode(vocabulary: Vocabulary, ids: tf.Tensor) -> tf.Tensor:
         vocabulary = vocabulary.resolve()
     if isinstance(vocabulary, TokenizerVocabulary):
         raise NotImplementedError("texts are decoded outside of TensorFlow")
-    return _seqio_vocabulary(vocabulary.sentencepiece_model_file).decode_tf(ids)
+    known = tf.where(ids < vocabulary.vocab_size, ids, vocabulary.unk_id)
+    ended = tf.cumsum(tf.cast(known == EOS_ID, tf.int32), exclusive=True, axis=-1)
+    return _tokenizer(vocabulary).detokenize(tf.where(ended > 0, PAD_ID, known))
 
 
-@functools.lru_cache(maxsize=8)
-def _seqio_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
-    return seqio.SentencePieceVocabulary(path)
+def _tokenizer(vocabulary: SentencePieceVocabulary) -> Any:
+    import tensorflow_text
+
+    return tensorflow_text.SentencepieceTokenizer(model=vocabulary.sp_model)

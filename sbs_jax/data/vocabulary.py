@@ -113,6 +113,7 @@ class SentencePieceVocabulary(Vocabulary):
 
     Attributes:
       sentencepiece_model_file: its path.
+      sp_model: its bytes.
     """
 
     _loading = threading.Lock()  # SentencePiece does not load models in several threads at a time
@@ -125,9 +126,9 @@ class SentencePieceVocabulary(Vocabulary):
           RuntimeError: it is no SentencePiece model.
         """
         self.sentencepiece_model_file = path
-        model = Path(path).read_bytes()
+        self.sp_model = Path(path).read_bytes()
         with self._loading:
-            self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=self.sp_model)
 
     @property
     def vocab_size(self) -> int:

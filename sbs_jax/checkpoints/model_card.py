@@ -12,7 +12,15 @@ import sbs_jax
 from sbs_jax.checkpoints import decoder_huggingface
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig
-from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
+from sbs_jax.parts import (
+    CUSTOM,
+    DEFAULT_LABEL_PREFIX,
+    DEFAULT_RATIONALE_PREFIX,
+    METHODS,
+    fill,
+    find_method,
+    read_parts,
+)
 
 _METHODS = {
     "sbs": "Distilling step-by-step: it learned to give the label and, when asked, the rationale "
@@ -21,6 +29,8 @@ _METHODS = {
     "rationale": "Finetuning on rationales alone",
     "joint": "Finetuning on one target: the rationale, then the label",
     "rationale_input": "Finetuning on labels, where the input contains a rationale",
+    "weighted_joint": "Finetuning on one target: the rationale, then the label, each with a mean "
+    "of its own (loss = label loss + λ · rationale loss)",
 }
 _SCORES = ("accuracy", "label_loss", "rationale_loss", "rouge_l", "chrf", "faithfulness")
 
@@ -82,11 +92,47 @@ def _training(settings: Mapping[str, Any], step: int | None) -> str:
         "Data": settings.get("mixture_or_task_name"),
         "Labels by": settings.get("label_source"),
         "Rationales by": settings.get("rationale_source") if method != "standard" else None,
-        "λ (weight of the rationale loss)": _weight(settings) if method == "sbs" else None,
+        "Parts": _parts(settings),
+        "λ (weight of the rationale loss)": _weight(settings)
+        if method in ("sbs", "weighted_joint")
+        else None,
         "Steps": step,
         "Started from": settings.get("initial_checkpoint"),
     }
     return "\n".join(f"- {key}: {value}" for key, value in rows.items() if value is not None)
+
+
+def _parts(settings: Mapping[str, Any]) -> str | None:
+    """What a method of the user's own consists of; None for one of the table."""
+    parts = (settings.get("data_settings") or {}).get("parts")
+    if not parts or settings.get("method") in METHODS:
+        return None
+    weights = settings.get("part_weights") or {}
+    described = []
+    for target in find_method(CUSTOM, read_parts(parts)).targets:
+        for part in target.parts:
+            given = " (the weight follows a schedule)" if weights.get(part.name, 1) is None else ""
+            if weights.get(part.name) is not None:
+                given = f" (weight {weights[part.name]:g})"
+            described.append(f"{part.name}{given}: `{target.reads}` → `{part.content}`")
+    return "; ".join(described)
+
+
+def _prefixes(settings: Mapping[str, Any]) -> list[str]:
+    """The task prefixes that the student answers, that of the label first if it has one."""
+    data = settings.get("data_settings") or {}
+    texts = {
+        "LABEL_PREFIX": data.get("label_prefix", DEFAULT_LABEL_PREFIX),
+        "RATIONALE_PREFIX": data.get("rationale_prefix", DEFAULT_RATIONALE_PREFIX),
+    }
+    method, parts = settings.get("method"), data.get("parts")
+    if method in METHODS:
+        definition = METHODS[method]
+    elif parts:
+        definition = find_method(CUSTOM, read_parts(parts))
+    else:
+        definition = METHODS["standard"]
+    return list(dict.fromkeys(fill(target.prefix, texts) for target in definition.targets))
 
 
 def _weight(settings: Mapping[str, Any]) -> str:
@@ -137,8 +183,14 @@ def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
         f"`{data.get('joint_separator', '')}`, then the label:",
         "rationale_input": f"`{label}` stands in front of an input, and "
         f"`{data.get('rationale_input_separator', '')}` between the input and a rationale:",
-    }.get(method or "", f"`{label}` stands in front of an input:")
-    prefixes = {"sbs": [label, rationale], "rationale": [rationale]}.get(method or "", [label])
+        "weighted_joint": f"`{label}` stands in front of an input. The answer is the rationale, "
+        f"then `{data.get('joint_separator', '')}`, then the label:",
+    }.get(method or "")
+    prefixes = _prefixes(settings)
+    if summary is None:
+        summary = (
+            " or ".join(f"`{prefix}`" for prefix in prefixes) + " stands in front of an input:"
+        )
     if data.get("prefix_side") == "decoder":
         summary = (
             "The prefixes "
@@ -152,10 +204,7 @@ def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
 
 def _how_to_ask_decoder(name: str, settings: Mapping[str, Any]) -> str:
     data = settings.get("data_settings") or {}
-    label = data.get("label_prefix", DEFAULT_LABEL_PREFIX)
-    rationale = data.get("rationale_prefix", DEFAULT_RATIONALE_PREFIX)
-    method = settings.get("method") or ""
-    prefixes = {"sbs": [label, rationale], "rationale": [rationale]}.get(method, [label])
+    prefixes = _prefixes(settings)
     behind = data.get("prefix_side") == "decoder"
     order = "(question, prefix)" if behind else "(prefix + question,)"
     where = "behind" if behind else "in front of"

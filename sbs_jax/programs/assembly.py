@@ -422,7 +422,7 @@ class Assembly:
             "feature_lengths": dict(config.batching.feature_lengths),
             "data_settings": self.task.settings.record(),
             "rationale_weight": self.loss.constant_weight,
-            **self._further_weights(),
+            **self._loss_of_parts(),
             "loss_normalization": config.loss.normalization,
             "label_smoothing": config.loss.label_smoothing,
             "z_loss": config.loss.z_loss,
@@ -430,11 +430,15 @@ class Assembly:
             "initial_checkpoint": initial_checkpoint,
         }
 
-    def _further_weights(self) -> dict[str, Any]:
-        """The weights of other parts than the rationale, for a record."""
-        weights = dict(self.loss.constant_weights)
-        del weights["rationale"]
-        return {"part_weights": weights} if weights else {}
+    def _loss_of_parts(self) -> dict[str, Any]:
+        """What a record says of the loss besides λ; nothing where the method says nothing."""
+        found = {}
+        weights = {name: w for name, w in self.loss.constant_weights.items() if name != "rationale"}
+        if weights:
+            found["part_weights"] = weights
+        if isinstance(self.loss.normalizations, dict):
+            found["part_normalizations"] = self.loss.normalizations
+        return found
 
     @contextlib.contextmanager
     def accepted(self) -> Iterator[None]:
@@ -561,7 +565,7 @@ class Assembly:
         settings = {
             **self.task.record(),
             "rationale_weight": self.loss.constant_weight,
-            **self._further_weights(),
+            **self._loss_of_parts(),
             "train_steps": self.config.train_steps,
             "seed": self.config.seed,
             "data_settings": self.task.settings.record(),

@@ -88,7 +88,8 @@ def evaluate(
       eval_steps: number of batches of each split, at most; None takes all.
       with_rationales: also write the student's rationales into the predictions.
       max_decode_len: maximum number of tokens of an answer; the length of targets by default.
-      loss_normalization: see `losses.part_weights`.
+      loss_normalization: see `losses.part_weights`; parts that had normalisations of their own in
+        training have these.
       label_prefix: the task prefix of labels.
       rationale_prefix: the task prefix of rationales.
       prefix_side: which side reads the prefixes, `encoder` or `decoder`.
@@ -144,7 +145,7 @@ def evaluate(
         splits=splits,
         batch_size=batch_size,
         eval_steps=eval_steps,
-        loss_normalization=loss_normalization,
+        loss_normalization=trained.get("part_normalizations") or loss_normalization,
         with_rationales=with_rationales,
         max_decode_len=max_decode_len,
     )

@@ -21,7 +21,11 @@ from sbs_jax.files import atomic_write_text
 CONFIG = "config.gin"
 HISTORY = "config_history"
 
-_MACROS = {"feature_lengths": "TASK_FEATURE_LENGTHS"}
+_MACROS = {
+    "feature_lengths": "TASK_FEATURE_LENGTHS",
+    "part_weights": "the weights in PARTS",
+    "part_normalizations": "the normalizations in PARTS",
+}
 # Where things lie, and how they are computed: none of it decides what is learned. The examples and
 # tokens themselves are compared by the position in the data.
 _FREE = {

@@ -60,7 +60,10 @@ def read_columns(task: ResolvedTask, split: str) -> Columns:
     if task.settings.use_cached_tasks and columns["variant"][0].size:
         # Beam wrote them in any order.
         order = np.lexsort((columns["variant"][0], columns["example"][0]))
-        columns = {name: _permute(*column, order) for name, column in columns.items()}
+        columns = {
+            name: _permute(*column, order) if column[1].size else column
+            for name, column in columns.items()
+        }
     return columns
 
 

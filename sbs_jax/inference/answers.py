@@ -22,7 +22,7 @@ class Prediction:
       confidence: the probability of the label, in [0, 1]: among the candidates if the label set is
         closed (softmax over their log-probabilities), else among all texts.
       rationale: the rationale that the student wrote in one answer with the label, as `joint` ones
-        do; else None.
+        do, or before a label that reads it; else None.
       alternatives: the best labels with their confidences, best first; the candidates if the label
         set is closed. As many as were asked for, at least one.
       truncated: whether the input was cut to fit.

@@ -43,7 +43,7 @@ def answer(console: Console, predictor: Predictor, line: str, explain: bool, num
         rationale = predictor.rationales([line])[0].text
     # A joint student's label follows from its rationale: the whole answer counts there.
     label = None if predictor.prompting.is_joint else prediction.label
-    saliency = predictor.saliency(line, label)
+    saliency = predictor.saliency(line, label, rationale=prediction.rationale or "")
 
     def show(name: str, what: Text) -> None:
         console.print(Text.assemble((f"{name:<12}", "dim"), what), soft_wrap=True)

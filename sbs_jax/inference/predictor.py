@@ -179,6 +179,8 @@ class Predictor(Answerer):
     ) -> list[Prediction]:
         """Returns the labels of inputs, in their order.
 
+        A student whose label reads its own rationale (METHOD = 'cascaded') writes that first.
+
         Args:
           texts: inputs, without prefix.
           candidates: a closed label set; the predictor's own by default.
@@ -187,8 +189,18 @@ class Predictor(Answerer):
         Raises:
           UserError: the candidates are no label set.
         """
-        queries = [self.ask_label(text, candidates) for text in texts]
-        return self.run(queries, num_best=num_best)
+        if not self.prompting.is_cascaded:
+            queries = [self.ask_label(text, candidates) for text in texts]
+            return self.run(queries, num_best=num_best)
+        written = [rationale.text for rationale in self.rationales(texts)]
+        queries = [
+            self.ask_label(text, candidates, rationale=rationale)
+            for text, rationale in zip(texts, written, strict=True)
+        ]
+        return [
+            dataclasses.replace(answer, rationale=rationale)
+            for answer, rationale in zip(self.run(queries, num_best=num_best), written, strict=True)
+        ]
 
     def rationales(self, texts: Sequence[str]) -> list[Rationale]:
         """Returns the student's rationales for inputs, in their order."""
@@ -253,10 +265,12 @@ class Predictor(Answerer):
     def ask_explained(self, text: str, rationale: str) -> Query:
         """Returns a query for the label of `text` that shows the student a rationale.
 
-        Whatever the student's method is, the encoder reads the input of METHOD = 'rationale_input';
-        without a rationale that is the input alone.
+        A student whose label does not read rationales is given the input of METHOD =
+        'rationale_input'. Without a rationale that is the input alone.
         """
-        prompting = dataclasses.replace(self.prompting, method="rationale_input")
+        prompting = self.prompting
+        if not prompting.reads_rationales:
+            prompting = dataclasses.replace(prompting, method="rationale_input")
         return self._query(LABEL, prompting.encoder_text(LABEL, text, rationale), None)
 
     def ask_rationale(self, text: str, *, sample: int = 0) -> Query:

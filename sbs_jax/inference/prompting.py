@@ -108,6 +108,16 @@ class Prompting:
         return "rationale" in self._answer_fields
 
     @property
+    def is_cascaded(self) -> bool:
+        """Whether the student writes its rationale first, and then a label that reads it."""
+        return self.definition.is_cascaded
+
+    @property
+    def reads_rationales(self) -> bool:
+        """Whether the encoder's text that asks for a label holds a rationale."""
+        return "rationale" in parts_lib.fields_of(self.target(LABEL).reads)
+
+    @property
     def separator(self) -> str:
         """What stands in front of the label in the answer of a student that `is_joint`."""
         found = (piece for one in self.target(LABEL).outputs(self.texts) for piece in one)

@@ -127,8 +127,12 @@ def selected_row(
     Returns:
       `row` with the kept rationales alone. ``llm_rationale`` and ``llm_label`` are those of the
       highest score; ``rationale_scores`` holds the scores of the kept ones in the order of
-      ``llm_rationales``, and ``weight`` their weights (a number where there is one rationale). An
-      example none of whose rationales is kept has an empty rationale, which trains nothing.
+      ``llm_rationales``. With a weight, ``weight`` is that of the one rationale, and
+      ``rationale_weights`` gives it to all of its words. An example none of whose rationales is
+      kept has an empty rationale, which trains nothing.
+
+    Raises:
+      UserError: the rule gives a weight, and several rationales of the row are kept.
     """
     texts, labels = rationales_of(row), labels_of(row, TEACHER)
     places = selection.kept(scores, cutoff)
@@ -143,6 +147,12 @@ def selected_row(
             new["llm_labels"] = [labels[place] for place in places]
     new["rationale_scores"] = [scores[place] for place in places]
     if selection.weight is not None and places:
-        weights = [selection.weight_of(scores[place]) for place in places]
-        new["weight"] = weights if len(weights) > 1 else weights[0]
+        if len(places) > 1:
+            raise UserError(
+                f"WEIGHT = {selection.weight!r}: the example '{row['id']}' keeps {len(places)} "
+                "rationales, and only one can have a weight; set BEST = 1."
+            )
+        new["weight"] = selection.weight_of(scores[places[0]])
+        # One span, the whole text: what the loss reads (docs/methods.md, "Weights of words").
+        new["rationale_weights"] = [[0, len(new["llm_rationale"]), new["weight"]]]
     return new

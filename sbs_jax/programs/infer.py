@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -193,18 +194,28 @@ def _start(
     predictor: Predictor, items: Sequence[Item], first: int, explain: bool, num_best: int
 ) -> Callable[[], list[dict[str, Any]]]:
     """Puts a window under way; `first` is the number of its first input."""
-    labels = [_ask(predictor, item) for item in items]
+    in_two_stages = predictor.prompting.is_cascaded
     explained = []
-    if explain and not predictor.prompting.explains_itself:
+    if in_two_stages or (explain and not predictor.prompting.explains_itself):
         explained = [
             predictor.ask_rationale(item.input, sample=first + number)
             for number, item in enumerate(items)
         ]
+    written: list[str] = []
+    if in_two_stages:  # the label reads what the student has written, whatever the file holds
+        written = [answer.text for answer in predictor.run(explained)]
+        explained = []
+        items = [
+            dataclasses.replace(item, rationale=text)
+            for item, text in zip(items, written, strict=True)
+        ]
+    labels = [_ask(predictor, item) for item in items]
     finish_labels = predictor.start_all(labels, num_best=num_best)
     finish_rationales = predictor.start_all(explained)
 
     def finish() -> list[dict[str, Any]]:
-        rationales = [answer.text for answer in finish_rationales()] or [None] * len(items)
+        rationales = written or [answer.text for answer in finish_rationales()]
+        rationales = rationales or [None] * len(items)
         rows = []
         for item, answer, rationale in zip(items, finish_labels(), rationales, strict=True):
             row: dict[str, Any] = {

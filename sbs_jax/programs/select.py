@@ -93,11 +93,11 @@ def select(
     if base_checkpoint_path is not None:
         base = dataclasses.replace(loader, checkpoint_path=base_checkpoint_path).load()
     for student in (reader, base):
-        if student.prompting.is_joint:
+        if student.prompting.explains_itself:
             raise UserError(
-                f"{student.name}: a student of METHOD = 'joint' writes its own rationale before "
-                "the label, so that it cannot be given one; score with a student of METHOD = "
-                "'rationale_input'."
+                f"{student.name}: a student of METHOD = '{student.prompting.method}' writes its "
+                "own rationale with the label, so that it cannot be given one; score with one of "
+                "METHOD = 'rationale_input'."
             )
     progress = Progress()
     progress.note(f"{reader.name}: {reader.prompting.method}; without rationales: {base.name}")

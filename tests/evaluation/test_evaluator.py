@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 from sbs_jax import losses
 from sbs_jax.data import pipeline
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.resolving import resolve_task
+from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.decoding import shapes
 from sbs_jax.decoding.greedy import greedy_decode
@@ -237,3 +238,59 @@ def test_rationales_are_compared_with_those_that_are_trained(student, params):
     # Without rationales of the teacher's there is nothing to compare with.
     none = _evaluator(student, task="evaluator_toy_explained_standard", **options)
     assert none(params).metrics["test"]["chrf"] is None
+
+
+def _of_parts(name, parts):
+    settings = dataclasses.replace(settings_lib.current(), parts=parts)
+    return resolve_task(TaskChoice("evaluator_toy", method=name), settings)
+
+
+def test_a_cascaded_label_reads_the_students_own_rationale(student, params):
+    task = _of_parts(
+        "cascaded_toy", {"label": {"reads": "{input} so {rationale}"}, "rationale": {}}
+    )
+    lengths = {"inputs": 64, "targets": 24}
+    evaluator = Evaluator(student, task, lengths, splits=("validation",), batch_size=4)
+    asked = {}
+
+    def answers(params, inputs, prompt):
+        del params, prompt
+        texts = [task.vocabulary.decode(row[row > 1].tolist()) for row in inputs]
+        kind = texts[0].split(":")[0]
+        asked[kind] = texts
+        # Every third rationale is blank.
+        said = [f"since {number}" * (number % 3 > 0) for number in range(len(texts))]
+        return said if kind == "explain" else ["7"] * len(texts)
+
+    evaluator._answers = answers
+    rows = evaluator(params).predictions["validation"]
+    examples = toy.load("validation", None)
+    for number, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        text = " ".join(example["input"].split())
+        behind = f" so since {number}" if number % 3 else ""
+        assert asked["predict"][number] == f"predict: {text}{behind}"
+        assert row["rationale"] == f"since {number}" * (number % 3 > 0)
+        assert row["prediction"] == "7"
+    assert list(asked) == ["explain", "predict"]
+
+
+def test_expressions_vote(student, params):
+    parts = {"label": {}, "rationale": {}, "expression": {"writes": "label"}}
+    task = _of_parts("mixed_toy", parts)
+    options = {"splits": ("validation",), "batch_size": 4, "with_rationales": True}
+    evaluator = Evaluator(student, task, toy.LENGTHS, **options)
+    said = {
+        "predict": ["(0 + 1)", "99", "99"] + ["99"] * 10,
+        "explain": ["0 + 1 = 1.", "1 + 3 = 4.", "none"] + ["none"] * 10,
+        "expression": ["0 + 1", "1 + 3", "2 + 5"] + ["nothing"] * 10,
+    }
+    order = iter(("predict", "explain", "expression"))
+    evaluator._answers = lambda params, inputs, prompt: said[next(order)]
+    evaluation = evaluator(params)
+    values, rows = evaluation.metrics["validation"], evaluation.predictions["validation"]
+    assert values["accuracy"] == pytest.approx(1 / 13)
+    assert values["expression_accuracy"] == pytest.approx(3 / 13)
+    # The second is outvoted by expression and rationale; the third has no majority.
+    assert values["vote_accuracy"] == pytest.approx(2 / 13)
+    assert [row["vote"] for row in rows[:3]] == ["(0 + 1)", "4", "99"]
+    assert rows[1]["expression"] == "1 + 3"

@@ -271,3 +271,29 @@ def test_a_tokenizer_that_does_not_fit_the_embedding_is_told():
 def test_strategies_out_of_range(values, message):
     with pytest.raises(UserError, match=message):
         Strategy(**values)
+
+
+def test_a_cascaded_student_writes_the_rationale_that_its_label_reads():
+    network, params = toy.student()
+    parts = {
+        "label": {"reads": "{input}{RATIONALE_INPUT_SEPARATOR}{rationale}"},
+        "rationale": {},
+    }
+    shape = {"input_length": 64, "max_decode_len": toy.DECODE_LENGTH, "batch_size": 8}
+    tokenizer = toy.predictor().tokenizer
+
+    def asked(method, parts=None):
+        prompting = Prompting(method=method, parts=parts)
+        return Predictor(network, params, tokenizer, prompting=prompting, **shape)
+
+    cascaded, reader = asked("cascaded", parts), asked("rationale_input")
+    texts = ["Ann has 2", "Bo has 3 and 4"]
+    predictions = cascaded.labels(texts)
+    rationales = [rationale.text for rationale in reader.rationales(texts)]
+    assert any(rationales)
+    assert [prediction.rationale for prediction in predictions] == rationales
+    queries = [
+        reader.ask_label(text, rationale=rationale)
+        for text, rationale in zip(texts, rationales, strict=True)
+    ]
+    assert [p.label for p in predictions] == [answer.label for answer in reader.run(queries)]

@@ -395,3 +395,27 @@ def read_until(file, wanted):
         assert time.monotonic() < deadline, seen
         seen += os.read(file, 4096)
     return seen
+
+
+def test_a_cascaded_students_labels_read_its_own_rationales(tmp_path):
+    parts = {"label": {"reads": "{input} so {rationale}"}, "rationale": {}}
+    model = toy.write_model_dir(
+        tmp_path / "run",
+        method="cascaded",
+        feature_lengths={"inputs": 80, "targets": toy.DECODE_LENGTH},
+        data_settings={"parts": parts},
+    )
+    rows = [{"id": f"{n}", "input": f"Ann has {n}", "rationale": "given"} for n in range(5)]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loader = Loader(str(model), batch_size=8)
+    assert (
+        infer_lib.infer(loader=loader, output_file=str(tmp_path / "o"), input_file=str(path)) == 5
+    )
+    predictor = loader.load()
+    expected = predictor.labels([row["input"] for row in rows])
+    assert [row["label"] for row in read(tmp_path / "o")] == [answer.label for answer in expected]
+    infer_lib.infer(
+        loader=loader, output_file=str(tmp_path / "p"), input_file=str(path), explain=True
+    )
+    assert [row["rationale"] for row in read(tmp_path / "p")] == [one.rationale for one in expected]

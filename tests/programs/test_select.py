@@ -190,8 +190,11 @@ def test_rules():
     none = row_with(scores, min_score=3.0, weight="sigmoid")
     assert (none["llm_rationale"], none["llm_rationales"], none["llm_label"]) == ("", [], "l0")
     assert "weight" not in none
-    weights = row_with(scores, weight="sigmoid", temperature=2.0)["weight"]
-    np.testing.assert_allclose(weights, 1 / (1 + np.exp(-np.array(scores) / 2)), rtol=1e-12)
+    one = row_with(scores, weight="sigmoid", temperature=2.0, best=1)
+    assert one["weight"] == pytest.approx(1 / (1 + np.exp(-1.0)), rel=1e-12)
+    assert one["rationale_weights"] == [[0, 2, one["weight"]]]
+    with pytest.raises(UserError, match="the example 'a' keeps 4 rationales.*set BEST = 1"):
+        row_with(scores, weight="sigmoid")
     assert row_with([800.0], weight="sigmoid")["weight"] == 1.0
 
 

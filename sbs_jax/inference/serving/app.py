@@ -115,8 +115,38 @@ class Service:
         self._draining = True
         self.batcher.close(seconds)
 
-    def prepare(self, request: Any) -> tuple[list[tuple[Any, Any]], list[int | None]]:
+    def prepare_rationales(self, request: Any) -> list[tuple[Any, Any]]:
+        """Creates the first jobs of a request to a student that answers in two stages.
+
+        Returns:
+          Group and query for each input's rationale, which its label reads.
+
+        Raises:
+          UserError: an input is too long.
+        """
+        queries = []
+        for where, text, _, _ in _inputs_of(request):
+            query = self.predictor.ask_rationale(text, sample=next(self._samples))
+            self._require_fit(query, request, where)
+            queries.append(query)
+        return [(self.predictor.group(query), query) for query in queries]
+
+    def _require_fit(self, query: Any, request: Any, where: str) -> None:
+        if query.truncated and not request.truncate:
+            raise UserError(
+                f"{where}The input has more tokens than {self.predictor.input_length}, prefix "
+                "and end included; shorten it, or set truncate."
+            )
+
+    def prepare(
+        self, request: Any, written: Sequence[str] | None = None
+    ) -> tuple[list[tuple[Any, Any]], list[int | None]]:
         """Creates the jobs of a request for the batcher.
+
+        Args:
+          request: of the client.
+          written: the rationale that the student has written for each input, if it answers in two
+            stages. What does not fit of it is cut.
 
         Returns:
           Pairs of group and query: one for each input's label, then those for rationales; and for
@@ -125,33 +155,25 @@ class Service:
         Raises:
           UserError: an input is too long, or candidates are no label set.
         """
-        inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
         labels, texts = [], []
-        for number, one in enumerate(inputs):
-            where = f"inputs[{number}]: " if isinstance(request.inputs, list) else ""
-            text, own, given = (
-                (one, None, None)
-                if isinstance(one, str)
-                else (one.input, one.candidates, one.rationale)
-            )
+        for number, (where, text, own, given) in enumerate(_inputs_of(request)):
             own = own or request.candidates
             if own is not None and not self.max_candidates:
                 raise UserError(f"{where}This service takes no candidates of a request's own.")
             try:
-                query = self.predictor.ask_label(text, own, rationale=given or "")
+                rationale = (given or "") if written is None else written[number]
+                query = self.predictor.ask_label(text, own, rationale=rationale)
             except UserError as error:
                 raise UserError(f"{where}{error}") from error
-            if query.truncated and not request.truncate:
-                raise UserError(
-                    f"{where}The input has more tokens than {self.predictor.input_length}, prefix "
-                    "and end included; shorten it, or set truncate."
-                )
+            if written is None:
+                self._require_fit(query, request, where)
             labels.append(query)
             texts.append(text)
         explained: list[Any] = []
         places: list[int | None] = [None] * len(labels)
         # A joint student explains itself with its label.
-        if request.explain and not self.predictor.prompting.explains_itself:
+        explains_itself = self.predictor.prompting.explains_itself or written is not None
+        if request.explain and not explains_itself:
             explained = [
                 self.predictor.ask_rationale(text, sample=next(self._samples)) for text in texts
             ]
@@ -236,7 +258,17 @@ def create_app(
         count = len(request.inputs) if isinstance(request.inputs, list) else 1
         try:
             service.batcher.require_room(count)  # before any work: under overload that counts
-            jobs, places = await asyncio.to_thread(service.prepare, request)
+            written = None
+            if service.predictor.prompting.is_cascaded:
+                first = service.batcher.submit(
+                    await asyncio.to_thread(service.prepare_rationales, request)
+                )
+                rationales = await _unless_gone(http, first)
+                if rationales is None:
+                    service.batcher.cancel(first)
+                    return Response(status_code=499)
+                written = [rationale.text for rationale in rationales]
+            jobs, places = await asyncio.to_thread(service.prepare, request, written)
             futures = service.batcher.submit(jobs)
         except FullError as error:
             service.metrics.rejected(count)
@@ -248,9 +280,12 @@ def create_app(
             service.batcher.cancel(futures)
             return Response(status_code=499)  # for the metrics alone: the client is gone
         service.metrics.inputs(count)
+        explained = [None if place is None else answers[place].text for place in places]
+        if written is not None and request.explain:
+            explained = written
         predictions = [
-            _prediction(answer, None if place is None else answers[place].text, request.explain)
-            for answer, place in zip(answers, places, strict=False)
+            _prediction(answer, rationale, request.explain)
+            for answer, rationale in zip(answers, explained, strict=False)
         ]
         return JSONResponse({"model": service.predictor.name, "predictions": predictions})
 
@@ -335,6 +370,17 @@ async def _unless_gone(request: Request, futures: Sequence[Future[Any]]) -> list
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _inputs_of(request: Any) -> Iterator[tuple[str, str, Any, str | None]]:
+    """Yields of each input its place for errors, its text, its candidates and its rationale."""
+    several = isinstance(request.inputs, list)
+    for number, one in enumerate(request.inputs if several else [request.inputs]):
+        where = f"inputs[{number}]: " if several else ""
+        if isinstance(one, str):
+            yield where, one, None, None
+        else:
+            yield where, one.input, one.candidates, one.rationale
 
 
 def _prediction(answer: Any, rationale: str | None, explain: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from sbs_jax.errors import UserError
+from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.serving import server
 from sbs_jax.inference.serving.app import Service
 from tests.inference.serving.support import TIMEOUT, FakePredictor, Served
@@ -268,3 +269,18 @@ def test_a_port_that_is_taken():
     listener.close()
     with pytest.raises(UserError, match="PORT = 99999: cannot listen there"):
         server.listen("127.0.0.1", 99999)
+
+
+def test_a_cascaded_student_answers_in_two_stages(serve):
+    predictor = FakePredictor()
+    predictor.prompting = Prompting(
+        method="cascaded", parts={"label": {"reads": "{input} {rationale}"}, "rationale": {}}
+    )
+    served = serve(predictor)
+    # The label reads what the student has written, not what the client gives.
+    status, _, answer = served.predict({"inputs": ["a", {"input": "b", "rationale": "r"}]})
+    assert status == 200
+    assert labels(answer) == ["ABECAUSE OF A", "BBECAUSE OF B"]
+    assert [one["rationale"] for one in answer["predictions"]] == [None, None]
+    _, _, answer = served.predict({"inputs": "c", "explain": True})
+    assert [one["rationale"] for one in answer["predictions"]] == ["because of c"]

@@ -193,7 +193,7 @@ def test_rules():
     one = row_with(scores, weight="sigmoid", temperature=2.0, best=1)
     assert one["weight"] == pytest.approx(1 / (1 + np.exp(-1.0)), rel=1e-12)
     assert one["rationale_weights"] == [[0, 2, one["weight"]]]
-    with pytest.raises(UserError, match="the example 'a' keeps 4 rationales.*set BEST = 1"):
+    with pytest.raises(UserError, match=r"the example 'a' keeps 4 rationales.*set BEST = 1"):
         row_with(scores, weight="sigmoid")
     assert row_with([800.0], weight="sigmoid")["weight"] == 1.0
 

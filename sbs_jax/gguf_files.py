@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gguf
 import numpy as np
 from gguf.constants import GGUFValueType
 
 from sbs_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class GGUFFile:
@@ -126,7 +129,8 @@ class _Reader(gguf.GGUFReader):
 
     def _strings(self, start: int, count: int) -> tuple[list[str], int]:
         size = struct.Struct("<Q" if self.byte_order == "I" else ">Q")
-        data, at, found = memoryview(self.data), start, []
+        # numpy's types miss that a memory map is a buffer in Python 3.11.
+        data, at, found = memoryview(cast("Buffer", self.data)), start, []
         for _ in range(count):
             (length,) = size.unpack_from(data, at)
             at += size.size

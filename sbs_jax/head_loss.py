@@ -103,8 +103,10 @@ def sum_parts(
     total, tokens = _weighted(
         options, head.params_of(params), cut(hidden), cut(targets), cut(scales)
     )
-    tokens = jax.tree.map(lambda x: join(jax.lax.stop_gradient(x)), tokens)
-    return total, losses.sum_tokens(*tokens, target_parts, segment_ids, weights, names=names)
+    cross_entropies, z_losses, correct = (join(jax.lax.stop_gradient(x)) for x in tokens)
+    return total, losses.sum_tokens(
+        cross_entropies, z_losses, correct, target_parts, segment_ids, weights, names=names
+    )
 
 
 @dataclasses.dataclass(frozen=True)

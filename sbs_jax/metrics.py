@@ -47,7 +47,7 @@ def value_match(prediction: str, target: str) -> bool:
     predicted, wanted = evaluate_expression(prediction), evaluate_expression(target)
     if predicted is None or wanted is None:
         return False
-    return abs(predicted - wanted) <= VALUE_TOLERANCE * max(1, abs(wanted))
+    return abs(predicted - wanted) <= VALUE_TOLERANCE * max(Fraction(1), abs(wanted))
 
 
 def value_or_text_match(prediction: str, target: str) -> bool:
@@ -73,7 +73,7 @@ BY_VALUE = ("value", "value_or_text")
 """The scorers that compare values; a rationale's sums say something about such answers."""
 
 
-def accuracy(scores: Sequence[bool]) -> float:
+def accuracy(scores: Sequence[float]) -> float:
     """Returns the share of true `scores`, NaN for none."""
     return sum(map(bool, scores)) / len(scores) if scores else math.nan
 

@@ -122,8 +122,8 @@ def _losses(metrics: Mapping[str, Value]) -> str:
     for part in dict.fromkeys((*NAMES, *others)):
         if f"{part}_loss" in metrics and part != "z":
             shown.append(f"{part} {_short(metrics[f'{part}_loss'])}")
-    if metrics.get("examples_per_second") is not None:
-        shown.append(f"{_rate(metrics['examples_per_second'])} examples/s")
+    if (rate := metrics.get("examples_per_second")) is not None:
+        shown.append(f"{_rate(rate)} examples/s")
     return " · ".join(shown)
 
 

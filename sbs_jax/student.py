@@ -169,7 +169,7 @@ class Student:
             with self.context():
                 return jitted.lower(*args, **kwargs)
 
-        call.lower = lower
+        call.lower = lower  # type: ignore[attr-defined]  # as what `jax.jit` returns has
         return call
 
     @contextlib.contextmanager

@@ -178,7 +178,7 @@ def from_gguf(meta: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
             f"{path}: its tokenizer is of kind {kind!r}, of which a GGUF file does not hold the "
             "merges; use the Hugging Face folder of this model."
         )
-    splitters = {
+    splitters: dict[str, list[Any]] = {
         "smollm": [pre_tokenizers.Digits(individual_digits=True)],
         "llama-bpe": [_split(_LLAMA3)],
         "qwen2": [_split(_QWEN2)],

@@ -4,7 +4,7 @@ Importing this package registers them all; gin files import the one that they ne
 the tutorial: a copy of it is a task of your own.
 """
 
-from sbs_jax.tasks import (
+from . import (
     anli1,
     arithmetic,
     asdiv,

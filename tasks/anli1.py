@@ -9,7 +9,8 @@ which is mostly empty in the training examples. The folder, and its files, may a
 from __future__ import annotations
 
 from sbs_jax import Row, register_public
-from sbs_jax.tasks.nli import LABELS, nli_input, nli_label
+
+from .nli import LABELS, nli_input, nli_label
 
 
 def to_example(row: Row) -> dict[str, str] | None:

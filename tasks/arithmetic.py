@@ -12,7 +12,8 @@ import gin
 
 from sbs_jax import DataSettings, Example, register_dataset
 from sbs_jax.errors import UserError
-from sbs_jax.tasks.arithmetic_problems import make_problems
+
+from .arithmetic_problems import make_problems
 
 FURTHER_FIELDS = (
     "second_rationale",

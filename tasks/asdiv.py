@@ -35,8 +35,9 @@ from sbs_jax.data.release import changed
 from sbs_jax.data.settings import RELEASE
 from sbs_jax.errors import UserError
 from sbs_jax.metrics import evaluate_expression
-from sbs_jax.tasks import svamp
-from sbs_jax.tasks.held_out import find_file, published_files
+
+from . import svamp
+from .held_out import find_file, published_files
 
 PAGE = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml"
 

@@ -14,8 +14,9 @@ import random
 import gin
 
 from sbs_jax.data.release import Example
-from sbs_jax.tasks import puzzles
-from sbs_jax.tasks.names import FIRST
+
+from . import puzzles
+from .names import FIRST
 
 LABELS = ("yes", "no")
 

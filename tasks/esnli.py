@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from sbs_jax import Row, register_public
-from sbs_jax.tasks.nli import LABELS, nli_input, nli_label
+
+from .nli import LABELS, nli_input, nli_label
 
 
 def to_example(row: Row) -> dict[str, Any] | None:

@@ -6,8 +6,6 @@ The number is the label; the solution before it is a human rationale. Completion
 in ``llm/{split}_CoT_0.json`` and so on; they end in ``The answer is 24.`` or ``#### 24``.
 """
 
-from __future__ import annotations
-
 import re
 
 import gin

@@ -16,7 +16,8 @@ from typing import Any
 
 from sbs_jax import Row, register_public
 from sbs_jax.metrics import evaluate_expression
-from sbs_jax.tasks.held_out import find_file, published_files
+
+from .held_out import find_file, published_files
 
 _ENDINGS = (".json", ".jsonl", ".csv")
 _QUESTIONS = ("sQuestion", "Question", "question", "original_text", "input")

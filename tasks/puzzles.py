@@ -10,7 +10,8 @@ from typing import Any
 
 from sbs_jax import DataSettings, Example, register_dataset
 from sbs_jax.errors import UserError
-from sbs_jax.tasks.names import make_distinct
+
+from .names import make_distinct
 
 LoadFn = Callable[..., list[Example]]
 

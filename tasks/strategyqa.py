@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sbs_jax import Row, read_rows, register_public
-from sbs_jax.tasks.held_out import find_file, published_files
+
+from .held_out import find_file, published_files
 
 LABELS = ("yes", "no")
 _TRAIN = ("strategyqa_train.json", "train.json", "train.jsonl", "task.json")
@@ -44,7 +45,7 @@ def _label(row: Row) -> str:
         scores = row["target_scores"]
         if not isinstance(scores, dict) or not scores:
             raise row.error("field 'target_scores' must give the scores of Yes and No")
-        answer = max(scores, key=scores.get)
+        answer = max(scores, key=scores.__getitem__)
     else:
         answer = row["answer"]
     if isinstance(answer, bool):

@@ -118,6 +118,7 @@ class CheckpointManager(Closing):
         if value is None or best is None:
             return value is not None
         known = self._values[best]
+        assert known is not None  # `best_step` is of a value.
         return value > known if self._best_mode == "max" else value < known
 
     def save(

@@ -151,11 +151,11 @@ def _score_table(
     rows = []
     for split, values in sorted(found.items()):
         for metric in _SCORES:
-            value = values.get(metric)
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            score = values.get(metric)
+            if not isinstance(score, int | float) or not math.isfinite(score):
                 continue
             stderr = values.get(f"{metric}_stderr")
-            summary = f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr else "")
+            summary = f"{score:.4f}" + (f" ± {stderr:.4f}" if stderr else "")
             examples = values.get("examples")
             rows.append(
                 f"| {split} | {metric.replace('_', ' ')} | {summary} | "

@@ -129,7 +129,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: st
             if kind == "F16":
                 _require_no_overflow(name, whole, rounded)
             # bfloat16 has no buffer protocol.
-            file.write(memoryview(rounded.reshape(-1).view(np.uint8)))
+            file.write(rounded.reshape(-1).view(np.uint8).data)
 
 
 def _require_no_overflow(name: str, values: np.ndarray, rounded: np.ndarray) -> None:

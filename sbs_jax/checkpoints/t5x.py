@@ -173,8 +173,8 @@ def _orbax_tree(state: epath.Path) -> _OrbaxTree:
         return _OrbaxTree(tuple(names), ocdbt, "zarr")
     try:
         content = json.loads(file.read_text())
-        keys = [entry["key_metadata"] for entry in content["tree_metadata"].values()]
-        names = [".".join(str(part["key"]) for part in key) for key in keys]
+        entries = [entry["key_metadata"] for entry in content["tree_metadata"].values()]
+        names = [".".join(str(part["key"]) for part in entry) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: is no readable description of an Orbax checkpoint ({_reason(error)})."

@@ -111,7 +111,8 @@ def place(tensor: StoredTensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def read(index: Index) -> np.ndarray:
+    def read(index: Index | None) -> np.ndarray:
+        assert index is not None
         # Several devices may hold the same part.
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
         if bounds not in parts:

@@ -124,7 +124,8 @@ def _unreadable(folder: epath.Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise on damaged files into `UnreadableError`."""
     # The reads of the other arrays, given up halfway, would report themselves on stderr at length.
     hooks = sys.unraisablehook, sys.excepthook
-    sys.unraisablehook = sys.excepthook = lambda *_: None
+    sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError):

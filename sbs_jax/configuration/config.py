@@ -296,7 +296,8 @@ class GinConfig:
             if not self.is_live(binding):
                 continue
             value, macro = self.resolve(binding.value)
-            annotation = value_types.annotations(configurable.wrapped).get(binding.parameter, Any)
+            known = value_types.annotations_of(configurable.wrapped)
+            annotation = known.get(binding.parameter, Any)
             if value_types.fits(value, annotation):
                 continue
             origin = macro or binding

@@ -49,8 +49,8 @@ def find(
         others = nearest(selector, sorted(names))
         hint = f"did you mean {' or '.join(others)}?" if others else "no gin file mentions it."
     except KeyError:
-        names = " or ".join(sorted(_REGISTRY.matching_selectors(selector)))
-        raise UserError(f"{source}: {selector} may mean {names}; write it out.") from None
+        meant = " or ".join(sorted(_REGISTRY.matching_selectors(selector)))
+        raise UserError(f"{source}: {selector} may mean {meant}; write it out.") from None
     except NameError:
         imported = sorted(name for name in context._symbol_table if name != "gin")
         others = nearest(first, imported)

@@ -98,7 +98,7 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
             finished = False
         return 0 if finished or flags.exit_zero_when_stopped else UNFINISHED
     except UserError as error:
-        return _fail(lookup.unglue(error), error, debug)
+        return _fail(str(lookup.unglue(error)), error, debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -108,17 +108,17 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as raised:
-        error: BaseException | None = raised
+        cause: BaseException | None = raised
         # gin raises a copy without number and file; the original is its context.
-        while isinstance(error, OSError) and error.errno is None:
-            error = error.__context__
-        if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
+        while isinstance(cause, OSError) and cause.errno is None:
+            cause = cause.__context__
+        if not isinstance(cause, OSError) or cause.errno not in DISK_ERRORS:
             raise
         # Whatever reads or writes a file may find the disk full or closed to it.
-        return _fail(refused(error), error, debug)
+        return _fail(refused(cause), cause, debug)
 
 
-def _fail(sentence: str, error: Exception, debug: bool) -> int:
+def _fail(sentence: str, error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     print(f"error: {sentence}", file=sys.stderr)

@@ -529,7 +529,9 @@ def _heading(lines: Sequence[str], index: int) -> str:
     return ""
 
 
-def _syntax_error(error: Exception, name: str, is_flag: bool, lines: Sequence[str]) -> UserError:
+def _syntax_error(
+    error: SyntaxError | tokenize.TokenError, name: str, is_flag: bool, lines: Sequence[str]
+) -> UserError:
     if isinstance(error, tokenize.TokenError):
         line = error.args[1][0]
         reason = "a bracket or a string is not closed"

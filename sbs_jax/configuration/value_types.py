@@ -7,7 +7,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # In `Annotated[str, "or None"]`: None may be bound too, and stands for the default.
@@ -15,7 +15,7 @@ _OR_NONE = "or None"
 _LITERALS = (str, bool, int, float, type(None), dict, list, tuple)
 
 
-def annotations(function: Any) -> dict[str, Any]:
+def annotations_of(function: Any) -> dict[str, Any]:
     """Annotations of a function's or a class's parameters; {} where they cannot be evaluated."""
     function = inspect.unwrap(function)
     if inspect.isclass(function) and "__dataclass_fields__" not in vars(function):
@@ -58,7 +58,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return True
     if issubclass(kind, os.PathLike):
         return isinstance(value, str)
-    if kind is collections.abc.Callable:
+    if annotation is Callable or origin is collections.abc.Callable:
         return False
     if issubclass(kind, Mapping):
         return isinstance(value, dict) and _items_fit(value, args)

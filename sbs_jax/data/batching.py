@@ -157,24 +157,24 @@ class _BatchMaker:
         # Several records of a row may have the same inputs in the same place.
         shared = records.source is not None
         once = np.unique(start, return_index=True)[1] if shared else np.s_[:]
-        source, goal, lengths = _gather(records.input_offsets, ids[once], start[once])
+        source, goal, sizes = _gather(records.input_offsets, ids[once], start[once])
         flat["encoder_input_tokens"][goal] = records.input_tokens[source]
-        flat["encoder_segment_ids"][goal] = np.repeat(placement.source[once], lengths)
+        flat["encoder_segment_ids"][goal] = np.repeat(placement.source[once], sizes)
         self.fill.input_tokens += source.size
 
         start = placement.row * self.row_targets + placement.target_start
-        source, goal, lengths = _gather(records.target_offsets, ids, start)
+        source, goal, sizes = _gather(records.target_offsets, ids, start)
         targets = records.target_tokens[source]
         flat["decoder_target_tokens"][goal] = targets
         flat["decoder_target_parts"][goal] = records.target_parts[source]
-        flat["decoder_segment_ids"][goal] = np.repeat(placement.segment, lengths)
+        flat["decoder_segment_ids"][goal] = np.repeat(placement.segment, sizes)
         if records.target_weights is not None:
             flat[WEIGHTS][goal] = records.target_weights[source]
         if records.source is not None:
-            flat["decoder_source_ids"][goal] = np.repeat(placement.source, lengths)
+            flat["decoder_source_ids"][goal] = np.repeat(placement.source, sizes)
         shifted = np.empty_like(targets)
         shifted[1:] = targets[:-1]
-        shifted[np.cumsum(lengths) - lengths] = 0
+        shifted[np.cumsum(sizes) - sizes] = 0
         flat["decoder_input_tokens"][goal] = shifted
         self.fill.target_tokens += source.size
 
@@ -364,6 +364,7 @@ class TrainBatches(Iterator[Batch]):
         records = self._maker.records
         chosen = (rng.random(self._variants.size) * self._variants).astype(np.int32)
         example = np.searchsorted(self._starts, ids, side="right") - 1
+        assert records.variant is not None
         variant = records.variant[ids]
         return ids[(variant < 0) | (variant == chosen[example])]
 
@@ -530,7 +531,7 @@ def _mixed_examples(
     for number, (size, rate) in enumerate(mixture):
         count = max(1, round(total * rate / rates)) if size else 0
         first = epoch * count
-        rounds = range(first // size, (first + count - 1) // size + 1) if size else ()
+        rounds = range(first // size, (first + count - 1) // size + 1) if size else range(0)
         orders = [np.random.default_rng([seed, number, own, 1]).permutation(size) for own in rounds]
         if orders:
             start = first - rounds[0] * size

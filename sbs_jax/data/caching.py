@@ -84,7 +84,7 @@ def _changed(path: Path, task: ResolvedTask, split: str) -> str:
             return f"{name.upper()} was {then.get(name)!r} and is {value!r}"
     if vocabulary != vocabulary_hash(task.vocabulary):
         return "the vocabulary is another one"
-    if examples.get(split) != examples_hash(task.info, split):
+    if examples.get(split) != examples_hash(task.require_info("be cached"), split):
         return "the examples are others (data files, TRAIN_FRACTION, TRAIN_EXAMPLES or seeds)"
     return ""
 

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -219,12 +220,13 @@ def _clean(examples: list[Example]) -> list[Example]:
     An EOS string in an input stays: data sets join premise and hypothesis with it.
     """
     for example in examples:
-        for key, value in example.items():
+        fields: dict[str, Any] = example  # type: ignore[assignment]  # written by computed keys
+        for key, value in fields.items():
             clean = _clean_text if key in ("input", "id") else _clean_target
             if isinstance(value, str):
-                example[key] = clean(value)
+                fields[key] = clean(value)
             elif isinstance(value, list) and all(isinstance(text, str) for text in value):
-                example[key] = list(map(clean, value))
+                fields[key] = list(map(clean, value))
     return examples
 
 

@@ -218,7 +218,8 @@ def _encode(
 ) -> tuple[np.ndarray, int]:
     """Returns padded tokens int32 [texts, L], EOS included, and how many texts were cut."""
     with settings_lib.override(task.settings):
-        encoded = task.info.dataset.vocabulary.encode_batch(texts)
+        info = task.require_info("be evaluated")
+        encoded = info.dataset.vocabulary.encode_batch(texts)
     lengths = np.array([len(ids) + 1 for ids in encoded], np.int64)
     if task.settings.strict_lengths:
         refuse_cuts(where, "inputs", lengths, limit, place_of)

@@ -53,10 +53,11 @@ class Placement:
         """Returns the placement of the records of all `placements`, which share `rows` rows."""
         columns = ("row", "segment", "source", "input_start", "target_start")
         none = np.zeros(0, np.int64)
-        return Placement(
-            *(np.concatenate([none, *(getattr(p, name) for p in placements)]) for name in columns),
-            rows=rows,
-        )
+        joined = {
+            name: np.concatenate([none, *(getattr(p, name) for p in placements)])
+            for name in columns
+        }
+        return Placement(**joined, rows=rows)
 
 
 def one_per_row(count: int) -> Placement:

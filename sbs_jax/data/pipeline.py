@@ -130,8 +130,9 @@ def _token_weights(
 
 def _place_of(task: ResolvedTask, split: str, example: np.ndarray, record: int) -> str:
     """Returns the file and the line of a record's example, which is read again for it."""
+    info = task.require_info("be read")
     with settings_lib.override(task.settings):
-        examples = registration.load_examples(task.info.dataset, split)
+        examples = registration.load_examples(info.dataset, split)
     return place(examples[int(example[record])])
 
 

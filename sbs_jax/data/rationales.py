@@ -32,7 +32,7 @@ def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Ex
     found = sum(example["id"] in rows for example in examples)
     joined = []
     for example in examples:
-        plain = changed(example)
+        plain: Any = changed(example)
         for key in ("llm_label", "llm_rationale"):
             plain.pop(key, None)
         if found:

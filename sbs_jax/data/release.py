@@ -95,7 +95,7 @@ def add_fields(example: Example, fields: Mapping[str, Any]) -> None:
     example.fields = {**getattr(example, "fields", {}), **fields}  # type: ignore[attr-defined]
 
 
-def rationale_texts(value: str | list[str]) -> list[str]:
+def rationale_texts(value: Any) -> list[str]:
     """Returns the rationales in a field of `Example` that are not blank; ``['']`` if all are.
 
     >>> rationale_texts(['Because.', '']), rationale_texts('')
@@ -208,7 +208,8 @@ def make_examples(
     the published code takes from it (`parsers.kept_rationale`).
     """
     examples = []
-    for row, completion in zip(rows, completions or [None] * len(rows), strict=True):
+    said: Sequence[str | None] = completions or [None] * len(rows)
+    for row, completion in zip(rows, said, strict=True):
         fields = convert(row)
         if fields is None:
             continue

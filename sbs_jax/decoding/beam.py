@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.decoding.begin import PAD_ID, begin
 from sbs_jax.errors import UserError
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache
 
 LENGTH_PENALTIES = ("t5x", "huggingface")
@@ -52,7 +52,7 @@ class _Search(NamedTuple):
 
 
 def beam_decode(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     *,
@@ -136,7 +136,7 @@ def beam_decode(
     ),
 )
 def _search(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     alpha: Float[Array, ""],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
 
 PAD_ID = 0
@@ -32,7 +32,7 @@ class Beginning(NamedTuple):
 
 
 def begin(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     num_slots: int,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -88,7 +90,9 @@ def candidate_tree(
     if shared:
         arrays = [array[:, 0] for array in arrays]
     order = np.argsort(sorting, axis=1).astype(np.int32)
-    return CandidateTree(*arrays, order[0] if shared else order)
+    # A tree in numpy: jax takes its arrays where it takes its own.
+    tree: list[Any] = [*arrays, order[0] if shared else order]
+    return CandidateTree(*tree)
 
 
 def plain_tree(
@@ -168,9 +172,9 @@ def _build(rows: np.ndarray, paths: np.ndarray, shared: bool) -> tuple[np.ndarra
     visible = np.zeros((batch, total, total), bool)
     visible[:, np.arange(total), np.arange(total)] = True
     for step in range(1, steps):
-        row, candidate = np.nonzero(first[:, :, step])
-        mine, parent = numbers[row, candidate, step], numbers[row, candidate, step - 1]
-        visible[row, mine] |= visible[row, parent]
+        new = np.nonzero(first[:, :, step])
+        mine, parent = numbers[*new, step], numbers[*new, step - 1]
+        visible[new[0], mine] |= visible[new[0], parent]
     length = rows.shape[-1]
     return tokens, depths, visible, numbers[..., steps - length :].astype(np.int32), rows
 

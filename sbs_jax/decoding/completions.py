@@ -169,7 +169,7 @@ class CompletionEngine:
         prefix: Memory | None,
     ) -> tuple[jax.Array, Cache]:
         """Sends prompts [B, N] through the network in pieces; returns the last logits [B, V]."""
-        logits = None
+        logits: Any = None
         for start in range(0, tokens.shape[1], _PREFILL_COLUMNS):
             piece = tokens[:, start : start + _PREFILL_COLUMNS]
             logits, cache = _step(
@@ -236,16 +236,17 @@ class _Batch:
             padding[row] = length - len(rest)
         at_once = max(1, _PREFILL_TOKENS // min(length, _PREFILL_COLUMNS))
         at_once = min(self.size, 2 ** (at_once.bit_length() - 1))
-        parts = []
+        parts: list[tuple[jax.Array, Cache]] = []
         for start in range(0, self.size, at_once):
             part = slice(start, start + at_once)
             cache = engine.cache(at_once, columns)
             parts.append(engine._prefill(tokens[part], padding[part], cache, self.prefix))
-        self.logits, self.store = (
+        joined: tuple[jax.Array, Cache] = (
             parts[0]
             if len(parts) == 1
             else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
         )
+        self.logits, self.store = joined
         self.padding = padding
         self.column, self.columns = length, columns
 
@@ -336,7 +337,7 @@ def _step(
     cache: Cache,
     prefix: Memory | None,
 ) -> tuple[jax.Array, Cache]:
-    logits, cache = network.apply(
+    made: Any = network.apply(
         {"params": params},
         tokens,
         column,
@@ -346,6 +347,7 @@ def _step(
         last_only=True,
         method="continue_texts",
     )
+    logits, cache = made
     return logits[:, -1], cache
 
 
@@ -427,7 +429,8 @@ def _empty_cache(network: DecoderOnly, rows: int, columns: int) -> Cache:
 
 def shared_beginning(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     """Returns the longest common beginning that leaves at least one token of every prompt."""
-    low, high = min(prompts), max(prompts)
+    lists = [list(prompt) for prompt in prompts]
+    low, high = min(lists), max(lists)
     end = min(len(low), len(high), *(len(prompt) - 1 for prompt in prompts))
     for place in range(end):
         if low[place] != high[place]:

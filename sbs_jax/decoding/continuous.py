@@ -30,19 +30,22 @@ from sbs_jax.decoding import shapes
 from sbs_jax.decoding.begin import PAD_ID
 from sbs_jax.decoding.greedy import most_likely
 from sbs_jax.decoding.sampling import draw
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
 
 REFILL_SHARE = 4
 """Slots are refilled when one in so many has ended."""
 
 
-class Network(Protocol):
+class OnMesh(Protocol):
     """What is needed of a `student.Student`: the module, its mesh, and how to compile on it."""
 
-    model: Transformer
+    model: Network
     mesh: Mesh
-    rules: Sequence[tuple[str, str | None]]
+
+    @property
+    def rules(self) -> Sequence[tuple[str, str | None]]:
+        """The mesh axis of each logical axis."""
 
     @property
     def replicated(self) -> NamedSharding:
@@ -139,7 +142,7 @@ class ContinuousDecoder:
 
     def __init__(
         self,
-        network: Network,
+        network: OnMesh,
         *,
         max_decode_len: int,
         prompt: Sequence[int] = (),
@@ -320,7 +323,7 @@ class ContinuousDecoder:
         )
 
     def _grow_fn(self, slots: Slots, length: int) -> Slots:
-        return slots.replace(memory=slots.memory.widened(length))
+        return dataclasses.replace(slots, memory=slots.memory.widened(length))
 
     def _encode_fn(self, params: Any, tokens: Int[Array, "B S"], length: int) -> EncoderMemory:
         memory, _ = self._model.apply({"params": params}, tokens, 1, method="start_decoding")
@@ -330,7 +333,7 @@ class ContinuousDecoder:
         """Puts encoded inputs into slots; the last one may be there several times."""
         count = taken.rows.shape[0]
 
-        def put(array: Array, rows: Array) -> Array:
+        def put(array: Array, rows: Array | np.ndarray) -> Array:
             for i in range(count):
                 array = lax.dynamic_update_index_in_dim(array, rows[i], taken.places[i], axis=0)
             return array
@@ -342,7 +345,8 @@ class ContinuousDecoder:
         if prompt_length:
             cache = jax.tree.map(put, cache, self._prompted(params, own, slots))
         broadcast = functools.partial(jnp.broadcast_to, shape=(count,))
-        return slots.replace(
+        return dataclasses.replace(
+            slots,
             tokens=put(slots.tokens, broadcast(jnp.int32(self._fed[-1]))),
             starts=put(slots.starts, broadcast(slots.step - prompt_length)),
             active=put(slots.active, broadcast(jnp.bool_(True))),
@@ -416,7 +420,8 @@ class ContinuousDecoder:
         ended = (tokens == self._eos_id) | (position + 1 >= self.max_decode_len)
         # What a row has written stays until the host has read it.
         kept = jnp.where(slots.active, tokens, slots.written[slot])
-        return slots.replace(
+        return dataclasses.replace(
+            slots,
             step=slots.step + 1,
             tokens=tokens,
             active=slots.active & ~ended,
@@ -471,12 +476,12 @@ class _Pool:
 class _Taken(NamedTuple):
     """Requests of a pool on their way into slots; all int32 [Q], samples uint32."""
 
-    rows: Array
-    samples: Array
-    places: Array
+    rows: Array | np.ndarray
+    samples: Array | np.ndarray
+    places: Array | np.ndarray
 
 
-def _shardings(network: Network) -> tuple[Any, Slots]:
+def _shardings(network: OnMesh) -> tuple[Any, Slots]:
     """Returns the shardings of an `EncoderMemory` and of `Slots`: rows along `data`."""
 
     def on(*axes: str | None) -> NamedSharding:
@@ -487,8 +492,9 @@ def _shardings(network: Network) -> tuple[Any, Slots]:
     memory = network.model.memory_type.spread(heads, row)
     rows = dict.fromkeys(("tokens", "starts", "active", "scores", "samples"), row)
     cache = network.model.cache_type.spread(heads)
-    slots: Any = Slots(step=on(), written=on(None, "data"), memory=memory, cache=cache, **rows)
-    return memory, slots
+    # Of shardings, in the places of the arrays.
+    fields: dict[str, Any] = {"step": on(), "written": on(None, "data"), **rows}
+    return memory, Slots(memory=memory, cache=cache, **fields)
 
 
 def _indices(taken: Sequence[_Encoded], places: Sequence[int], count: int) -> _Taken:
@@ -502,5 +508,5 @@ def _indices(taken: Sequence[_Encoded], places: Sequence[int], count: int) -> _T
     )
 
 
-def _empty_cache(model: Transformer, rows: int, slots: int) -> DecoderCache:
+def _empty_cache(model: Any, rows: int, slots: int) -> DecoderCache:
     return model.decoder.empty_cache(rows, slots)

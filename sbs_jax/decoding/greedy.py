@@ -11,12 +11,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.decoding.begin import PAD_ID, begin
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.interface import Network
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id"))
 def greedy_decode(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     *,
@@ -49,7 +49,7 @@ def greedy_decode(
 
 @functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id"))
 def greedy_decode_scored(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     *,
@@ -64,7 +64,7 @@ def greedy_decode_scored(
 
 
 def _greedy(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     max_decode_len: int,

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sbs_jax.decoding.candidates import CandidateTree, candidate_tree, plain_tree
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import EncoderMemory
 
 MAX_LOGITS = 1 << 25
@@ -20,7 +20,7 @@ MAX_LOGITS = 1 << 25
 
 
 def rank_candidates(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     candidates: Int[Array, "*B C T"] | CandidateTree,
@@ -64,7 +64,7 @@ def rank_candidates(
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _rank(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     tree: CandidateTree,
@@ -74,8 +74,11 @@ def _rank(
     if tree.order.ndim == 1:
         # One row of everything, which broadcasts.
         tree = CandidateTree(
-            *(array[:, None] for array in (tree.tokens, tree.depths, tree.visible)),
-            *(array[:, None] for array in (tree.nodes, tree.candidates)),
+            tree.tokens[:, None],
+            tree.depths[:, None],
+            tree.visible[:, None],
+            tree.nodes[:, None],
+            tree.candidates[:, None],
             tree.order[None],
         )
     groups = (tree.tokens, tree.depths, tree.visible, tree.nodes, tree.candidates)
@@ -90,7 +93,7 @@ def _rank(
 
 
 def _score(
-    model: Transformer, params: Any, memory: EncoderMemory, group: tuple[Array, ...]
+    model: Network, params: Any, memory: EncoderMemory, group: tuple[Array, ...]
 ) -> Float[Array, "B C"]:
     """Log-probabilities of the candidates of one group."""
     tokens, depths, visible, nodes, candidates = group
@@ -127,5 +130,5 @@ def _gather(
     return jnp.sum(jnp.where(here, log_probs, 0.0), axis=-1)
 
 
-def _empty_cache(model: Transformer, rows: int, slots: int) -> Any:
+def _empty_cache(model: Any, rows: int, slots: int) -> Any:
     return model.decoder.empty_cache(rows, slots)

@@ -13,14 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sbs_jax.decoding.begin import PAD_ID, begin
 from sbs_jax.decoding.greedy import most_likely
 from sbs_jax.errors import UserError
-from sbs_jax.models.network import Transformer
+from sbs_jax.models.interface import Network
 
 _COLDEST = 1e-30
 """Logits are divided by at least this, to tell which tokens top-p leaves at temperature 0."""
 
 
 def sample_decode(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     *,
@@ -90,7 +90,7 @@ def sample_decode(
     static_argnames=("model", "max_decode_len", "top_k", "top_p", "num_samples", "eos_id"),
 )
 def _sample(
-    model: Transformer,
+    model: Network,
     params: Any,
     encoder_input_tokens: Int[Array, "B S"],
     rng: Key[Array, "*B"],

@@ -170,13 +170,13 @@ class Evaluator:
         results = {name: values for name, (values, _) in evaluated.items()}
         for split in self._mixed:
             own = [values for name, values in results.items() if name.startswith(f"{split}-")]
-            stderrs = [values["accuracy_stderr"] for values in own]
+            stderrs: list[Any] = [values["accuracy_stderr"] for values in own]
             results[split] = {
                 "accuracy": float(np.mean([values["accuracy"] for values in own])),
                 "accuracy_stderr": None
                 if None in stderrs
                 else float(np.linalg.norm(stderrs) / len(own)),
-                "examples": sum(values["examples"] for values in own),
+                "examples": sum(values["examples"] or 0 for values in own),
             }
         return Evaluation(results, {name: rows for name, (_, rows) in evaluated.items()})
 
@@ -321,9 +321,8 @@ def _rationale_scores(
         name: [max(score(text, reference) for reference in texts) for text, texts in explained]
         for name, score in (("rouge_l", overlap.rouge_l), ("chrf", overlap.chrf))
     }
-    scores |= {
-        "faithfulness": agreements(rationales, predictions, examples.scorer, examples.label_set),
-    }
+    agreed = agreements(rationales, predictions, examples.scorer, examples.label_set)
+    scores["faithfulness"] = list(map(float, agreed))
     if examples.scorer in metrics.BY_VALUE:
         recalculated = map(calculator.recalculated, rationales, predictions)
         scores["calculator_accuracy"] = [
@@ -366,7 +365,8 @@ def _first(examples: pipeline.EvalExamples, count: int) -> pipeline.EvalExamples
         if isinstance(value := getattr(examples, field.name), list | np.ndarray)
         and not field.name.endswith("_prompt")
     }
-    return dataclasses.replace(examples, **cut)
+    fields: dict[str, Any] = cut
+    return dataclasses.replace(examples, **fields)
 
 
 def _rows(

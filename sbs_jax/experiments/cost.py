@@ -7,6 +7,7 @@ step as for a forward pass; what is computed again under `remat` is not.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration.reader import Macro, Reference
@@ -65,7 +66,8 @@ def estimate(config: config_lib.GinConfig, rows: float | None = None) -> Cost:
 
 def read_student(config: config_lib.GinConfig) -> T5Config | DecoderConfig | None:
     """The student's dimensions; None where a binding is no plain value."""
-    values, kind = {}, T5Config
+    values: dict[str, Any] = {}
+    kind: type[T5Config] | type[DecoderConfig] = T5Config
     for binding in config.bindings.values():
         if binding.full_name not in _CONFIGS:
             continue

@@ -105,9 +105,9 @@ def parse_axes(sweep: Mapping[str, Any], flags: Sequence[str] = ()) -> list[Axis
         if not equals or not text.strip():
             raise UserError(f"--sweep {flag}: write --sweep NAME=v1,v2 or --sweep NAME=0:4.")
         name = name.strip()
-        values = text.strip()
-        if not _RANGE.fullmatch(values):
-            values = [reader.parse_flag_value(name, item)[0] for item in _split(values)]
+        values: str | list[Any] = text.strip()
+        if not _RANGE.fullmatch(text.strip()):
+            values = [reader.parse_flag_value(name, item)[0] for item in _split(text.strip())]
         axes[name] = _axis(name, values)
     bound: dict[str, str] = {}
     for axis in axes.values():

@@ -194,7 +194,8 @@ def show_plan(plan: Plan, sweep: SweepFolder, console: Console) -> None:
 
 def estimate_costs(plan: Plan, runs: Sequence[Run], console: Console) -> dict[str, cost.Cost]:
     """The cost of each run; of runs with EXAMPLES_PER_BATCH, the first batches are made for it."""
-    costs, rows = {}, {}
+    costs: dict[str, cost.Cost] = {}
+    rows: dict[str, float | None] = {}
     for run in runs:
         config = plan.configs[run.name]
         key = lane_key(run)

@@ -216,7 +216,7 @@ def _search(
         work.train(runs)
         if work.stopped:
             raise InterruptedError
-        scores = [
+        scores: list[Any] = [
             (state.sweep.record(one.name).get("validation") or {}).get("accuracy")
             for one in runs
             if state.is_done(one.name)

@@ -64,7 +64,7 @@ def read(config: config_lib.GinConfig) -> SweepSettings:
     Raises:
       UserError: a value has the wrong type or is out of its range.
     """
-    annotations = value_types.annotations(SweepSettings)
+    known = value_types.annotations_of(SweepSettings)
     values: dict[str, Any] = {"axes": {}}
     for binding in config.bindings.values():
         if binding.full_name != SELECTOR:
@@ -72,10 +72,10 @@ def read(config: config_lib.GinConfig) -> SweepSettings:
         value, macro = config.resolve(binding.value)
         if isinstance(value, Macro):
             raise UserError(f"{binding.place} refers to {value!r}, which is not set.")
-        if not value_types.fits(value, annotations[binding.parameter]):
+        if not value_types.fits(value, known[binding.parameter]):
             raise UserError(
                 f"{(macro or binding).place} is {value!r}, but a sweep wants "
-                f"{value_types.describe(annotations[binding.parameter])}."
+                f"{value_types.describe(known[binding.parameter])}."
             )
         values[binding.parameter] = value
     return SweepSettings(**values)

@@ -83,6 +83,7 @@ class WorkerCall:
 
     def _await_end(self) -> None:
         """Waits for the worker's end; unlike `Popen.wait`, safe in a signal's handler, too."""
+        assert self._process is not None
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
 
 

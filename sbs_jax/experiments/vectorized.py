@@ -87,6 +87,7 @@ def train_and_judge(
             _judge(sweep, base, group, lane)
     if failed := [lane for lane in lanes if lane.error is not None]:
         for lane in failed:
+            assert lane.error is not None
             if not isinstance(lane.error, UserError):
                 traceback.print_exception(lane.error)
             print(f"{lane.run.name}: {lookup.unglue(lane.error)}", flush=True)
@@ -177,6 +178,7 @@ class Group:
         run = lane.assembly
         try:
             checkpoints = run.checkpoints(_LaneCheckpoints)
+            assert isinstance(checkpoints, _LaneCheckpoints)
             checkpoints.serial = self._serial
             finished = run.fit(
                 stop=stop,
@@ -200,6 +202,7 @@ class Group:
             meeting.leave(number)
 
     def _evaluate(self, run: Assembly, state: LaneState, step: int) -> Any:
+        assert self._evaluator is not None
         with self._serial:
             return run.evaluate_with(self._evaluator, state.params, step)
 

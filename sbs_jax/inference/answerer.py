@@ -24,7 +24,7 @@ from sbs_jax.inference.answers import (
 )
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import LABEL, RATIONALE, Candidates, Prompting
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, TextTokenizer, Tokenizer
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.student import Student
 
@@ -54,7 +54,7 @@ class Answerer:
         self,
         student: Student,
         params: Any,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | TextTokenizer,
         prompting: Prompting,
         *,
         input_length: int,
@@ -77,7 +77,7 @@ class Answerer:
         self._own_shape = own_shape
         self._mesh = student.mesh
         self._params = params
-        prompts = {
+        prompts: dict[str, list[int]] = {
             kind: tokenizer.encode(text) if (text := prompting.decoder_text(kind)) else []
             for kind in (LABEL, RATIONALE)
         }
@@ -170,7 +170,7 @@ class Answerer:
                 started.append((batch, found))
         for rows in written.values():
             chosen = [queries[i] for i in rows]
-            started.append((rows, lambda chosen=chosen: self._write(chosen, num_best)))
+            started.append((rows, functools.partial(self._write, chosen, num_best)))
 
         def finish() -> list[Any]:
             answers: list[Any] = [None] * len(queries)
@@ -269,6 +269,7 @@ class Answerer:
 
     def _write(self, queries: Sequence[Query], num_best: int) -> list[Any]:
         decoder = self._decoder(queries[0], num_best)
+        assert decoder is not None  # `start_all` asks first.
         requests = [Request(query.tokens, query.sample) for query in queries]
         outputs = decoder(self._params, requests, self.row_counts, self._lengths)
         return self._answers(queries, outputs, num_best)
@@ -285,7 +286,7 @@ class Answerer:
                 for batch in batches
                 for answer in self._joint_answers(queries[batch], outputs[batch], num_best)
             ]
-        answers = []
+        answers: list[Any] = []
         for query, output in zip(queries, outputs, strict=True):
             text = self.tokenizer.decode(output.tokens).strip()
             if query.kind == RATIONALE:
@@ -313,8 +314,8 @@ class Answerer:
                 Rationale(self.tokenizer.decode(row).strip(), query.truncated)
                 for query, row in zip(queries, np.asarray(written), strict=False)
             ]
-        closed = [query.candidates or self.closed_set for query in queries]
-        if closed[0] is None:
+        closed = self._closed(queries)
+        if not closed:
             return self._start_best(queries, tokens, num_best)
         if group.own == (0, 0):
             scores = self._programs.rank_shared(self._params, tokens, closed[0].tokens)
@@ -354,8 +355,9 @@ class Answerer:
         """Takes the label behind the rationale, as written or ranked among candidates."""
         outputs = [shapes.until_end(output.tokens, keep_eos=True) for output in written]
         parts = [self.prompting.take_apart(self.tokenizer.decode(ids)) for ids in outputs]
-        closed = [query.candidates or self.closed_set for query in queries]
-        if closed[0] is None:
+        closed = self._closed(queries)
+        sets: list[tuple[tuple[int, ...], ...]]
+        if not closed:
             sets = [(tuple(ids), tuple(ids[: self._label_start(ids)])) for ids in outputs]
         else:
             sets = [
@@ -372,11 +374,11 @@ class Answerer:
             )
         )
         predictions = []
-        for query, (rationale, label), one, row in zip(
-            queries, parts, closed, scores, strict=False
+        for place, (query, (rationale, label), row) in enumerate(
+            zip(queries, parts, scores, strict=False)
         ):
-            if one is not None:
-                best = ranked(query, one.texts, row, num_best)
+            if closed:
+                best = ranked(query, closed[place].texts, row, num_best)
                 predictions.append(dataclasses.replace(best, rationale=rationale))
                 continue
             # The label's tokens given the rationale; no label, no confidence.
@@ -385,6 +387,11 @@ class Answerer:
                 Prediction(label, confidence, rationale, ((label, confidence),), query.truncated)
             )
         return predictions
+
+    def _closed(self, queries: Sequence[Query]) -> list[Candidates]:
+        """The label set of each query; empty where they are open."""
+        sets = [query.candidates or self.closed_set for query in queries]
+        return [one for one in sets if one is not None]
 
     def _joint_shape(self, sets: Sequence[Sequence[Sequence[int]]]) -> tuple[int, int]:
         # One width nearly always: that of the longest answer and a label.

@@ -147,9 +147,9 @@ class CTranslate2Programs:
                 sources.append(_names(ids))
                 targets.append(_names([*self._prompt, *target]))
         results = self._translator.score_batch(sources, targets, max_input_length=0)
-        for place, ends_itself, result in zip(places, ends, results, strict=True):
+        for where, ends_itself, result in zip(places, ends, results, strict=True):
             values = result.log_probs[len(self._prompt) :]
-            scores[place] = sum(values if ends_itself else values[:-1])
+            scores[where] = sum(values if ends_itself else values[:-1])
         return scores
 
     def _tokens(self, hypothesis: Sequence[str], prompt: Sequence[int]) -> list[int]:

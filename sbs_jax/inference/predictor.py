@@ -45,7 +45,7 @@ from sbs_jax.inference.prompting import (
     choices_in,
     prompting_from,
 )
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer, open_tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, TextTokenizer, Tokenizer, open_tokenizer
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.distributed import to_global
@@ -74,7 +74,7 @@ class Predictor(Answerer):
         self,
         student: Student,
         params: Any,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | TextTokenizer,
         *,
         name: str = "student",
         prompting: Prompting | None = None,
@@ -303,9 +303,9 @@ class Predictor(Answerer):
             kept = [pair for pair in zip(labels, tokens, strict=True) if first[pair[1]] == pair[0]]
             labels, tokens = map(tuple, zip(*kept, strict=True))
         for place, ids in enumerate(tokens):
-            if (first := tokens.index(ids)) < place:
+            if (other := tokens.index(ids)) < place:
                 raise UserError(
-                    f"The candidate labels {labels[first]!r} and {labels[place]!r} are the same "
+                    f"The candidate labels {labels[other]!r} and {labels[place]!r} are the same "
                     "to the vocabulary."
                 )
         return Candidates(labels, tokens)

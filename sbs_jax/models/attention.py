@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         joined = config.num_heads * config.head_dim
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
-        def query_init(*args: jax.Array) -> jax.Array:
+        def query_init(*args: Any) -> jax.Array:
             return init(*args) / jnp.sqrt(config.head_dim)
 
         inward = (config.emb_dim, joined), ("embed", "joined_kv")
@@ -180,8 +181,8 @@ def _attend_with_cudnn(
         bias = functools.reduce(operator.add, (bias.astype(queries.dtype) for bias in biases))
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], queries.shape[2], keys.shape[2]))
     # The kernel wants [B, L, H, K]. XLA cancels these transpositions with those of `_heads`.
-    rows = (heads.swapaxes(1, 2) for heads in (queries, keys, values))
-    return _cudnn(*rows, bias).swapaxes(1, 2)
+    queries, keys, values = (heads.swapaxes(1, 2) for heads in (queries, keys, values))
+    return _cudnn(queries, keys, values, bias).swapaxes(1, 2)
 
 
 def _cudnn(

@@ -194,7 +194,7 @@ class T5Config:
             f"must be a tuple of one or two (gated) names out of {', '.join(ACTIVATIONS)}",
         )
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+    def _check_choice(self, name: str, choices: tuple[str | None, ...]) -> None:
         known = ", ".join(repr(choice) for choice in choices)
         self._require(name, getattr(self, name) in choices, f"must be one of {known}")
 

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.errors import UserError
@@ -46,10 +45,20 @@ class Network(Protocol):
       absolute_positions: whether more than the differences of positions counts in `extend`.
     """
 
-    config: Any
-    memory_type: type
-    cache_type: type
-    absolute_positions: bool
+    memory_type: ClassVar[type[Any]]
+    cache_type: ClassVar[type[Any]]
+    absolute_positions: ClassVar[bool]
+
+    @property
+    def config(self) -> Any:
+        """The dimensions."""
+
+    # Of `flax.linen.Module`:
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Draws the parameters."""
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method on parameters."""
 
     def hidden(
         self,
@@ -114,7 +123,7 @@ class Network(Protocol):
         """Decodes tokens that need not follow one another; R is a multiple of B."""
 
 
-def network_of(config: ModelConfig, platform: str | None = None) -> nn.Module:
+def network_of(config: ModelConfig, platform: str | None = None) -> Network:
     """Makes the network of a config.
 
     Args:
@@ -160,7 +169,7 @@ def config_from_json(values: Mapping[str, Any], where: object) -> ModelConfig:
     chosen_type = _KINDS[kind]
     known = {field.name for field in dataclasses.fields(chosen_type)}
     # JSON has no tuples.
-    chosen = {
+    chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values.items()
         if name in known and name not in _OF_THE_RUN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -27,23 +28,32 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def partitioned(initializer: Initializer, axes: tuple[str, ...]) -> Initializer:
+    """Names the logical axes of what an initializer draws.
+
+    Flax boxes the array while it initialises; `Module.param` gives the array itself, which Flax's
+    types do not say.
+    """
+    return cast(Initializer, nn.with_logical_partitioning(initializer, axes))
+
+
 class Kernel(nn.Module):
     """A float32 weight matrix of its own scope, so that its path ends in `NAME/kernel` as in T5X.
 
     Attributes:
       shape: (input width, output width).
       axes: the logical names of both axes.
-      init: draws it.
+      initializer: draws it.
     """
 
     shape: tuple[int, int]
     axes: tuple[str, str]
-    init: Initializer
+    initializer: Initializer
 
     @nn.compact
     def __call__(self) -> Float[Array, "inputs outputs"]:
         """The matrix."""
-        init = nn.with_logical_partitioning(self.init, self.axes)
+        init = partitioned(self.initializer, self.axes)
         return self.param("kernel", init, self.shape, jnp.float32)
 
 
@@ -129,7 +139,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalises the last axis in float32; the result has the activations' dtype."""
         dtype = self.config.dtype
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        init = partitioned(nn.initializers.ones, ("embed",))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
@@ -148,7 +158,7 @@ class TokenEmbedder(nn.Module):
 
     def setup(self) -> None:
         """Creates the table [V, D]."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        init = partitioned(nn.initializers.normal(1.0), ("vocab", "embed"))
         shape = (self.config.vocab_size, self.config.emb_dim)
         self.embedding = self.param("embedding", init, shape, jnp.float32)
 

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.layers import partitioned
 
 
 class RelativePositionBias(nn.Module):
@@ -34,7 +35,7 @@ class RelativePositionBias(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         self.rel_embedding = self.param(
             "rel_embedding",
-            nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
+            partitioned(init, ("heads", "relpos_buckets")),
             shape,
             jnp.float32,
         )

@@ -99,7 +99,7 @@ class Encoder(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Encodes embedded tokens."""
         first, last, *seeds = seeds
-        biases = (segment_bias(segment_ids, segment_ids),)
+        biases: tuple[Array, ...] = (segment_bias(segment_ids, segment_ids),)
         if not self.config.relative_attention_per_layer:
             biases = (self.relpos_bias(x.shape[1]), *biases)
         x = dropout(x, first, self.config)
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
             self_mask = segment_bias(segment_ids, segment_ids, causal=True)
             sources = segment_ids if source_ids is None else source_ids
             cross_mask = segment_bias(sources, encoder_segment_ids)
-        self_biases = (self_mask,)
+        self_biases: tuple[Array, ...] = (self_mask,)
         if not self.config.relative_attention_per_layer:
             self_biases = (self.relpos_bias(length), self_mask)
         first, last, *seeds = seeds
@@ -257,12 +257,13 @@ class Decoder(nn.Module):
         cache: DecoderCache,
     ) -> tuple[Float[Array, "B Q D"], DecoderCache]:
         per_layer = self.config.relative_attention_per_layer
-        shared = None if per_layer else relative(self.relpos_bias)
+        shared = () if per_layer else (relative(self.relpos_bias),)
         written = []
         for layer, cached, encoder_keys_values in zip(
             self._each_layer(), cache.keys_values, memory.keys_values, strict=True
         ):
-            biases = (relative(layer.relpos_bias) if per_layer else shared, mask)
+            own = (relative(layer.relpos_bias),) if per_layer else shared
+            biases = (*own, mask)
             x, updated = layer.step(x, slot, cached, biases, encoder_keys_values, (memory.bias,))
             written.append(updated)
         return self.decoder_norm(x), DecoderCache(tuple(written))
@@ -404,8 +405,8 @@ def _carrying(layer: Any) -> Any:
 def _through(layers: Any, x: Float[Array, "B L D"], seeds: list[Seeds], *shared: Any) -> Any:
     """Applies all layers, each with its own seeds."""
     if isinstance(layers, nn.Module):
-        dropped = seeds[0][0] is not None
-        stacked = jnp.stack([jnp.stack(one) for one in seeds]) if dropped else seeds[0]
+        dropped = [[seed for seed in one if seed is not None] for one in seeds]
+        stacked = jnp.stack([jnp.stack(one) for one in dropped]) if dropped[0] else seeds[0]
         return layers(x, stacked, *shared)[0]
     for layer, own in zip(layers, seeds, strict=True):
         x = layer(x, own, *shared)

@@ -47,7 +47,7 @@ def initialize(
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     options: dict[str, Any] = {}
     if given != ("auto", None, None):
-        if any(value is None for value in given):
+        if coordinator_address is None or process_count is None or process_index is None:
             raise UserError(
                 "--coordinator_address, --process_count and --process_index must be given together "
                 "(or --coordinator_address=auto alone, on a cluster that JAX knows)."
@@ -95,8 +95,6 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
     return {
-        key: jax.make_array_from_callback(
-            value.shape, sharding, lambda index, value=value: value[index]
-        )
+        key: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
         for key, value in batch.items()
     }

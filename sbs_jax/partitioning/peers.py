@@ -200,8 +200,9 @@ def meet(address: str | None, count: int | None, index: int | None) -> None:
       UserError: the others do not come, or process 0 cannot listen.
     """
     host, _, port = (address or "").rpartition(":")
-    given = host and port.isdecimal() and count is not None and index is not None
-    if not given or not 0 <= index < count or count == 1:
+    if not (host and port.isdecimal()) or count is None or index is None:
+        return
+    if not 0 <= index < count or count == 1:
         return
     host = host.strip("[]")
     peers = _begin(index, count)

@@ -536,7 +536,9 @@ def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
 
 def _iota(text: str) -> np.ndarray:
     """`[4,2]T(1,0)`: the numbers from 0 in that shape, its axes permuted."""
-    shape, permutation = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert found is not None, text
+    shape, permutation = found.groups()
     sizes = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return ids.transpose([int(n) for n in permutation.split(",")]) if permutation else ids

@@ -109,6 +109,8 @@ def extras() -> Iterator[tuple[str, str]]:
 
 def _only_for(requirement: Requirement, extra: str) -> bool:
     marker = requirement.marker
+    if marker is None:
+        return False
     return marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 

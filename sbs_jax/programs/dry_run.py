@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -54,9 +55,10 @@ def memory_lines(run: Assembly, batch: Mapping[str, np.ndarray]) -> list[str]:
     """Bytes on one device: parameters, optimizer, and XLA's plan for the rest of the step."""
     abstract_batch = run.abstract_batch(len(batch["decoder_target_tokens"]))
     state = run.abstract_state
+    step: Any = run.step_fn  # of `Student.jit`
     compiled = compile_program(
         "train step",
-        lambda: run.step_fn.lower(state, abstract_batch),
+        lambda: step.lower(state, abstract_batch),
         mesh=run.student.mesh,
         params=state.params,
         opt_state=state.opt_state,

@@ -78,7 +78,6 @@ def export(
     _require_free(folder, source)
     config = _config(source, model_config)
     vocabulary = Path(vocabulary_path or source.require_vocabulary()).expanduser()
-    decoder = isinstance(config, DecoderConfig)
     tokenizer = proto = None
     if is_tokenizer(vocabulary):
         tokenizer = TextTokenizer(vocabulary)
@@ -92,8 +91,13 @@ def export(
             f"{config.vocab_size} rows; name the vocabulary that the weights were trained with by "
             "--gin.VOCABULARY_PATH=PATH."
         )
-    to_huggingface = decoder_huggingface.config_to_huggingface if decoder else config_to_huggingface
-    config_json = to_huggingface(config, dtype)
+    generation: dict[str, Any]
+    if isinstance(config, DecoderConfig):
+        config_json = decoder_huggingface.config_to_huggingface(config, dtype)
+        generation = {"eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
+    else:
+        config_json = config_to_huggingface(config, dtype)
+        generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
     scores = {} if eval_output_dir is None else _eval_scores(Path(eval_output_dir).expanduser())
     settings = _without_paths(source.settings)
     lengths = settings.get("feature_lengths") or {}
@@ -102,10 +106,6 @@ def export(
     tensors = _weights(source, config)
     write_safetensors(folder / WEIGHTS_FILE, tensors, dtype)
     _write_json(folder / CONFIG_FILE, config_json)
-    if decoder:
-        generation = {"eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
-    else:
-        generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
     if "targets" in lengths:
         generation["max_new_tokens"] = lengths["targets"]
     _write_json(folder / "generation_config.json", generation)
@@ -118,7 +118,7 @@ def export(
         with atomic_open(folder / loading.VOCABULARY_FILE, "wb") as file:
             file.write(vocabulary.read_bytes())
         texts = tokenizer_files.tokenizer_files(
-            proto, max_length=lengths.get("inputs"), add_eos=not decoder
+            proto, max_length=lengths.get("inputs"), add_eos=isinstance(config, T5Config)
         )
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
@@ -133,8 +133,11 @@ def export(
         scores=scores,
     )
     atomic_write_text(folder / "README.md", card)
-    umt5 = isinstance(config, T5Config) and config.relative_attention_per_layer
-    if umt5 and not config.scales_logits:
+    if (
+        isinstance(config, T5Config)
+        and config.relative_attention_per_layer
+        and not config.scales_logits
+    ):
         _LOG.warning(
             "transformers 5 divides the logits of every umT5 by the square root of d_model, which "
             "this network does not: greedy text is the same, probabilities are not."

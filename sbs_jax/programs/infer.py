@@ -77,6 +77,7 @@ def infer(
     def items() -> Iterator[Item]:
         if input_file is not None:
             return read_items(input_file, input_field)
+        assert mixture_or_task_name is not None  # as asked for above
         return read_task(mixture_or_task_name, split, mixture_or_task_module)
 
     first = next(items(), None)  # before anything slow: the file may not be there

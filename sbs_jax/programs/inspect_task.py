@@ -78,14 +78,17 @@ def report(
         shares = ", ".join(f"{part.name} {rate / total:.1%}" for part, rate in task.parts)
         yield f"{task.name}: a mixture of {shares}"
     for part, _ in task.parts:
-        part.require_info("be inspected")
-        yield from _report_task(part, feature_lengths, splits, examples)
+        info = part.require_info("be inspected")
+        yield from _report_task(part, info, feature_lengths, splits, examples)
 
 
 def _report_task(
-    task: ResolvedTask, lengths: Mapping[str, int], splits: Sequence[str], examples: int
+    task: ResolvedTask,
+    info: TaskInfo,
+    lengths: Mapping[str, int],
+    splits: Sequence[str],
+    examples: int,
 ) -> Iterator[str]:
-    info = task.info
     yield (
         f"{info.name}: data set {info.dataset.name}, method {info.method}, labels "
         f"{info.label_source}"

@@ -208,7 +208,7 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
     for method in METHODS:
         mine = [run for run in runs if run.method == method]
         scores = [run.test_metrics()["accuracy"] for run in mine]
-        explained = [run.explained() for run in mine]
+        explained: list[Any] = [run.explained() for run in mine]
         methods[method] = {
             "accuracy": sum(scores) / len(scores),
             "standard_error": metrics.standard_error(scores),

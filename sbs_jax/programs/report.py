@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -50,8 +51,8 @@ def show(report: Report, console: Console) -> None:
     for table in report.main_tables:
         shown = Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left")
         for index, name in enumerate(table.columns):
-            justify = "right" if index in table.numeric else "left"
-            shown.add_column(Text(name), justify=justify, no_wrap=True)
+            side: Literal["left", "right"] = "right" if index in table.numeric else "left"
+            shown.add_column(Text(name), justify=side, no_wrap=True)
         for row in table.rows:
             shown.add_row(*map(Text, row))
         console.print(shown)

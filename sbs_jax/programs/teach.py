@@ -53,6 +53,7 @@ def teach(
         session = dataclasses.replace(session, preview=1)
     if examples_path is not None:
         return session_lib.teach(session, JsonlSource(examples_path))
+    assert mixture_or_task_name is not None  # as asked for above
     source = TaskSource(mixture_or_task_name, split)
     if session.prompts is None:
         session = dataclasses.replace(session, prompts=_prompts_of(source.dataset))

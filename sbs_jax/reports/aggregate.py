@@ -82,8 +82,8 @@ class Configuration:
     @property
     def seconds(self) -> float | None:
         """Mean over the runs, None if one does not say."""
-        values = [run.seconds for run in self.runs]
-        return statistics.fmean(values) if values and None not in values else None
+        values = [run.seconds for run in self.runs if run.seconds is not None]
+        return statistics.fmean(values) if values and len(values) == len(self.runs) else None
 
     def number(self, name: str) -> float | None:
         """A setting as a number, None if it is none."""

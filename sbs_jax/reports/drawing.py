@@ -46,7 +46,8 @@ def finish(
     """Adds the legend, and writes the files."""
     for axes in all_axes:
         axes.set_title(textwrap.fill(axes.get_title(loc="left"), 44))
-        if not axes.get_subplotspec().is_first_col():
+        place = axes.get_subplotspec()
+        if place is not None and not place.is_first_col():
             axes.set_ylabel("")
     style.legend_above(figure, all_axes)
     svg = style.save(figure, output_dir / name)

@@ -109,7 +109,11 @@ def draw_weight(results: Results, output_dir: Path) -> Drawn | None:
         )
         # Each value has a place of its own, evenly: 0 has none on a log axis.
         places = {weight: index for index, weight in enumerate(weights)}
-        _lines(axes, results, panel, lambda c, p=places: p[c.number("RATIONALE_WEIGHT") or 0.0])
+
+        def place_of(c: Configuration, places: dict[float, int] = places) -> float:
+            return places[c.number("RATIONALE_WEIGHT") or 0.0]
+
+        _lines(axes, results, panel, place_of)
         some = next(iter(panel.lines.values()))[0]
         sentences.append(_standard_line(axes, results, some))
         sentences += [_chosen(axes, results, line, places) for line in panel.lines.values()]
@@ -187,7 +191,10 @@ def make_panels(
             lines.setdefault(c.method, []).append(c)
         title = describe(group[0], others)
         panels.append(
-            Panel(title, {m: sorted(c, key=lambda c: c.number(value)) for m, c in lines.items()})
+            Panel(
+                title,
+                {m: sorted(c, key=lambda c: c.number(value) or 0.0) for m, c in lines.items()},
+            )
         )
     return panels[:MAX_PANELS]
 
@@ -198,7 +205,7 @@ def _lines(axes: Axes, results: Results, panel: Panel, x: Callable[[Configuratio
         color, marker = style.look(method, methods)
         # A little apart, in points, so that no bar hides another.
         apart = 3.2 * (place - (len(panel.lines) - 1) / 2) / 72
-        shifted = axes.transData + ScaledTranslation(apart, 0, axes.get_figure().dpi_scale_trans)
+        shifted = axes.transData + ScaledTranslation(apart, 0, axes.figure.dpi_scale_trans)
         means = [c.scores[results.split] for c in line]
         xs, ys = [x(c) for c in line], [100 * mean.mean for mean in means]
         errors = [100 * (mean.standard_error or 0.0) for mean in means]

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sbs_jax.configuration import former_names
 from sbs_jax.errors import UserError
@@ -359,5 +359,5 @@ def _jsonl_but_a_torn_end(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _LEGEND_ORDER = {"standard": 0, "sbs": 1, "joint": 2, "rationale_input": 3}
 _SEQUENCE = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#d8b90b")
 DPI = 160
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # It comes with matplotlib: the same figure everywhere.
     "font.size": 10,
     "axes.titlesize": 11,
@@ -59,7 +60,7 @@ _RC = {
 }
 
 
-def style() -> rc_context:
+def style() -> AbstractContextManager[None]:
     """A context in which figures are to be drawn and saved."""
     return rc_context(_RC)
 
@@ -163,7 +164,9 @@ def inline_svg(svg: str, prefix: str, description: str) -> str:
     for color, name in names.items():
         svg = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var(--{name})", svg)
     # In points. Neither so wide that its letters are huge, nor so narrow that they are tiny.
-    width = float(re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)[1])
+    found = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
+    assert found is not None, "matplotlib writes the width"
+    width = float(found[1])
     size = f"min-width: {width:.0f}px; max-width: {1.6 * width:.0f}px"
     head, rest = svg.split(">", 1)
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)  # The viewBox keeps the proportions.

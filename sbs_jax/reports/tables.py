@@ -182,7 +182,7 @@ def runs_table(results: Results) -> Table:
 
 def results_csv(results: Results) -> str:
     """One line a configuration, numbers in full; an absent one is an empty field."""
-    names = order({name for c in results.configurations for name in c.settings})
+    names = order(sorted({name for c in results.configurations for name in c.settings}))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     heads = [f"{s}_{k}" for s in SPLITS for k in ("mean", "standard_error", "n", "examples")]

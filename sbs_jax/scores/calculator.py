@@ -194,5 +194,7 @@ def _operand(match: re.Match[str], *, hundredths: bool) -> str:
     if match["mixed"]:
         whole, *_, fraction = match["mixed"].split()
         return f"({whole}+{fraction})"
-    digits = re.match(_DIGITS, match["number"])[0]
+    found = re.match(_DIGITS, match["number"])
+    assert found is not None, "a number begins with digits"
+    digits = found[0]
     return f"({digits}/100)" if match["percent"] and hundredths else digits

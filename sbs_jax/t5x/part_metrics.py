@@ -7,6 +7,7 @@ a row of zeros, is no measurement: its value is `NO_TOKENS`, which `part_trainer
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import clu.values
 import flax.struct
@@ -82,6 +83,7 @@ class MeasuredWriter(metric_writers.MultiWriter):
         self, step: int, scalars: Mapping[str, float | np.ndarray | jnp.ndarray]
     ) -> None:
         """Writes the measured ones of `scalars`."""
-        measured = {name: value for name, value in scalars.items() if value is not NO_TOKENS}
+        measured: dict[str, Any] = dict(scalars)
+        measured = {name: value for name, value in measured.items() if value is not NO_TOKENS}
         if measured:
             super().write_scalars(step, measured)

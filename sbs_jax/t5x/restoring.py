@@ -129,7 +129,8 @@ def _fresh_state(
 ) -> train_state_lib.TrainState:
     """The state of step 0 with parameters from `source`, in the shards of T5X's mesh."""
     axes = partitioner.get_mesh_axes(state_shape)
-    shapes, structure = jax.tree.flatten(state_shape.params)
+    flat: tuple[list[Any], Any] = jax.tree.flatten(state_shape.params)
+    shapes, structure = flat
     abstract = [
         jax.ShapeDtypeStruct(
             shape.shape,
@@ -140,8 +141,9 @@ def _fresh_state(
     ]
     # Our trees are plain dicts; T5X may freeze its own.
     plain = jax.tree.structure(state_shape.state_dict()["target"])
-    read = loading.load_params(source, plain.unflatten(abstract), advice=_ADVICE)
-    params = structure.unflatten(jax.tree.leaves(read))
+    wanted = jax.tree.unflatten(plain, abstract)
+    read = loading.load_params(source, wanted, advice=_ADVICE)
+    params = jax.tree.unflatten(structure, jax.tree.leaves(read))
     _LOG.info("Read the parameters of %s; everything else starts afresh.", source.folder)
 
     def fresh(params: Any) -> train_state_lib.TrainState:

@@ -77,14 +77,16 @@ class Choosing:
                     "CHOOSE = 'best_logprob' needs log-probabilities, which these completions do "
                     "not have; ask with LOGPROBS = True, of a server that gives them."
                 )
-            return [max(passed, key=lambda c: c.logprob)]
-        if self.choose == "self_consistency":
-            winner = vote_key(majority(passed, by_value=by_value).label, by_value=by_value)
+            return [max(passed, key=lambda c: c.logprob or 0.0)]
+        if self.choose == "self_consistency" and (most := majority(passed, by_value=by_value)):
+            winner = vote_key(most.label, by_value=by_value)
             passed = [c for c in passed if vote_key(c.label, by_value=by_value) == winner]
         return _distinct(passed)[: self.keep]
 
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:
     """Drops candidates whose rationale was there before: they would only repeat it."""
-    seen: set[str] = set()
-    return [c for c in candidates if not (c.rationale in seen or seen.add(c.rationale))]
+    first: dict[str, Candidate] = {}
+    for candidate in candidates:
+        first.setdefault(candidate.rationale, candidate)
+    return list(first.values())

@@ -77,7 +77,7 @@ def replay(plan: Plan, journal: Journal, example: AskedExample) -> tuple[list[Ca
     answers: Answers | None = None
     while True:
         try:
-            wanted = steps.send(answers)
+            wanted = next(steps) if answers is None else steps.send(answers)
         except StopIteration as end:
             return end.value
         answers = [journal.get(request.key) for request in wanted]

@@ -247,12 +247,12 @@ class Plan:
                 said.update(zip(short, longer, strict=True))
         answers: dict[int, Completion | None] = {}
         if self.two_calls and kind == "rationale":
-            ready = [s for s in samples if said[s] is not None and said[s].error is None]
+            ready = [(s, c) for s, c in said.items() if c is not None and c.error is None]
             if ready:
                 second = [
                     make_request(
                         example,
-                        style.answer_prompt(example, prompt, said[s].text),
+                        style.answer_prompt(example, prompt, first.text),
                         model=self.model,
                         sampling=self.sampling,
                         stop=stop,
@@ -261,9 +261,9 @@ class Plan:
                         attempt=attempt,
                         temperature=temperature,
                     )
-                    for s in ready
+                    for s, first in ready
                 ]
-                answers = dict(zip(ready, (yield second), strict=True))
+                answers = dict(zip((s for s, _ in ready), (yield second), strict=True))
         return [
             self._candidate(example, kind, s, attempt, said[s], answers.get(s), s in answers)
             for s in samples

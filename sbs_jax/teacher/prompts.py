@@ -110,7 +110,9 @@ class Style:
 
             return render
 
-        self._query = template("query")
+        query = template("query")
+        assert query is not None  # Its text was looked for above.
+        self._query = query
         self._answer_query = template("answer_query")
         exemplar, answer = template("exemplar"), template("answer")
         # The header is shared by every example: rendered once, and a server or the local backend

@@ -227,7 +227,7 @@ class Runner:
         """
         while True:
             try:
-                wanted = steps.send(answers)
+                wanted = next(steps) if answers is None else steps.send(answers)
             except StopIteration as end:
                 self.observer.example(example, end.value[0])
                 return None
@@ -291,7 +291,7 @@ class Runner:
 
     async def _ask(self, group: Round) -> list[Completion | None]:
         """Sends a group until it is answered, refused, or given up."""
-        tries = counted = 0
+        tries, counted = 0, 0.0
         while True:
             async with self._slots:
                 if self.backend.one_first and not self._successes:
@@ -356,8 +356,8 @@ class Runner:
         if error.fatal:
             self._fail(UserError(str(error)))
             raise Stopped
-        completions = [Completion("", error=str(error), tries=tries) for _ in group]
-        pairs = list(zip(group, completions, strict=True))
+        pairs = [(request, Completion("", error=str(error), tries=tries)) for request in group]
+        completions: list[Completion | None] = [completion for _, completion in pairs]
         if not error.row and not self._proven:
             # The next request shows whether this concerns one row or all of them.
             if self._unclear:

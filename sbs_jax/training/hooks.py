@@ -194,6 +194,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._flops: float | None = 0.0
         self._reset()
 
     def add(self, metrics: Mapping[str, Value], flops: float | None = None) -> None:
@@ -243,7 +244,7 @@ class Meter:
     def _reset(self) -> None:
         self._steps = 0
         self._examples = self._tokens = self._waited = 0.0
-        self._flops: float | None = 0.0
+        self._flops = 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

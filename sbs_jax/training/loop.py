@@ -157,7 +157,7 @@ def fit(
                 jax.block_until_ready(state)
                 scores: dict[str, hooks.Value] = {}
                 with run.meter.paused():
-                    if evaluating:
+                    if evaluate is not None and evaluating:
                         scores = run.record_evaluation(step, evaluate(state, step))
                     if checkpoints is not None and (saving or checkpoints.is_best(scores)):
                         run.save(step, state, fed.position, scores)
@@ -244,6 +244,7 @@ class _Run:
         scores: Mapping[str, hooks.Value],
     ) -> None:
         """Saves the state with all that it takes to go on from it."""
+        assert self._checkpoints is not None
         if self._writer is not None:
             self._writer.sync()
         self._checkpoints.save(

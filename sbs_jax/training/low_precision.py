@@ -36,12 +36,13 @@ def keep_in_bfloat16(
         # Without the step, an entry that no gradient reaches might be rounded back for ever.
         counts = [leaf for leaf in leaves if leaf.ndim == 0 and leaf.dtype == jnp.int32]
         step = sum(counts, jnp.zeros((), jnp.int32)).astype(jnp.uint32)
-        updates, new = transformation.update(gradients, structure.unflatten(wide), params)
+        widened = jax.tree.unflatten(structure, wide)
+        updates, new = transformation.update(gradients, widened, params)
         rounded = [
             round_at_random(value, step, place) if _is_narrow(old) else value
             for place, (value, old) in enumerate(zip(jax.tree.leaves(new), leaves, strict=True))
         ]
-        return updates, structure.unflatten(rounded)
+        return updates, jax.tree.unflatten(structure, rounded)
 
     return optax.GradientTransformation(init, update)
 

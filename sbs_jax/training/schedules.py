@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from sbs_jax.errors import UserError
 
-Schedule = Callable[[int], float]
-"""Maps a step (from 0, an int or an int32 scalar array) to a value."""
+Schedule = Callable[[Any], Any]
+"""Maps a step (from 0, an int or an int32 scalar array) to a value, a float or a scalar array."""
 
 
 def constant(value: float) -> Schedule:
@@ -64,7 +66,7 @@ def rsqrt(peak: float, warmup_steps: int = 10_000) -> Schedule:
     if warmup_steps < 1:
         raise UserError(f"rsqrt: warmup_steps = {warmup_steps} must be at least 1.")
 
-    def schedule(step: int) -> float:
+    def schedule(step: int | jax.Array) -> jax.Array:
         return peak * jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
 
     return schedule
@@ -88,7 +90,7 @@ def cosine_ramp(start: float, end: float, steps: int) -> Schedule:
     """
     _check_ramp("cosine_ramp", start, end, steps)
 
-    def schedule(step: int) -> float:
+    def schedule(step: int | jax.Array) -> jax.Array:
         progress = jnp.clip(step / steps, 0.0, 1.0)
         return start + (end - start) * (1.0 - jnp.cos(jnp.pi * progress)) / 2.0
 

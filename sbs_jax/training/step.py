@@ -182,7 +182,7 @@ def make_train_step(
             microbatch["decoder_segment_ids"],
             microbatch["loss_weights"],
         )
-        options = {
+        options: dict[str, Any] = {
             "names": loss.names,
             "label_smoothing": loss.label_smoothing,
             "z_loss": loss.z_loss,
@@ -251,7 +251,8 @@ def make_train_step(
             metrics |= {f"{name}_gradient_norm": norm for name, norm in named}
         metrics["grad_norm"] = optax.global_norm(gradients)
         metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
-        new_state = state.replace(
+        new_state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,

@@ -54,12 +54,12 @@ def test_fits(value, annotation, fits):
 def test_annotations_of_functions_and_dataclasses():
     from tests.configuration import toy
 
-    assert value_types.annotations(toy.Model)["width"] is int
-    assert value_types.annotations(toy.slow)["rate"] is float
+    assert value_types.annotations_of(toy.Model)["width"] is int
+    assert value_types.annotations_of(toy.slow)["rate"] is float
 
     def broken(x: Missing): ...
 
-    assert value_types.annotations(broken) == {}
+    assert value_types.annotations_of(broken) == {}
 
 
 def test_describe_and_hint():

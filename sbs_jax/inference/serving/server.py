@@ -10,6 +10,7 @@ import resource
 import socket
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -77,6 +78,7 @@ class _Server(uvicorn.Server):
         self.config.headers.append(("connection", "close"))
         self.config.encoded_headers.append((b"connection", b"close"))
         self.server_state.default_headers.append((b"connection", b"close"))
+        assert self._loop is not None  # It serves.
         self._loop.call_later(self._drain_seconds, setattr, self, "should_exit", True)
 
 
@@ -145,9 +147,11 @@ def make_server(
         on_close=service.metrics.closed,
     )
     service.metrics.watch_connections(lambda: len(connections.open))
+    # Uvicorn calls it; its types want a class.
+    protocol: Any = functools.partial(Connection, connections=connections)
     config = uvicorn.Config(
         create_app(service, api_key=api_key, hosts=hosts),
-        http=functools.partial(Connection, connections=connections),
+        http=protocol,
         loop="uvloop",
         ws="none",
         lifespan="off",

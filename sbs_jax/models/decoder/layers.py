@@ -14,7 +14,13 @@ from jaxtyping import Array, Float, Int
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.rotary import Rotation, rotate
 from sbs_jax.models.dropout import Seed, dropout
-from sbs_jax.models.layers import ACTIVATION_FUNCTIONS, Initializer, multiply, project
+from sbs_jax.models.layers import (
+    ACTIVATION_FUNCTIONS,
+    Initializer,
+    multiply,
+    partitioned,
+    project,
+)
 
 KeysValues = tuple[Float[Array, "B KV L K"], Float[Array, "B KV L K"]]
 
@@ -50,7 +56,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", _boxed(self.axes), self.features, jnp.float32)
         product = project(x, kernel, self.config, result_dtype=self.result_dtype)
         if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            init = partitioned(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, self.features[1:], jnp.float32)
             product += bias.astype(product.dtype)
         return product
@@ -72,7 +78,7 @@ class RMSNorm(nn.Module):
         """Normalises in float32; the result has the activations' dtype."""
         config = self.config
         ones = nn.initializers.zeros if config.norm_adds_one else nn.initializers.ones
-        init = nn.with_logical_partitioning(ones, (self.axis,))
+        init = partitioned(ones, (self.axis,))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         wide = x.astype(wide_dtype(config))
         mean_square = jnp.mean(lax.square(wide), axis=-1, keepdims=True)
@@ -201,11 +207,11 @@ class Attention(nn.Module):
             highest = jnp.max(jnp.stack([part.max(-1, keepdims=True) for part in logits]), axis=0)
             parts = [jnp.exp(part - highest) for part in logits]
             total = sum(part.sum(-1, keepdims=True) for part in parts)
-            mixed = sum(
+            summed = sum(
                 _products("rhgql,rhlk->rhgqk", part.astype(config.dtype), source.values, wide)
                 for part, source in zip(parts, sources, strict=True)
             )
-            mixed = (mixed / total).astype(config.dtype)
+            mixed = jnp.asarray(summed / total, config.dtype)
         mixed = mixed.reshape(rows, config.num_heads, length, width).swapaxes(1, 2)
         return self.out(mixed.reshape(rows, length, -1))
 
@@ -252,4 +258,4 @@ class Mlp(nn.Module):
 
 
 def _boxed(axes: tuple[str, ...]) -> Initializer:
-    return nn.with_logical_partitioning(nn.initializers.normal(_INIT_STDDEV), axes)
+    return partitioned(nn.initializers.normal(_INIT_STDDEV), axes)

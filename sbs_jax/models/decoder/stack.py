@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,7 +54,8 @@ class Memory:
         """Pads the texts to `length` tokens."""
         more = (0, length - self.bias.shape[-1])
         widths = ((0, 0), (0, 0), more, (0, 0))
-        return self.replace(
+        return dataclasses.replace(
+            self,
             keys_values=jax.tree.map(lambda array: jnp.pad(array, widths), self.keys_values),
             bias=jnp.pad(self.bias, ((0, 0), (0, 0), more), constant_values=MASKED),
             positions=jnp.pad(self.positions, ((0, 0), more)),
@@ -288,6 +290,7 @@ class Layer(nn.Module):
             )
         sources: Sequence[Keys] = (Keys(keys, values, view.bias),)
         if remembered is not None:
+            assert view.memory is not None
             sources = (Keys(*remembered, view.memory), *sources)
         attended = self.self_attention.attend(query, sources, seeds[0])
         if config.post_norms:
@@ -318,7 +321,8 @@ def as_prefix(cache: Cache, length: Int[Array, ""]) -> Memory:
 def _within(
     config: DecoderConfig, positions: Int[Array, "#R Q"], key_positions: Int[Array, "#R L"]
 ) -> Bool[Array, "#R Q L"]:
-    """Whether keys lie within the sliding window of each token."""
+    """Whether keys lie within the sliding window of each token; there must be one."""
+    assert config.sliding_window is not None
     return positions[:, :, None] - key_positions[:, None, :] < config.sliding_window
 
 

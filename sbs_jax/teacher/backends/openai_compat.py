@@ -221,9 +221,11 @@ def completions_of(
     if len(choices) != samples:
         raise ValueError(f"{len(choices)} choices instead of {samples}")
     usage = body.get("usage") or {}
-    prompt_tokens = usage.get("prompt_tokens")
-    new_tokens = usage.get("completion_tokens")
+    prompt_tokens: Any = usage.get("prompt_tokens")
+    new_tokens: Any = usage.get("completion_tokens")
     estimated = not (_count(prompt_tokens) and _count(new_tokens))
+    if estimated:
+        prompt_tokens = new_tokens = 0
     server = {}
     if body.get("model") not in (None, model):
         server["model"] = body["model"]
@@ -239,9 +241,7 @@ def completions_of(
         if not isinstance(text, str):
             raise TypeError("the text is no text")
         # One usage for all samples: the prompt is paid for once, the rest is shared out.
-        share = 0
-        if not estimated:
-            share = new_tokens // samples + (place < new_tokens % samples)
+        share = new_tokens // samples + (place < new_tokens % samples)
         said = dict(server)
         thoughts = message and (message.get("reasoning_content") or message.get("reasoning"))
         if thoughts:
@@ -250,7 +250,7 @@ def completions_of(
             Completion(
                 text=text,
                 finish_reason=str(choice.get("finish_reason") or ""),
-                prompt_tokens=0 if estimated or place else prompt_tokens,
+                prompt_tokens=0 if place else prompt_tokens,
                 completion_tokens=len(text) // _CHARS_PER_TOKEN + 1 if estimated else share,
                 usage_estimated=estimated,
                 logprob=_logprob(choice.get("logprobs")),

@@ -29,7 +29,8 @@ def explain_expression(example: AskedExample, sample: int) -> str:
     expression = re.sub(r"(\d+)\.0\b", r"\1", example.label)
     if metrics.evaluate_expression(expression) is None:
         return "I do not know."
-    steps, rest = [], expression
+    steps: list[str] = []
+    rest = expression
     while (found := re.search(r"\(([^()]*)\)", rest)) and len(steps) < 20:
         value = metrics.evaluate_expression(found[1])
         if value is None or value.denominator != 1:

@@ -24,9 +24,10 @@ from sbs_jax.inference.answers import (
 )
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import LABEL, RATIONALE, Candidates, Prompting
-from sbs_jax.inference.tokenizer import EOS_ID, TextTokenizer, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.student import Student
+from sbs_jax.text_tokenizer import TextTokenizer
 
 More = Callable[[int], Sequence[Query]]
 """Returns up to so many further queries of a group; none if none is waiting."""
@@ -193,13 +194,15 @@ class Answerer:
           `queries`.
         """
         asked = []
+        endings: list[tuple[int, ...]] = []
         for query, label in zip(queries, labels, strict=True):
             ids = (*self.tokenizer.encode(label), EOS_ID)
+            endings.append(ids)
             asked.append(dataclasses.replace(query, candidates=Candidates((label,), (ids,))))
         batches: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
         for place in sorted(range(len(asked)), key=lambda place: len(asked[place].tokens)):
             query = asked[place]
-            width = shapes.power_of(len(query.candidates.tokens[0]))
+            width = shapes.power_of(len(endings[place]))
             batches[shapes.fit(len(query.tokens), self._lengths), width].append(place)
         started = []
         for (length, width), places in sorted(batches.items()):
@@ -207,7 +210,7 @@ class Answerer:
                 chosen = places[begin : begin + self.row_counts[-1]]
                 rows = shapes.fit(len(chosen), self.row_counts)
                 batch = [asked[place] for place in chosen]
-                own = padded_candidates([one.candidates.tokens for one in batch], rows, (1, width))
+                own = padded_candidates([(endings[place],) for place in chosen], rows, (1, width))
                 tokens = self._rows(batch, rows, length)
                 scores = self._programs.rank_own(
                     self._params, tokens | to_global({"candidates": own}, self._mesh)

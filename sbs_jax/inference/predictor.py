@@ -45,12 +45,13 @@ from sbs_jax.inference.prompting import (
     choices_in,
     prompting_from,
 )
-from sbs_jax.inference.tokenizer import EOS_ID, TextTokenizer, Tokenizer, open_tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer, open_tokenizer
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
+from sbs_jax.text_tokenizer import TextTokenizer
 
 CHOICES = "choices"
 """A value of `candidates`: each input lists its own, ``(a) … (b) …``."""

@@ -177,7 +177,7 @@ class Plan:
         said: tuple[str | None, str | None] | None = None
         while True:
             try:
-                field, values = asked.send(said)
+                field, values = next(asked) if said is None else asked.send(said)
             except StopIteration as end:
                 return candidates, end.value
             request = make_request(

@@ -123,7 +123,8 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
                 "their completions are asked for again.",
             )
         begun_empty = journal.is_empty
-        for kept in (file, *field_files):
+        _keep_prompt_file(Path(session.output_dir), file)
+        for kept in field_files:
             _keep_prompt_file(Path(session.output_dir), kept)
         report, failure = Report(), None
         if not session.offline:

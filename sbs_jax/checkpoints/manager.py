@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from sbs_jax.checkpoints import folders, quiet, reading, trees
+from sbs_jax.checkpoints import folders, quiet, reading, store, trees
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 
@@ -75,7 +74,7 @@ class CheckpointManager(Closing):
         _same_everywhere(max(found, default=-1), self._folder)
         self._keep = keep
         self._values = {step: self._saved_value(folder) for step, folder in found.items()}
-        self._orbax = self._open()
+        self._store = self._open()
 
     @property
     def folder(self) -> epath.Path:
@@ -84,7 +83,7 @@ class CheckpointManager(Closing):
 
     def steps(self) -> list[int]:
         """The steps saved, those included that are still being written, in increasing order."""
-        return sorted(self._orbax.all_steps())
+        return self._store.all()
 
     def latest_step(self) -> int | None:
         """The last of `steps`; None where there is none."""
@@ -169,13 +168,9 @@ class CheckpointManager(Closing):
             },
         }
         info["digest"] = folders.digest_of(info)
-        items = {
-            folders.PARAMS: ocp.args.StandardSave(params),
-            folders.TRAINING: ocp.args.StandardSave(training),
-            folders.INFO: ocp.args.JsonSave(info),
-        }
+        arrays = {folders.PARAMS: params, folders.TRAINING: training}
         try:
-            self._orbax.save(step, args=ocp.args.Composite(**items), force=True)
+            self._store.save(step, arrays, {folders.INFO: info})
         except (OSError, ValueError) as error:
             if sentence := self._unwritable(error):
                 raise sentence from error
@@ -221,7 +216,7 @@ class CheckpointManager(Closing):
           UserError: it could not be written.
         """
         try:
-            self._orbax.wait_until_finished()
+            self._store.wait()
         except (OSError, ValueError) as error:
             if sentence := self._unwritable(error):
                 raise sentence from error
@@ -232,31 +227,19 @@ class CheckpointManager(Closing):
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            self._store.close()
 
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: ocp.checkpoint_managers.PreservationContext
-    ) -> list[bool]:
-        """Says which checkpoints stay; called by Orbax (its `PreservationPolicy`)."""
-        del context
-        steps = [info.step for info in checkpoints]
+    def _kept(self, steps: Sequence[int]) -> list[bool]:
+        """Which checkpoints stay."""
         kept = set(steps if self._keep is None else steps[-self._keep :])
         if self._best_metric is not None:
             values = {step: self._values.get(step) for step in steps}
-            kept.add(folders.best_of(values, self._best_mode))
+            best = folders.best_of(values, self._best_mode)
+            kept |= set() if best is None else {best}
         return [step in kept for step in steps]
 
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                step_prefix=folders.PREFIX,
-                preservation_policy=self,
-                save_root_metadata=False,
-                # Else a damaged file of an old checkpoint would keep the run from starting.
-                lightweight_initialize=True,
-            ),
-        )
+    def _open(self) -> store.Steps:
+        return store.Steps(self._folder, folders.PREFIX, self._kept)
 
     def _saved_value(self, folder: epath.Path) -> float | None:
         if self._best_metric is None:
@@ -298,8 +281,8 @@ class CheckpointManager(Closing):
                     error,
                 )
         _barrier("sbs_jax:set_aside")
-        self._orbax.close()
-        self._orbax = self._open()
+        self._store.close()
+        self._store = self._open()
 
     def _unwritable(self, error: Exception) -> UserError | None:
         """A sentence, if the file system is at fault."""

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax import lax
 
+from sbs_jax.checkpoints import store
 from sbs_jax.errors import UserError
 
 
@@ -82,15 +82,12 @@ def read_tree(folder: epath.Path, abstract: Any, *, what: str, advice: str) -> t
       UnreadableError: the files are damaged or missing.
     """
     targets = jax.tree.map(_placed, abstract)
-    handler = ocp.StandardCheckpointHandler()
-    try:
+    with store.Reader() as reader:
         with _unreadable(folder):
-            saved = named_leaves(handler.metadata(folder).tree)
+            saved = named_leaves(reader.shapes(folder))
         _check_compatible(saved, named_leaves(abstract), folder.parent, what, advice)
         with _unreadable(folder):
-            restored = handler.restore(folder, args=ocp.args.StandardRestore(targets))
-    finally:
-        handler.close()
+            restored = reader.read(folder, targets)
     leaves = named_leaves(restored)
     uncast = {name for name in leaves if np.dtype(saved[name].dtype) == leaves[name].dtype}
     return restored, uncast

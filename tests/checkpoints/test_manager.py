@@ -413,7 +413,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path, states, monkeypatch):
                 "bytes to file 8: No space left on device [os_error_code='28']"
             )
 
-        monkeypatch.setattr(manager._orbax, "save", fail)
+        monkeypatch.setattr(manager._store, "save", fail)
         words = r"MODEL_DIR .*run: a checkpoint cannot be written \(No space left on device\)\.$"
         with pytest.raises(UserError, match=words):
             manager.save(1, states[1])

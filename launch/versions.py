@@ -2,12 +2,14 @@
 
     python launch/versions.py                       # every combination, the whole suite
     python launch/versions.py --core 3.12:0.11 3.13:0.12
+    python launch/versions.py --quick 3.12:0.11 3.13:0.12   # some minutes: what .ci/run does
 
 Combinations are PYTHON:JAX; by default all that SUPPORTED names and whose interpreter is there
 (pythonX.Y on the PATH, or one of pyenv's). Each gets a virtual environment below --folder, which
 is used again as long as setup.py is the same. With --core TensorFlow is not installed, and the
-tests are those of CORE_TESTS: what a GPU image without TensorFlow runs. --table writes the table to
-a file as well. Exits 1 if any combination fails.
+tests are those of CORE_TESTS: what a GPU image without TensorFlow runs; --quick runs the few of
+QUICK_TESTS. --table writes the table to a file as well. Exits 1 if any combination fails; one whose
+interpreter is not there is named and left out.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +45,15 @@ CORE_TESTS = (
     "tests/checkpoints/test_t5x.py",
     "tests/decoding/test_greedy.py",
     "tests/decoding/test_ranking.py",
+)
+# Losses, the training step, sharding, a network, and checkpoints from mesh to mesh.
+QUICK_TESTS = (
+    "tests/test_losses.py",
+    "tests/training/test_step.py",
+    "tests/partitioning/test_mesh.py",
+    "tests/models/test_network.py",
+    "tests/checkpoints/test_manager.py::test_restores_onto_any_mesh",
+    "tests/checkpoints/test_store.py",
 )
 PACKAGES = (
     "jax",
@@ -93,16 +105,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("combinations", nargs="*", type=Combination.parse, metavar="PYTHON:JAX")
     parser.add_argument("--core", action="store_true", help="without TensorFlow; CORE_TESTS alone")
+    parser.add_argument("--quick", action="store_true", help="the same, of QUICK_TESTS alone")
     parser.add_argument("--folder", type=Path, default=ROOT / ".venvs")
     parser.add_argument("--table", type=Path, help="file to write the table to")
     args = parser.parse_args()
+    tests = QUICK_TESTS if args.quick else CORE_TESTS if args.core else None
     rows = []
     for combination in args.combinations or map(Combination.parse, SUPPORTED):
         interpreter = combination.interpreter()
         if interpreter is None:
             print(f"Python {combination.python} is not here: skipped.", flush=True)
             continue
-        rows.append(_try(combination, interpreter, args.folder, core=args.core))
+        rows.append(_try(combination, interpreter, args.folder, tests))
     table = _table([row for _, row in rows])
     print(table)
     if args.table:
@@ -111,18 +125,19 @@ def main() -> int:
 
 
 def _try(
-    combination: Combination, interpreter: str, folder: Path, *, core: bool
+    combination: Combination, interpreter: str, folder: Path, tests: Sequence[str] | None
 ) -> tuple[bool, dict[str, str]]:
-    """Whether the tests pass, and the row of the table."""
+    """Whether the tests pass (those of the core given, or the suite), and the row of the table."""
+    core = tests is not None
     name = f"py{combination.python}-jax{combination.jax}{'-core' if core else ''}"
     print(f"== {name}", flush=True)
     started = time.monotonic()
     python = _environment(folder / name, interpreter, combination, core=core)
     versions = _versions(python)
     installed = time.monotonic()
-    tests = [*CORE_TESTS] if core else ["--numprocesses=2", "--dist=loadfile"]
+    chosen = ["--numprocesses=2", "--dist=loadfile"] if tests is None else tests
     done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen],
         cwd=ROOT,
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / name / "jax-cache")},
@@ -147,7 +162,8 @@ def _environment(folder: Path, interpreter: str, combination: Combination, *, co
     if stamp.exists() and stamp.read_text() == want:
         return python
     subprocess.run([interpreter, "-m", "venv", "--clear", folder], check=True)
-    pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input"]
+    pip = [python, "-m", "pip", "install", "-qq", "--no-compile", "--no-input"]
+    pip += ["--disable-pip-version-check"]
     jax = f"jax=={combination.jax}.*"
     if core:
         # The tests run from the checkout; only what is needed has to be installed.

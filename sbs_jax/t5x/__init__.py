@@ -3,7 +3,7 @@
 Nothing else in `sbs_jax` needs this package. Inside it, ``t5x`` means T5X (imports are absolute).
 """
 
-from sbs_jax.configuration import data_settings
+from sbs_jax.configuration import data_settings, gin_reader
 
 try:
     import t5x.trainer  # noqa: F401  (with what it needs in turn)
@@ -15,3 +15,4 @@ except ImportError as error:
     ) from error
 
 data_settings.install()
+gin_reader.install()

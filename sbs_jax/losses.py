@@ -9,8 +9,9 @@ microbatch sees and sums the results, which is why this is not borrowed from the
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -329,13 +330,12 @@ def join(sums: Mapping[str, PartSums], of_parts: Weights) -> Float[Array, ""]:
 
 
 def _join(values: Mapping[str, Float[Array, ""]], of_parts: Weights) -> Float[Array, ""]:
-    total = None
+    weighted = []
     for name, value in values.items():
         weight = _weight(of_parts, name)
-        if not (isinstance(weight, float) and weight == 1.0):
-            value = weight * value
-        total = value if total is None else total + value
-    return total
+        is_one = isinstance(weight, float) and weight == 1.0
+        weighted.append(value if is_one else weight * value)
+    return reduce(operator.add, weighted)
 
 
 def _weight(of_parts: Weights, name: str) -> float | Float[Array, ""]:

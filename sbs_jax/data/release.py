@@ -74,7 +74,8 @@ def own_fields(example: Example) -> Mapping[str, Any]:
     They are those of the file's row (also where a task gives them another name) and those that the
     example has itself.
     """
-    return collections.ChainMap(example, getattr(example, "fields", {}))
+    own: Any = example
+    return collections.ChainMap(own, getattr(example, "fields", {}))
 
 
 def where(example: Example) -> str:

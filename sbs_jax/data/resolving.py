@@ -127,10 +127,9 @@ class ResolvedTask:
             return find_method(self.info.method, own) if own else self.info.definition
         if not self.is_mixture:
             return METHODS[registration.DEFAULT_METHOD]
-        return _common_method(
-            self.name,
-            [registration.task_info(task) for task in registration.mixture_rates(self.name)],
-        )
+        infos = map(registration.task_info, registration.mixture_rates(self.name))
+        known = [info for info in infos if info is not None]
+        return _common_method(self.name, known) if known else METHODS[registration.DEFAULT_METHOD]
 
     def with_settings(self, settings: DataSettings) -> ResolvedTask:
         """Returns the same task, read with other settings."""

@@ -140,8 +140,8 @@ def _report_split(
         f"{label!r} {count} ({count / len(examples):.1%})"
         for label, count in labels.most_common(LABELS_SHOWN)
     )
-    others = len(labels) - LABELS_SHOWN
-    yield f"  labels: {most}" + (f" and {others} others" if others > 0 else "")
+    more = len(labels) - LABELS_SHOWN
+    yield f"  labels: {most}" + (f" and {more} others" if more > 0 else "")
     yield f"  teacher: {_teacher(info, examples)}"
 
 

@@ -86,7 +86,7 @@ class Loss:
     @property
     def normalizations(self) -> losses.Normalization | dict[str, losses.Normalization]:
         """The normalisation of all parts, or of each by name if they differ."""
-        own = {part.name: part.normalization for part in self.parts if part.normalization}
+        own: dict[str, Any] = {p.name: p.normalization for p in self.parts if p.normalization}
         return (
             {name: own.get(name, self.normalization) for name in self.names}
             if own
@@ -113,7 +113,10 @@ class Loss:
             for part in self.parts
         )
         lambda_ = rest.pop("rationale", self.rationale_weight)
-        changed = {"rationale_weight": lambda_} | ({"parts": parts} if parts else {})
+        changed: dict[str, Any] = {
+            "rationale_weight": lambda_,
+            **({"parts": parts} if parts else {}),
+        }
         return dataclasses.replace(self, **changed)
 
     def weights_at(self, step: Any) -> dict[str, Any]:

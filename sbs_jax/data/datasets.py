@@ -375,7 +375,10 @@ def _weights_of(task: TaskInfo, example: Example, texts: Mapping[str, str]) -> d
 def _all_weighed(elements: list[dict[str, str | int]]) -> list[dict[str, str | int]]:
     """Gives all elements the keys that some of them have weights under."""
     keys = {key for element in elements for key in element if key.startswith(WEIGHTS_OF)}
-    return [dict.fromkeys(sorted(keys), "") | element for element in elements] if keys else elements
+    if not keys:
+        return elements
+    none: dict[str, str | int] = dict.fromkeys(sorted(keys), "")
+    return [none | element for element in elements]
 
 
 def require_fields(task: TaskInfo, split: str, examples: Sequence[Example]) -> None:

@@ -114,7 +114,11 @@ OURS = [(page, command) for page, command, _ in every_command() if program_of(co
 
 
 @pytest.mark.parametrize(("page", "command"), OURS)
-def test_a_program_accepts_a_command_of_a_page(page, command, no_work, capsys):
+def test_a_program_accepts_a_command_of_a_page(page, command, no_work, tmp_path, capsys):
+    # Gin files that the page itself shows, with their names.
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for shown in re.finditer(r"^```gin\n# (\S+\.gin)\n.*?^```", text, re.MULTILINE | re.DOTALL):
+        (tmp_path / shown[1]).write_text(shown[0].removeprefix("```gin").removesuffix("```"))
     name, arguments = program_of(command)
     assert name in all_commands.commands()
     assert run(name, arguments) in (0, None), f"{page}: {command}\n{capsys.readouterr().err}"

@@ -7,6 +7,7 @@ scripted teacher is always right, so its labels are the gold ones. There are no 
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import gin
 
@@ -84,7 +85,7 @@ def load(split: str, settings: DataSettings) -> list[Example]:
         max_steps=chosen.max_steps,
         bystander_share=chosen.bystander_share,
     )
-    return [
+    examples: list[dict[str, str]] = [
         {
             "id": f"arithmetic-{split}-{number}",
             "input": problem.input,
@@ -96,6 +97,7 @@ def load(split: str, settings: DataSettings) -> list[Example]:
         }
         for number, problem in enumerate(problems)
     ]
+    return cast(list[Example], examples)
 
 
 register_dataset("arithmetic", load=load, scorer="exact_match", own_validation=True)

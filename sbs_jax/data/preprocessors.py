@@ -104,7 +104,9 @@ def to_records(
             features[WEIGHING] = weighing
         for key in KEPT:
             features[key] = tf.gather(elements[key], number)
-        for key in ("inputs", "targets") if output_features is not None else ():
+        for key in ("inputs", "targets"):
+            if output_features is None:
+                break
             vocabulary = output_features[key].vocabulary
             features[f"{key}_pretokenized"] = features[key]
             if key == "inputs" or most == 1:

@@ -74,10 +74,11 @@ def joined(chunks: Iterable[Columns]) -> Columns:
         for name, column in chunk.items():
             found.setdefault(name, []).append(column)
     none = (np.zeros(0, np.int32), np.zeros(0, np.int64))
-    return {
+    columns: dict[str, Any] = {
         name: tuple(map(np.concatenate, zip(none, *found.get(name, []), strict=True)))
         for name in (*SEQUENCES, *SCALARS)
     }
+    return columns
 
 
 def tokenized(
@@ -147,7 +148,8 @@ class _Finish:
         kept[ends[~last]] = False
         parts = np.repeat(codes, lengths)
         tokens, parts = flat[kept], parts[kept]
-        own = np.add.reduceat(lengths - ~last, np.cumsum(counts) - counts)
+        starts: Any = np.cumsum(counts) - counts
+        own = np.add.reduceat(lengths - ~last, starts)
         prompts = [self._prompts[record.target.codes] for record in records]
         before = np.array([len(prompt) for prompt in prompts], np.int64)
         given = np.repeat(np.tile([True, False], len(records)), np.stack([before, own], 1).ravel())

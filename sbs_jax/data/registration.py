@@ -130,7 +130,8 @@ def register_dataset(
         raise UserError(f"A data set '{name}' is registered already; choose another name.")
     if (load is None) == (convert is None):
         raise UserError(f"register_dataset('{name}', …) needs either `load` or `convert`.")
-    if convert is not None:
+    if load is None:
+        assert convert is not None
         load = functools.partial(_load_files, name, convert, find_parser(parser))
     vocabulary = DatasetVocabulary(name, functools.partial(_vocabulary_texts, name))
     constant = (scorer, tuple(labels))
@@ -386,7 +387,8 @@ def mixture_vocabulary(name: str) -> DatasetVocabulary:
     """Returns the vocabulary that the tasks of a mixture share: trained on the texts of all."""
 
     def texts() -> list[str]:
-        names = sorted({task_info(task).dataset.name for task in mixture_rates(name)})
+        infos = map(task_info, mixture_rates(name))
+        names = sorted({info.dataset.name for info in infos if info is not None})
         return [
             text for dataset in names for text in datasets.vocabulary_texts(find_dataset(dataset))
         ]

@@ -108,8 +108,9 @@ class ResolvedTask:
         """
         if not self.is_mixture:
             return ((self, 1.0),)
+        vocabulary: Any = self.vocabulary
         settings = dataclasses.replace(
-            self.settings, vocabulary_path=str(self.vocabulary.sentencepiece_model_file)
+            self.settings, vocabulary_path=str(vocabulary.sentencepiece_model_file)
         )
         rates = registration.mixture_rates(self.name)
         return tuple((resolve_task(name, settings), rate) for name, rate in rates.items())

@@ -44,7 +44,7 @@ def add(task: TaskInfo) -> None:
     ) -> dict[str, float]:
         """Of the labels alone: SeqIO's evaluator decodes every record of a task."""
         scores = [
-            task.dataset.score(prediction, target)
+            task.dataset.score(prediction or "", target)
             for prediction, target in zip(predictions, targets, strict=True)
             if target is not None
         ]
@@ -95,6 +95,6 @@ def _read(
         key: np.array([element[key] for element in elements], np.int32 if number else object)
         for key, number in ((key, isinstance(value, int)) for key, value in elements[0].items())
     }
-    count = elements[-1]["example"] + 1
+    count = int(elements[-1]["example"]) + 1
     features["example_count"] = np.full(len(elements), count, dtype=np.int32)
     return tf.data.Dataset.from_tensor_slices(features)

@@ -12,7 +12,6 @@ from sbs_jax.data.vocabulary import (
     EOS_STRING,
     PAD_ID,
     DatasetVocabulary,
-    SentencePieceVocabulary,
     TokenizerVocabulary,
     Vocabulary,
 )
@@ -83,7 +82,7 @@ def decode(vocabulary: Vocabulary, ids: tf.Tensor) -> tf.Tensor:
     return _tokenizer(vocabulary).detokenize(tf.where(ended > 0, PAD_ID, known))
 
 
-def _tokenizer(vocabulary: SentencePieceVocabulary) -> Any:
+def _tokenizer(vocabulary: Any) -> Any:
     import tensorflow_text
 
     return tensorflow_text.SentencepieceTokenizer(model=vocabulary.sp_model)

@@ -228,7 +228,7 @@ class DatasetVocabulary(Vocabulary):
         return self.resolve().vocab_size
 
     @property
-    def tokenizer(self) -> sentencepiece.SentencePieceProcessor:
+    def tokenizer(self) -> Any:
         """SentencePiece's own object."""
         return self.resolve().tokenizer
 

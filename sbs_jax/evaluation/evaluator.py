@@ -212,6 +212,7 @@ class Evaluator:
         }
         rows = _rows(examples, predictions, scores, rationales)
         if examples.expression_inputs is not None and self._with_rationales:
+            assert examples.expression_prompt is not None
             expressions = self._answers(
                 params, examples.expression_inputs, examples.expression_prompt
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def _report_task(
         + (f", rationales {info.rationale_source}" if info.uses_rationales else "")
         + f", judged by {info.dataset.scorer}"
     )
-    vocabulary = task.vocabulary
+    vocabulary: Any = task.vocabulary
     yield f"vocabulary: {vocabulary.vocab_size} pieces, {vocabulary.sentencepiece_model_file}"
     shown = False
     reason: UserError | None = None

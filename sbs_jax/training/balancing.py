@@ -141,6 +141,7 @@ def advance(
     if balancing.rule == UNCERTAINTY:
         slope = 0.5 - jnp.exp(-state.values) * means
         return state._replace(values=state.values - balancing.rate * present * slope)
+    assert norms is not None
     first = jnp.where((state.first_losses == 0) & (present > 0), means, state.first_losses)
     count = jnp.maximum(present.sum(), 1.0)
     left = means / jnp.maximum(first, _LEAST) * present

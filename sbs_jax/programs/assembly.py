@@ -432,7 +432,7 @@ class Assembly:
 
     def _loss_of_parts(self) -> dict[str, Any]:
         """What a record says of the loss besides λ; nothing where the method says nothing."""
-        found = {}
+        found: dict[str, Any] = {}
         weights = {name: w for name, w in self.loss.constant_weights.items() if name != "rationale"}
         if weights:
             found["part_weights"] = weights

@@ -215,8 +215,8 @@ def _start(
     finish_rationales = predictor.start_all(explained)
 
     def finish() -> list[dict[str, Any]]:
-        rationales = written or [answer.text for answer in finish_rationales()]
-        rationales = rationales or [None] * len(items)
+        said = written or [answer.text for answer in finish_rationales()]
+        rationales: Sequence[str | None] = said or [None] * len(items)
         rows = []
         for item, answer, rationale in zip(items, finish_labels(), rationales, strict=True):
             row: dict[str, Any] = {

@@ -183,11 +183,10 @@ class Service:
 
     def _run(self, queries: list[Any], more: More) -> Iterator[list[tuple[int, Any]]]:
         # Answers hold the scores of all candidates.
-        closed = queries[0].kind == "label" and (queries[0].candidates or self.predictor.closed_set)
         most = 1
-        if closed:
-            sets = [query.candidates or self.predictor.closed_set for query in queries]
-            most = max(len(one.texts) for one in sets)
+        if queries[0].kind == "label":
+            closed = [query.candidates or self.predictor.closed_set for query in queries]
+            most = max(len(one.texts) if one else 1 for one in closed)
         return self.predictor.stream(queries, more, num_best=most)
 
     def _warm_up(self) -> None:
@@ -252,10 +251,14 @@ def create_app(
         responses=problems,
         summary="Labels, and explanations if asked for",
     )
-    async def predict(http: Request, request: model = Body()) -> Response:  # noqa: B008
+    async def predict(
+        http: Request,
+        request: model = Body(),  # type: ignore[valid-type]  # noqa: B008  # made above
+    ) -> Response:
+        asked: Any = request
         if not service.answers:
             return _busy(f"The service is not ready: {service.status}.", 1)
-        count = len(request.inputs) if isinstance(request.inputs, list) else 1
+        count = len(asked.inputs) if isinstance(asked.inputs, list) else 1
         try:
             service.batcher.require_room(count)  # before any work: under overload that counts
             written = None
@@ -281,10 +284,10 @@ def create_app(
             return Response(status_code=499)  # for the metrics alone: the client is gone
         service.metrics.inputs(count)
         explained = [None if place is None else answers[place].text for place in places]
-        if written is not None and request.explain:
+        if written is not None and asked.explain:
             explained = written
         predictions = [
-            _prediction(answer, rationale, request.explain)
+            _prediction(answer, rationale, asked.explain)
             for answer, rationale in zip(answers, explained, strict=False)
         ]
         return JSONResponse({"model": service.predictor.name, "predictions": predictions})

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data.release import Example, add_fields, changed
+from sbs_jax.data.release import Example, add_fields, changed, rationale_texts
 from sbs_jax.errors import UserError
 from sbs_jax.files import read_jsonl
 
 
-def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Example]:
+def join_rationales(
+    examples: list[Example], path: str | Mapping[str, str], dataset: str
+) -> list[Example]:
     """Puts a teacher's labels and rationales in the place of the examples' own.
 
     Args:
       examples: the examples of one split.
       path: a JSONL file with ``id``, ``llm_label`` and ``llm_rationale`` (or a list of them,
         ``llm_rationales``) in each row, and possibly ``input``. It may hold other ids as well.
+        Of several teachers a mapping from fields to such files: that of ``rationale`` is joined as
+        a single file is, and any other field becomes the (first) rationale that its file has for
+        the example, ``''`` where it has none.
       dataset: the data set's name, for errors.
 
     Returns:
@@ -28,6 +34,13 @@ def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Ex
     Raises:
       UserError: the file is malformed, names an id twice, or an id with another input.
     """
+    if isinstance(path, Mapping):
+        for field, one in path.items():
+            if field == "rationale":
+                examples = join_rationales(examples, one, dataset)
+            else:
+                examples = _join_field(examples, field, one, dataset)
+        return examples
     rows = _read(path, Path(path).expanduser().stat().st_mtime_ns if _exists(path) else 0)
     found = sum(example["id"] in rows for example in examples)
     joined = []
@@ -37,22 +50,38 @@ def join_rationales(examples: list[Example], path: str, dataset: str) -> list[Ex
             plain.pop(key, None)
         if found:
             row = rows.get(example["id"], {"llm_label": "", "llm_rationale": ""})
-            if row.get("input", example["input"]) != example["input"]:
-                raise UserError(
-                    f"RATIONALES_FILE = {path}: the row with id '{example['id']}' has another "
-                    f"input than that example of '{dataset}'; it was written for other data."
-                )
+            _check_input(row, example, path, dataset)
             plain |= {key: row[key] for key in ("llm_label", "llm_rationale")}
             add_fields(plain, row.get("fields", {}))
         joined.append(plain)
     return joined
 
 
+def _join_field(examples: list[Example], field: str, path: str, dataset: str) -> list[Example]:
+    """Puts the rationales of a further teacher into a field of the examples."""
+    rows = _read(path, Path(path).expanduser().stat().st_mtime_ns if _exists(path) else 0)
+    joined = []
+    for example in examples:
+        row = rows.get(example["id"], {"llm_rationale": ""})
+        _check_input(row, example, path, dataset)
+        text = rationale_texts(row["llm_rationale"])[0]
+        joined.append(changed(example, **{field: text}))
+    return joined
+
+
+def _check_input(row: Mapping[str, Any], example: Example, path: str, dataset: str) -> None:
+    if row.get("input", example["input"]) != example["input"]:
+        raise UserError(
+            f"RATIONALES_FILE = {path}: the row with id '{example['id']}' has another "
+            f"input than that example of '{dataset}'; it was written for other data."
+        )
+
+
 def _exists(path: str) -> bool:
     return Path(path).expanduser().is_file()
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _read(path: str, modified: int) -> dict[str, dict[str, Any]]:
     """Reads the rows by id; `modified` is the file's time of change, so that a new one is read."""
     del modified

@@ -26,7 +26,7 @@ OR_NONE = "or None"
 """Annotates a field that gin may also bind to None, which stands for the default."""
 
 
-class _SourceByDataset(dict[str, str]):
+class _Frozen(dict[str, str]):
     """A dict that is never changed and so can be hashed, as the settings are."""
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -70,6 +70,8 @@ class DataSettings:
         mixtures; a data set that it does not name is read from the ``release``.
       rationales_file: a teacher's labels and rationales, which take the place of the data set's own
         in the examples of the same id, see `sbs_jax.data.rationales`.
+        Of several teachers, a dict of such files by the field that each becomes, that of
+        `rationale` among them.
       use_cached_tasks: read tasks tokenized from `cache_dir`, see `sbs_jax.data.caching`.
       cache_dir: the folder of SeqIO's cache.
       parts: PARTS, the parts of a method of the user's own (`parts.read_parts`), which METHOD
@@ -96,7 +98,7 @@ class DataSettings:
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
     rationales_per_epoch: str = "all"
     data_source: str | Mapping[str, str] = RELEASE
-    rationales_file: str | None = None
+    rationales_file: str | Mapping[str, str] | None = None
     use_cached_tasks: bool = False
     cache_dir: str | None = None
     prefix_side: Annotated[str, OR_NONE] = "encoder"
@@ -107,7 +109,16 @@ class DataSettings:
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, field.default)
         if isinstance(self.data_source, Mapping):
-            object.__setattr__(self, "data_source", _SourceByDataset(self.data_source))
+            object.__setattr__(self, "data_source", _Frozen(self.data_source))
+        if isinstance(self.rationales_file, Mapping):
+            for field, path in self.rationales_file.items():
+                if not str(field).isidentifier() or not isinstance(path, str):
+                    raise UserError(
+                        f"RATIONALES_FILE = {dict(self.rationales_file)!r} must be a file, or a "
+                        "dict of files by the field that each becomes: {'rationale': …, "
+                        "'second_rationale': …}."
+                    )
+            object.__setattr__(self, "rationales_file", _Frozen(self.rationales_file))
         fraction = self.train_fraction
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise UserError(

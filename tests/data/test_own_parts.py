@@ -202,3 +202,27 @@ def test_names_that_contradict():
     with pytest.raises(UserError, match=r"have the same prefix 'predict: '; with PREFIX_SIDE"):
         DataSettings(parts={"label": {}, "hint": {"prefix": "predict: "}}, prefix_side="decoder")
     assert parts_lib.find_method("sbs") is METHODS["sbs"]
+
+
+def test_files_of_several_teachers_are_fields(folder, tmp_path):
+    files = {}
+    for field, word in (("rationale", "first"), ("second", "second")):
+        rows = [
+            {"id": f"train{i}", "llm_label": "l", "llm_rationale": f"{word} {i}"} for i in (0, 2)
+        ]
+        files[field] = str(tmp_path / f"{field}.jsonl")
+        (tmp_path / f"{field}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = {"label": {}, "rationale": {}, "second": {}}
+    choice = TaskChoice(NAME, method="two_teachers")
+    task, records = read(folder, choice, parts=parts, rationales_file=files)
+    found = texts(task, records)
+    assert found[:4] == [
+        ("predict: question 0", {LABEL: "gold 0"}),
+        ("explain: question 0", {RATIONALE: "first 0"}),
+        ("second: question 0", {3: "second 0"}),
+        ("predict: question 1", {LABEL: "gold 1"}),
+    ]
+    assert len(found) == 4 + 2 + 2
+    assert json.loads(json.dumps(task.settings.record()))["rationales_file"] == files
+    with pytest.raises(UserError, match="must be a file, or a dict of files by the field"):
+        DataSettings(rationales_file={"a b": "c"})

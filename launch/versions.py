@@ -52,7 +52,7 @@ QUICK_TESTS = (
     "tests/training/test_step.py",
     "tests/partitioning/test_mesh.py",
     "tests/models/test_network.py",
-    "tests/checkpoints/test_manager.py::test_restores_onto_any_mesh",
+    "tests/checkpoints/test_manager.py::test_restores_onto_any_mesh[mesh1]",
     "tests/checkpoints/test_store.py",
 )
 PACKAGES = (

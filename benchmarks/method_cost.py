@@ -29,7 +29,7 @@ import jax
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.models.costs import step_flops
-from sbs_jax.programs.assembly import assemble
+from sbs_jax.programs.assembly import TrainConfig, assemble
 
 TARGET = "sbs_jax.programs.train.train"
 METHODS = {
@@ -93,7 +93,7 @@ def prepare(name: str, folder: str, steps: int) -> Method:
     config = config_lib.read(files, flags=list(flags.items()), target=TARGET)
     config.check()
     config.apply()
-    run = assemble(gin.get_bindings(TARGET)["config"])
+    run = assemble(gin.get_configurable(TrainConfig)())
     batches = []
     rows = []
     made = iter(run.batches())

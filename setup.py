@@ -148,6 +148,7 @@ setup(
         "parity": [
             "torch==2.13.0",
             "transformers>=5,<6",
+            "peft>=0.19,<1",
             "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
     },

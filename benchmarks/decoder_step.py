@@ -8,6 +8,7 @@ the cost of a token of a row, padding included, and of the step, the median of a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import time
@@ -21,6 +22,7 @@ import jax
 import numpy as np
 
 from sbs_jax.checkpoints import loading
+from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.parts import LABEL, RATIONALE
 from sbs_jax.programs.teach import smollm2_path
 from sbs_jax.student import Student
@@ -57,12 +59,15 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=64)
     parser.add_argument("--targets", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--product_dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
 
+    keep_freed_memory()  # as every main of ours
     from sbs_jax.partitioning.mesh import make_mesh
 
     source = loading.identify(smollm2_path())
-    student = Student(source.config, make_mesh(devices=jax.devices()[:1]))
+    config = dataclasses.replace(source.config, product_dtype=args.product_dtype)
+    student = Student(config, make_mesh(devices=jax.devices()[:1]))
     optimizer = optimizers.adamw(1e-5)
     step = placement.jit_train_step(
         student,
@@ -82,7 +87,8 @@ def main() -> None:
     median = statistics.median(seconds[1:])
     print(
         f"{student.num_params:,} parameters, {args.rows} rows of {args.inputs} + {args.targets} "
-        f"tokens: {median:.2f} CPU s a step, {1000 * median / tokens:.2f} CPU ms a token; "
+        f"tokens, products of {args.product_dtype}: {median:.2f} CPU s a "
+        f"step, {1000 * median / tokens:.2f} CPU ms a token; "
         f"compiling and the first step {seconds[0]:.0f} CPU s; losses {losses[0]:.3f} to "
         f"{losses[-1]:.3f}"
     )

@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
+from sbs_jax.chat_templates import ChatTemplate
 from sbs_jax.errors import UserError
 from sbs_jax.gguf_files import GGUFFile
 from sbs_jax.token_ids import EOS_ID, moved_ids
@@ -31,12 +32,41 @@ _LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_CONTROL, _USER_DEFINED = 3, 4
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
 def is_tokenizer(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a tokenizer of this kind, and not a SentencePiece model."""
     return Path(path).suffix in (".json", ".gguf")
+
+
+def default_frame(path: str | os.PathLike[str], *, chat: bool = False) -> tuple[str, str]:
+    """`TextTokenizer.frame` of a file; nothing for a SentencePiece model.
+
+    Raises:
+      UserError: there is no chat template.
+    """
+    if is_tokenizer(path):
+        return TextTokenizer(path).frame(chat=chat)
+    if chat:
+        raise UserError(f"{path}: CHAT = True needs a pretrained tokenizer with a chat template.")
+    return "", ""
+
+
+class GGUFVocabulary(NamedTuple):
+    """A tokenizer as GGUF files describe it.
+
+    Attributes:
+      pre: the name of the pre-tokenizer.
+      tokens: by id.
+      types: of each token, `gguf.TokenType`.
+      merges: pairs of tokens, joined by a space, the first ones first.
+    """
+
+    pre: str
+    tokens: Sequence[str]
+    types: Sequence[int]
+    merges: Sequence[str]
 
 
 class TextTokenizer:
@@ -81,6 +111,35 @@ class TextTokenizer:
         self.pad_id = _padding(self._tokenizer, eos, named["pad"], self.path)
         self._theirs = moved_ids(self.pad_id, self.eos_id)
         self._ours = {theirs: ours for ours, theirs in self._theirs.items()}
+
+    def frame(self, *, chat: bool = False) -> tuple[str, str]:
+        """Returns what stands before and after an input, as the model was taught.
+
+        Args:
+          chat: put the input into the model's chat template, as the only message of a user, up to
+            where the model answers. Otherwise only the token stands before it, if any, that the
+            tokenizer puts in front of every text (Llama, Gemma).
+
+        Raises:
+          UserError: there is no chat template.
+        """
+        file = Path(self.path).expanduser()
+        of_gguf = file.suffix == ".gguf"
+        if chat:
+            if of_gguf:
+                return ChatTemplate.of_gguf(GGUFFile(file).metadata, file).frame()
+            return ChatTemplate.of_folder(file.parent).frame()
+        if of_gguf:
+            meta = GGUFFile(file).metadata
+            begin = meta.get("tokenizer.ggml.bos_token_id")
+            added = meta.get("tokenizer.ggml.add_bos_token", False) and begin is not None
+            return (meta["tokenizer.ggml.tokens"][begin] if added else "", "")
+        ids = self._tokenizer.encode("a").ids
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        special = self._tokenizer.get_added_tokens_decoder()
+        at = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
+        begins = [special[number].content for number in ids[:at] if number in special]
+        return "".join(begins), ""
 
     @functools.cached_property
     def size(self) -> int:
@@ -140,6 +199,26 @@ class TextTokenizer:
         """Returns the whole tokenizer as the bytes of a `tokenizer.json`."""
         return self._tokenizer.to_str().encode()
 
+    def for_gguf(self) -> GGUFVocabulary | None:
+        """What GGUF files say of a byte-level BPE; None where they have no name for this one."""
+        content = json.loads(self._tokenizer.to_str())
+        model, own = content["model"], _steps(content["pre_tokenizer"])
+        known = {
+            name: _steps(json.loads(_pre_tokenizer(name).__getstate__().decode())) for name in _PRE
+        }
+        found = [name for name, steps in known.items() if steps == own]
+        if model["type"] != "BPE" or not found or content.get("normalizer") is not None:
+            return None
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
+            return None  # ids that no token has
+        types = dict.fromkeys(tokens, _NORMAL)
+        for token in content["added_tokens"]:
+            types[token["content"]] = _CONTROL if token["special"] else _USER_DEFINED
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        return GGUFVocabulary(found[0], tokens, [types[token] for token in tokens], merges)
+
     def config_text(self) -> str:
         """Returns the text of a `tokenizer_config.json` that says the special tokens."""
         settings = {
@@ -173,22 +252,17 @@ def from_gguf(meta: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
       UserError: It is of a kind that the metadata do not describe whole.
     """
     kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre", "default")
+    if pre == "gpt-2":
+        pre = "default"
     if kind != "gpt2":
         raise UserError(
             f"{path}: its tokenizer is of kind {kind!r}, of which a GGUF file does not hold the "
             "merges; use the Hugging Face folder of this model."
         )
-    splitters: dict[str, list[Any]] = {
-        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
-        "llama-bpe": [_split(_LLAMA3)],
-        "qwen2": [_split(_QWEN2)],
-        "default": [],
-        "gpt-2": [],
-    }
-    if pre not in splitters:
+    if pre not in _PRE:
         raise UserError(
             f"{path}: its pre-tokenizer {pre!r} is not known here (known are "
-            f"{', '.join(splitters)}); use the Hugging Face folder of this model."
+            f"{', '.join(_PRE)}); use the Hugging Face folder of this model."
         )
     tokens = meta["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
@@ -196,11 +270,7 @@ def from_gguf(meta: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
     )
-    # With a splitter of its own, the byte-level step only maps bytes.
-    byte_level = pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=pre not in ("llama-bpe", "qwen2")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splitters[pre], byte_level])
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
     for token, token_type in zip(tokens, meta.get("tokenizer.ggml.token_type", ()), strict=False):
         if token_type in (_CONTROL, _USER_DEFINED):
@@ -210,6 +280,32 @@ def from_gguf(meta: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
             else:
                 tokenizer.add_tokens([added])
     return tokenizer
+
+
+_PRE = ("smollm", "llama-bpe", "qwen2", "default")
+"""The pre-tokenizers that are known here, by their names in GGUF files; `default` is GPT-2's."""
+
+
+def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
+    splitters = {
+        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+        "llama-bpe": [_split(_LLAMA3)],
+        "qwen2": [_split(_QWEN2)],
+        "default": [],
+    }
+    # With a splitter of its own, the byte-level step only maps bytes.
+    byte_level = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=name not in ("llama-bpe", "qwen2")
+    )
+    return pre_tokenizers.Sequence([*splitters[name], byte_level])
+
+
+def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a serialized pre-tokenizer, without what does not change tokens."""
+    if pre_tokenizer is None:
+        return []
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    return [{name: value for name, value in s.items() if name != "trim_offsets"} for s in steps]
 
 
 def _split(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -32,6 +32,7 @@ def of(folder):
 # Files that only make sense inside others.
 PARTS = (
     "models/computing.gin",
+    "models/decoder_computing.gin",
     *(f"models/{name}.gin" for name in ("t5", "t5_1_1", "llama", "qwen2", "qwen3", "gemma3")),
     "optimizers/schedules.gin",
     "runs/data.gin",
@@ -174,7 +175,7 @@ def test_the_command_in_an_examples_head_works(example):
     flags = [a.removeprefix("--gin.").split("=", 1) for a in arguments if a.startswith("--gin.")]
     ready(example, **dict(flags))
     bound = gin.get_bindings("programs.train.train")["config"]
-    assert isinstance(bound.model_config, T5Config)
+    assert isinstance(bound.model_config, T5Config | DecoderConfig)
     assert bound.train_steps > 0
 
 

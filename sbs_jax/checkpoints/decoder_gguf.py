@@ -60,7 +60,7 @@ def open_gguf(
         if theirs not in file.tensors:
             raise UserError(f"{path}: the tensor {theirs} is missing.")
         tensor: StoredTensor = file.tensors[theirs]
-        if family == "llama" and theirs.split(".")[-2] in ("attn_q", "attn_k"):
+        if family == "llama" and pairs_heads(theirs):
             tensor = _Unpaired(tensor, config.head_dim)
         elif family in _GEMMA and theirs.endswith("norm.weight"):
             tensor = _LessOne(tensor)
@@ -152,6 +152,11 @@ def gguf_name(huggingface: str, family: str) -> str:
     if family in _GEMMA and name == "post_attention_layernorm":
         return f"blk.{number}.post_attention_norm.{kind}"
     return f"blk.{number}.{_NAMES[name]}.{kind}"
+
+
+def pairs_heads(name: str) -> bool:
+    """Whether a tensor of a `llama` of this name in a GGUF file has heads interleaved."""
+    return name.split(".")[-2] in ("attn_q", "attn_k")
 
 
 def _decimal(number: float) -> float:

@@ -197,7 +197,7 @@ def config_to_huggingface(config: DecoderConfig, dtype: str = "float32") -> dict
     Raises:
       UserError: transformers has no such network.
     """
-    family = _family(config)
+    family = huggingface_type(config)
     name = {
         "llama": "Llama",
         "qwen2": "Qwen2",
@@ -416,8 +416,12 @@ def _rope_to_huggingface(config: DecoderConfig) -> dict[str, Any]:
     return scaling
 
 
-def _family(config: DecoderConfig) -> str:
-    """The family of transformers that computes what `config` says."""
+def huggingface_type(config: DecoderConfig) -> str:
+    """The family of transformers, `model_type`, that computes what `config` says.
+
+    Raises:
+      UserError: there is none.
+    """
     gemma = (config.norm_adds_one, config.post_norms, config.scale_embeddings)
     capped = config.attention_softcap is not None
     if config.mlp_activations[1] != "linear" or config.mlp_activations[0] not in (

@@ -14,7 +14,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from etils import epath
 from flax import traverse_util
 
 from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5x, tensors
+from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.decoder_gguf import open_gguf
 from sbs_jax.checkpoints.decoder_huggingface import FAMILIES, open_decoder
 from sbs_jax.checkpoints.huggingface import CONFIG_FILE, open_huggingface
@@ -64,6 +65,9 @@ _DECODER_COMPUTING = (
     "max_positions",
     "embedding_lookup",
     "remat",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
     "attention_scalar",  # `attention_scale` is what it means
 )
 _DECODER_MEANING = (
@@ -116,6 +120,11 @@ class Source:
         run of an older version lacks some.
         """
         return {**self._record.settings, **self._metadata}
+
+    @property
+    def lora(self) -> lora_lib.Lora | None:
+        """The adapters that a checkpoint of ours consists of; None where it has all weights."""
+        return lora_lib.of_config(self._metadata.get("model_config"))
 
     def task_module(self, *, trust: bool) -> str | None:
         """Returns the module that registers the task that the student was trained on.
@@ -300,6 +309,8 @@ def load_params(source: Source, abstract_params: Any, *, advice: str = _ADVICE) 
         file is missing or damaged.
     """
     if source.kind == "sbs_jax":
+        if source.lora is not None:
+            return _restore_merged(source, source.lora, abstract_params)
         return _restore(source, abstract_params)
     stored: Any = stored_params(source)
     if stacking.is_stacked(abstract_params):
@@ -308,6 +319,43 @@ def load_params(source: Source, abstract_params: Any, *, advice: str = _ADVICE) 
         )
         stored = traverse_util.flatten_dict(nested, sep="/")
     return tensors.place_tree(stored, abstract_params, where=str(source.folder), advice=advice)
+
+
+def load_base(source: Source, abstract_params: Any) -> Any:
+    """Reads the weights whose adapters `source`, a checkpoint of ours, holds.
+
+    Raises:
+      UserError: they are not there any more, or are others.
+    """
+    model_dir, settings = source.folder.parent, source.settings
+    place = lora_lib.find_base(model_dir, settings.get("initial_checkpoint"))
+    base = identify(place)
+    recorded = settings.get("lora_base_digest")
+    lora_lib.require_same(weights_digest(base), recorded, place, model_dir)
+    return load_params(base, abstract_params)
+
+
+def load_adapters(source: Source, lora: lora_lib.Lora, abstract_base: Any) -> Any:
+    """Reads the adapters of a checkpoint of ours, given the abstract parameters that they adapt."""
+    return restore_params(source.folder, lora_lib.abstract_adapters(abstract_base, lora))
+
+
+def weights_digest(source: Source) -> str:
+    """A digest of weights: of what a checkpoint of ours records, or of the files of others."""
+    if source.kind == "sbs_jax":
+        return str(folders.read_info(source.folder).get("digest"))
+    return lora_lib.digest_of_files(source.folder)
+
+
+def _restore_merged(source: Source, lora: lora_lib.Lora, abstract: Any) -> Any:
+    adapters = load_adapters(source, lora, abstract)
+    base = load_base(source, abstract)
+    merge = jax.jit(
+        functools.partial(lora_lib.merge, lora=lora),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+        donate_argnums=0,
+    )
+    return jax.block_until_ready(merge(base, adapters))
 
 
 def _restore(source: Source, abstract: Any) -> Any:
@@ -380,6 +428,10 @@ def model_config(
     attention: str = T5Config.attention,
     remat: str = T5Config.remat,
     scan_layers: bool = T5Config.scan_layers,
+    product_dtype: str | None = None,
+    lora_rank: int | None = None,
+    lora_alpha: float = DecoderConfig.lora_alpha,
+    lora_targets: Sequence[str] = DecoderConfig.lora_targets,
 ) -> ModelConfig:
     """The config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
 
@@ -392,6 +444,10 @@ def model_config(
       attention: the attention of this run, see `T5Config`.
       remat: the remat of this run, see `T5Config`.
       scan_layers: the scan layers of this run, see `T5Config`.
+      product_dtype: the dtype of projections' operands, where the network is a decoder.
+      lora_rank: the rank of adapters, see `DecoderConfig`.
+      lora_alpha: the scale of adapters, see `DecoderConfig`.
+      lora_targets: the projections with adapters, see `DecoderConfig`.
 
     Raises:
       UserError: there are no weights, or they do not say their dimensions.
@@ -414,7 +470,18 @@ def model_config(
                 "decoder."
             )
         return dataclasses.replace(
-            source.config, dropout_rate=decoder_dropout_rate, dtype=dtype, remat=remat
+            source.config,
+            dropout_rate=decoder_dropout_rate,
+            dtype=dtype,
+            remat=remat,
+            product_dtype=product_dtype,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=tuple(lora_targets),
+        )
+    if lora_rank is not None or product_dtype is not None:
+        raise UserError(
+            "LORA_RANK and PRODUCT_DTYPE are for decoder-only students; leave them out for a T5."
         )
     return dataclasses.replace(
         source.config,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -40,6 +41,7 @@ class CheckpointManager(Closing):
         keep: int | None = 3,
         best_metric: str | None = None,
         best_mode: Literal["max", "min"] = "max",
+        saved_params: Callable[[Any], Any] | None = None,
     ) -> None:
         """Opens (or creates) a MODEL_DIR.
 
@@ -49,6 +51,8 @@ class CheckpointManager(Closing):
           best_metric: besides those, the checkpoint with the best value of this metric is kept; a
             key of `save`'s metrics, `validation/label_accuracy`.
           best_mode: whether a larger (`max`) or a smaller (`min`) value is better.
+          saved_params: takes the parameters that are saved, and restored, out of all of them; None
+            saves all.
 
         Raises:
           UserError: an argument is out of its range, or the folder cannot be made.
@@ -73,6 +77,7 @@ class CheckpointManager(Closing):
         found = folders.complete_checkpoints(self._folder)
         _same_everywhere(max(found, default=-1), self._folder)
         self._keep = keep
+        self._saved_params = saved_params or (lambda params: params)
         self._values = {step: self._saved_value(folder) for step, folder in found.items()}
         self._store = self._open()
 
@@ -146,6 +151,7 @@ class CheckpointManager(Closing):
         if step in self.steps():
             return
         params, training = reading.split(state)
+        params = self._saved_params(params)
         found = {
             folders.PARAMS: trees.inspect(params),
             folders.TRAINING: trees.inspect(training),
@@ -192,6 +198,9 @@ class CheckpointManager(Closing):
           UserError: the checkpoint does not fit `abstract_state` (the first difference is named),
             or there are checkpoints but none can be read.
         """
+        abstract_state = dataclasses.replace(
+            abstract_state, params=self._saved_params(abstract_state.params)
+        )
         damaged: list[tuple[epath.Path, Exception]] = []
         found = folders.complete_checkpoints(self._folder)
         for step, folder in reversed(found.items()):

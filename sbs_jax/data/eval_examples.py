@@ -195,7 +195,7 @@ def _asked(
             text += between + rationale if rationale.strip() else ""
         elif value := _field(info, example, field):
             text += between + value
-    return text
+    return settings.framed(text)
 
 
 def _field(info: TaskInfo, example: Example, field: str) -> str:

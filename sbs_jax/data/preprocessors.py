@@ -145,7 +145,7 @@ def finish_targets(
         {'inputs': [8, 9, 1], 'targets': [6, 7, 5, 1], 'part': [2, 2, 1]}
         -> {'inputs': [8, 9, 1], 'targets': [6, 7, 5, 1], 'part': [2, 2, 1, 1]}
     """
-    if settings_lib.current().prefix_side == "encoder" and not method.shares_targets:
+    if settings_lib.current().prefix_side != "decoder" and not method.shares_targets:
         return dataset
     finish = functools.partial(_finish, output_features=output_features, method=method)
     return dataset.ragged_batch(_CHUNK).map(finish).unbatch()
@@ -163,7 +163,7 @@ def _finish(
     # What was cut from a target has lost its codes; a code that is missing is the last one.
     at = tf.minimum(tf.ragged.range(targets.row_lengths()), part.row_lengths()[:, None] - 1)
     own = tf.gather(part, at, batch_dims=1)
-    if settings.prefix_side == "encoder":
+    if settings.prefix_side != "decoder":
         return {**batch, "part": own}
     vocabulary = output_features["targets"].vocabulary
     asked = {target.codes[0]: target for target in method.targets}

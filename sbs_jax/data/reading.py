@@ -131,7 +131,7 @@ class _Finish:
             target.codes: record_texts.decoder_prompt(settings, target, vocabulary)
             for target in method.targets
         }
-        self._plain = settings.prefix_side == "encoder" and not method.shares_targets
+        self._plain = settings.prefix_side != "decoder" and not method.shares_targets
 
     def __call__(self, records: Sequence[record_texts.RecordTexts]) -> Columns:
         counts = [len(record.targets) for record in records]

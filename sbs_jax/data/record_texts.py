@@ -81,6 +81,7 @@ class RecordMaker:
         """
         self._weighs = weighs
         self._keep = settings.keep_blank_rationales
+        self._framed = settings.framed
         self._templates = [self._read(target, settings) for target in method.targets]
         self.keys = tuple(element_key(field) for field in method.fields)
 
@@ -115,7 +116,7 @@ class RecordMaker:
             if any(is_blank(element[key]) for key in template.needed):
                 continue
             yield RecordTexts(
-                template.prefix + _joined(template.inputs, element),
+                self._framed(template.prefix + _joined(template.inputs, element)),
                 tuple(_joined(pieces, element) for pieces in template.outputs),
                 template.target,
                 SHARED if template.shared else element["variant"],
@@ -178,7 +179,7 @@ def encoder_prefix(settings: DataSettings, target: Target) -> str:
 
 def decoder_prompt(settings: DataSettings, target: Target, vocabulary: _Encodes) -> list[int]:
     """Returns the tokens that the decoder is given before it writes `target`; none by default."""
-    if settings.prefix_side == "encoder":
+    if settings.prefix_side != "decoder":
         return []
     prefix = parts_lib.fill(target.prefix, settings.texts)
     return list(vocabulary.encode(prefix)) if prefix else []

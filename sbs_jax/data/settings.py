@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +46,13 @@ class DataSettings:
       label_prefix: what stands in front of an input when the label is asked for.
       rationale_prefix: what stands in front of an input when the rationale is asked for.
       prefix_side: whether the prefixes stand in front of the ``encoder``'s input, or are what the
-        ``decoder`` is given to begin with. The latter encodes an input once for both parts.
+        ``decoder`` is given to begin with. The latter encodes an input once for both parts. None is
+        ``encoder`` for T5 and ``decoder`` for decoder-only students, as
+        `models.interface.default_prefix_side` says; where there is no student it is ``encoder``.
+      chat: put every input into the chat template of a decoder's tokenizer, as the message of a
+        user; what the student writes is the beginning of the answer.
+      input_frame: the texts before and after every input (and its prefix); None is what the
+        tokenizer of a decoder-only student and `chat` say, and nothing for a T5.
       keep_blank_rationales: train what the published code trains where a completion does not
         parse: records with an empty rationale, which teach the student to explain nothing, and the
         text before the answer where only the label did not parse (`parsers.kept_rationale`).
@@ -101,13 +107,22 @@ class DataSettings:
     rationales_file: str | Mapping[str, str] | None = None
     use_cached_tasks: bool = False
     cache_dir: str | None = None
-    prefix_side: Annotated[str, OR_NONE] = "encoder"
+    prefix_side: str | None = None
+    chat: bool = False
+    input_frame: Sequence[str] | None = None
     parts: Any = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, field.default)
+        frame = self.input_frame
+        if frame is not None:
+            if len(frame) != 2 or not all(isinstance(text, str) for text in frame):
+                raise UserError(
+                    f"INPUT_FRAME must be two texts, ['before', 'after'], not {frame!r}."
+                )
+            object.__setattr__(self, "input_frame", tuple(frame))
         if isinstance(self.data_source, Mapping):
             object.__setattr__(self, "data_source", _Frozen(self.data_source))
         if isinstance(self.rationales_file, Mapping):
@@ -143,7 +158,7 @@ class DataSettings:
                     f"DATA_SOURCE must be one of {', '.join(DATA_SOURCES)}, not {source!r}; or a "
                     "dict of these by the data set's name, {'svamp': 'huggingface'}."
                 )
-        if self.prefix_side not in PREFIX_SIDES:
+        if self.prefix_side not in (None, *PREFIX_SIDES):
             raise UserError(
                 f"PREFIX_SIDE must be 'encoder' or 'decoder', not {self.prefix_side!r}."
             )
@@ -174,7 +189,7 @@ class DataSettings:
 
     def _check_prompts(self) -> None:
         """Refuses two targets that are asked for alike, where the prefix alone tells them apart."""
-        if self.prefix_side == "encoder":
+        if self.prefix_side != "decoder":
             return
         asked: dict[tuple[str, str], str] = {}
         for target in parts_lib.find_method(parts_lib.CUSTOM, self.parts).targets:
@@ -193,6 +208,11 @@ class DataSettings:
         if self.parts is not None:
             values["parts"] = [part.record() for part in self.parts]
         return values
+
+    def framed(self, text: str) -> str:
+        """Puts an input into `input_frame`."""
+        before, after = self.input_frame or ("", "")
+        return before + text + after
 
     @property
     def texts(self) -> dict[str, str]:

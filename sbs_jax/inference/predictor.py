@@ -47,11 +47,11 @@ from sbs_jax.inference.prompting import (
 )
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer, open_tokenizer
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.interface import ModelConfig
+from sbs_jax.models.interface import ModelConfig, default_prefix_side
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
-from sbs_jax.text_tokenizer import TextTokenizer
+from sbs_jax.text_tokenizer import TextTokenizer, default_frame
 
 CHOICES = "choices"
 """A value of `candidates`: each input lists its own, ``(a) … (b) …``."""
@@ -161,6 +161,8 @@ class Predictor(Answerer):
             "RATIONALE_PREFIX": asked.rationale_prefix,
             "PREFIX_SIDE": asked.prefix_side,
             **({"PARTS": [part.record() for part in asked.parts]} if asked.parts else {}),
+            # Left out where there is none: files that older versions began lack it.
+            **({"INPUT_FRAME": list(asked.input_frame)} if any(asked.input_frame) else {}),
             "CANDIDATES": list(closed.texts)
             if closed
             else None
@@ -322,7 +324,8 @@ class Predictor(Answerer):
         return in_front + label
 
     def _prefix_pieces(self, kind: Kind) -> str:
-        return self.prompting.prefix(kind) if self.prompting.prefix_side == "encoder" else ""
+        own = self.prompting.prefix(kind) if self.prompting.prefix_side == "encoder" else ""
+        return self.prompting.input_frame[0] + own
 
 
 def load_predictor(
@@ -398,7 +401,13 @@ def load_predictor(
     for name, leaf in found.items():
         if leaf.has_nan or leaf.has_infinity:
             raise UserError(f"{source.folder}: the parameter {name} holds NaN or infinity.")
-    trained = {**(settings.get("data_settings") or {}), "method": settings.get("method")}
+    trained = {
+        "prefix_side": default_prefix_side(config),
+        # Weights of others; a student of ours says how its inputs were framed.
+        "input_frame": None if settings else default_frame(tokenizer.path),
+        **(settings.get("data_settings") or {}),
+        "method": settings.get("method"),
+    }
     step = "" if source.step is None else f" (step {source.step})"
     digests = ",".join(f"{name}={leaf.digest}" for name, leaf in sorted(found.items()))
     digests += hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest()

@@ -30,6 +30,7 @@ class Prompting:
       rationale_prefix: the task prefix of rationales.
       prefix_side: `encoder`: the prefix stands before the input; `decoder`: it is what the decoder
         is fed first, and the input stands alone.
+      input_frame: the texts before and after every input; see `DataSettings`.
       joint_separator: the text that a `joint` student writes between its rationale and its label.
       rationale_input_separator: the text between input and rationale for `rationale_input`.
       parts: those of a method of the user's own (`parts.read_parts`), of which label and rationale
@@ -43,6 +44,7 @@ class Prompting:
     label_prefix: str = DEFAULT_LABEL_PREFIX
     rationale_prefix: str = DEFAULT_RATIONALE_PREFIX
     prefix_side: str = "encoder"
+    input_frame: Sequence[str] = ("", "")
     joint_separator: str = DEFAULT_JOINT_SEPARATOR
     rationale_input_separator: str = DEFAULT_RATIONALE_INPUT_SEPARATOR
     parts: Any = None
@@ -90,7 +92,8 @@ class Prompting:
         for between, field in self.target(kind).inputs(self.texts):
             if field is None or field == "input" or known.get(field, "").strip():
                 asked += between + known.get(field or "", "")
-        return asked
+        before, after = self.input_frame
+        return before + asked + after
 
     def decoder_text(self, kind: Kind) -> str | None:
         """Returns the text that the decoder is fed before it answers; None for none."""

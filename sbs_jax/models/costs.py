@@ -34,6 +34,17 @@ def _decoder_params(config: DecoderConfig) -> int:
     layer = attention + 3 * config.emb_dim * config.mlp_dim + norms
     tables = 1 if config.logits_via_embedding else 2
     embeddings = tables * config.vocab_size * config.emb_dim
+    sizes = {
+        "query": (config.emb_dim, width),
+        "key": (config.emb_dim, shared),
+        "value": (config.emb_dim, shared),
+        "out": (width, config.emb_dim),
+        "wi_0": (config.emb_dim, config.mlp_dim),
+        "wi_1": (config.emb_dim, config.mlp_dim),
+        "wo": (config.mlp_dim, config.emb_dim),
+    }
+    if config.lora_rank is not None:
+        layer += config.lora_rank * sum(sum(sizes[name]) for name in config.lora_targets)
     return config.num_layers * layer + config.emb_dim + embeddings
 
 

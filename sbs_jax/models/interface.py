@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,7 +30,8 @@ ModelConfig = T5Config | DecoderConfig
 """The config of any network."""
 
 # How a run computed says nothing about how another program should.
-_OF_THE_RUN = ("attention", "remat", "scan_layers")
+# Adapters are merged into the weights where they are read.
+_OF_THE_RUN = ("attention", "remat", "scan_layers", "lora_rank", "lora_alpha", "lora_targets")
 _KINDS: dict[str, type[ModelConfig]] = {"t5": T5Config, "decoder": DecoderConfig}
 
 
@@ -144,6 +145,15 @@ def network_of(config: ModelConfig, platform: str | None = None) -> Network:
     raise UserError(
         f"MODEL = {config!r} is no T5Config or DecoderConfig; include a file of gin/models."
     )
+
+
+def default_prefix_side(config: ModelConfig) -> Literal["encoder", "decoder"]:
+    """Where the task prefixes stand unless PREFIX_SIDE says: see `DataSettings.prefix_side`.
+
+    A decoder-only network reads each input once and writes every part behind it. T5 has the
+    published code's prefixes, in front of the input.
+    """
+    return "decoder" if isinstance(config, DecoderConfig) else "encoder"
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,9 +79,13 @@ def project(
     Returns:
       The product.
     """
-    dtype = config.product_dtype or config.dtype
-    rows = x.astype(dtype).reshape(-1, x.shape[-1])
-    product = multiply("ij,jk->ik", rows, kernel.astype(dtype), result_dtype or config.dtype)
+    dtype, result_dtype = config.product_dtype or config.dtype, result_dtype or config.dtype
+    rows = x.reshape(-1, x.shape[-1])
+    if config.product_dtype not in (None, config.dtype):
+        narrow = _Narrow(dtype, result_dtype, str(rows.dtype), str(kernel.dtype))
+        product = _narrow_product(narrow, rows, kernel)
+    else:
+        product = multiply("ij,jk->ik", rows.astype(dtype), kernel.astype(dtype), result_dtype)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -124,6 +128,45 @@ def _multiply_backward(
 
 
 _multiply_wide.defvjp(_multiply_forward, _multiply_backward)
+
+
+class _Narrow(NamedTuple):
+    """The dtypes of a product whose operands are rounded: theirs, the result's, the gradients'."""
+
+    operands: str
+    result: str
+    rows: str
+    kernel: str
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_product(dtypes: _Narrow, rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Rounds [N, I] and [I, O] first, and multiplies them; both gradients are such products, too.
+
+    Gradients keep the wide sums. XLA:CPU multiplies bfloat16 at twice the speed of float32 where
+    the result is float32, and below the speed of float32 where the result is bfloat16.
+    """
+    return _narrow_forward(dtypes, rows, kernel)[0]
+
+
+def _narrow_forward(
+    dtypes: _Narrow, rows: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    rows, kernel = rows.astype(dtypes.operands), kernel.astype(dtypes.operands)
+    return jnp.dot(rows, kernel, preferred_element_type=dtypes.result), (rows, kernel)
+
+
+def _narrow_backward(
+    dtypes: _Narrow, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    rows, kernel = saved
+    gradient = gradient.astype(dtypes.operands)
+    of_rows = jnp.dot(gradient, kernel.T, preferred_element_type=dtypes.result)
+    of_kernel = jnp.dot(rows.T, gradient, preferred_element_type=dtypes.result)
+    return of_rows.astype(dtypes.rows), of_kernel.astype(dtypes.kernel)
+
+
+_narrow_product.defvjp(_narrow_forward, _narrow_backward)
 
 
 class RMSNorm(nn.Module):

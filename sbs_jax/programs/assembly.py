@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from sbs_jax import files
 from sbs_jax.checkpoints import folders, loading, record
+from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.data import pipeline
 from sbs_jax.data import settings as settings_lib
@@ -30,13 +31,15 @@ from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.models import costs
-from sbs_jax.models.interface import ModelConfig, config_to_json
+from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.interface import ModelConfig, config_to_json, default_prefix_side
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import MeshSettings, check_batch_size
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import resuming
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
+from sbs_jax.text_tokenizer import default_frame
 from sbs_jax.training import optimizers, placement
 from sbs_jax.training.loop import FLOPS, EvaluateFn, Finished, StepFn, batch_counts, fit
 from sbs_jax.training.mlflow_log import MlflowLog
@@ -145,8 +148,14 @@ class TrainConfig:
 
     @property
     def optimizer_in_use(self) -> Optimizer:
-        """`optimizer`, which leaves the parameters of `freeze` alone."""
-        return optimizers.freeze(self.optimizer, self.freeze)
+        """`optimizer`, which leaves the parameters of `freeze`, or all but adapters, alone."""
+        adapted = () if self.lora is None else (lora_lib.FROZEN,)
+        return optimizers.freeze(self.optimizer, (*self.freeze, *adapted))
+
+    @property
+    def lora(self) -> lora_lib.Lora | None:
+        """The adapters that are trained; None where the weights themselves are."""
+        return lora_lib.of_config(self.model_config)
 
     @property
     def folder(self) -> Path:
@@ -177,9 +186,18 @@ def assemble(
         trained goes to the user's cache folder.
 
     Raises:
-      UserError: the task is unknown.
+      UserError: the task is unknown, or there are no weights that adapters could adapt.
     """
+    fresh = config.saving.initial_checkpoint_path is None
+    if config.lora is not None and fresh and not folders.complete_checkpoints(config.folder):
+        raise UserError(
+            "LORA_RANK adapts pretrained weights; name them by INITIAL_CHECKPOINT_PATH."
+        )
     settings = config.data or settings_lib.current()
+    if settings.prefix_side is None:
+        saved = resuming.saved_data_settings(config.folder).get("prefix_side")
+        side = saved or default_prefix_side(config.model_config)
+        settings = dataclasses.replace(settings, prefix_side=side)
     return Assembly(config, resolve_task(config.task, settings), mesh, student, writes)
 
 
@@ -308,7 +326,22 @@ class Assembly:
             vocabulary_size=min(settings.vocabulary_size, self.config.model_config.vocab_size),
             model_dir=None if folder is None else str(folder),
         )
+        if settings.input_frame is None:
+            settings = dataclasses.replace(settings, input_frame=self._input_frame(settings))
         return self._choice.with_settings(settings)
+
+    def _input_frame(self, settings: DataSettings) -> Sequence[str] | None:
+        """What stands around every input, where INPUT_FRAME does not say it."""
+        if not isinstance(self.config.model_config, DecoderConfig):
+            if settings.chat:
+                raise UserError("CHAT = True is for decoder-only students; a T5 knows no chats.")
+            return None
+        # What a run began with, it goes on with, also where it began before there were frames.
+        if saved := resuming.saved_data_settings(self.config.folder):
+            return saved.get("input_frame") or ("", "")
+        if settings.vocabulary_path is None:
+            return default_frame(record.kept_vocabulary(self.config.folder), chat=settings.chat)
+        return default_frame(settings.vocabulary_path, chat=settings.chat)
 
     @functools.cached_property
     def records(self) -> pipeline.Records:
@@ -400,6 +433,7 @@ class Assembly:
             keep=saving.keep_checkpoints,
             best_metric=self.config.best_metric,
             best_mode=saving.best_mode,
+            saved_params=None if self.config.lora is None else lora_lib.adapters_of,
         )
 
     def fresh_state(self) -> TrainState:
@@ -407,6 +441,20 @@ class Assembly:
         seed = self.config.seed
         params = self.student.init_params(seed)
         return placement.create_state(self.student, params, self.optimizer, seed)
+
+    def initial_params(self, path: str | os.PathLike[str], abstract: Any) -> Any:
+        """Reads the first parameters; adapters are drawn from the seed."""
+        if self.config.lora is None:
+            return loading.load_params_of(path, abstract)
+        adapters = lora_lib.adapters_of(self.student.init_params(self.config.seed))
+        base = loading.load_params_of(path, lora_lib.split(abstract)[0])
+        return lora_lib.join(base, adapters)
+
+    def _adapted(self, adapters: Any, checkpoints: CheckpointManager, step: int) -> Any:
+        """All parameters of a run that goes on, whose checkpoints hold adapters alone."""
+        source = loading.identify(checkpoints.path_of(step))
+        base = loading.load_base(source, lora_lib.split(self.student.placed_params)[0])
+        return lora_lib.join(base, adapters)
 
     def metadata(self, initial_checkpoint: str | None) -> dict[str, Any]:
         """What is saved beside a run's weights, as JSON.
@@ -505,11 +553,14 @@ class Assembly:
                     fresh=self.fresh_state,
                     checkpoints=checkpoints,
                     initial_checkpoint_path=saving.initial_checkpoint_path,
-                    load_params=loading.load_params_of,
+                    load_params=self.initial_params,
+                    complete=None if config.lora is None else self._adapted,
                 )
             if start.position is not None:
                 batches.restore(start.position["data"])  # It refuses other data, before we write.
             metadata = self.metadata(start.initial_checkpoint)
+            if config.lora is not None:
+                metadata["lora_base_digest"] = self._base_digest(start)
             train_steps = train_steps or config.train_steps
             if start.step < train_steps:
                 self._write_records(start, metadata, config_text, progress)
@@ -531,6 +582,13 @@ class Assembly:
                 progress=progress,
                 stop=stop,
             )
+
+    def _base_digest(self, start: Start) -> str:
+        """The digest of the weights that this run adapts."""
+        if start.step:
+            saved = loading.identify(self.config.folder).settings
+            return saved["lora_base_digest"]
+        return loading.weights_digest(loading.identify(start.initial_checkpoint))
 
     def _write_records(
         self,

@@ -21,7 +21,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, Value, write_predictions
 from sbs_jax.files import atomic_write_text
 from sbs_jax.losses import Normalization
-from sbs_jax.models.interface import ModelConfig
+from sbs_jax.models.interface import ModelConfig, default_prefix_side
 from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.parts import read_parts
 from sbs_jax.progress import Progress
@@ -126,7 +126,9 @@ def evaluate(
     given = {
         "label_prefix": label_prefix,
         "rationale_prefix": rationale_prefix,
-        "prefix_side": prefix_side,
+        "prefix_side": prefix_side
+        or (trained.get("data_settings") or {}).get("prefix_side")
+        or default_prefix_side(model_config),
         "validation_seed": validation_seed,
         "vocabulary_path": vocabulary_path,
     }

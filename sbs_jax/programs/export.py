@@ -18,11 +18,13 @@ from flax import traverse_util
 from sbs_jax.checkpoints import (
     decoder_huggingface,
     folders,
+    gguf_export,
     loading,
     model_card,
     record,
     tokenizer_files,
 )
+from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.huggingface import (
     CONFIG_FILE,
     config_to_huggingface,
@@ -37,6 +39,7 @@ from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig, network_of
 from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
 
+FORMATS = ("huggingface", "gguf")
 DTYPES = ("float32", "float16", "bfloat16")
 
 _LOG = logging.getLogger(__name__)
@@ -50,8 +53,12 @@ def export(
     model_config: ModelConfig | None = None,
     vocabulary_path: str | None = None,
     eval_output_dir: str | None = None,
+    adapters_only: bool = False,
+    file_format: str = "huggingface",
 ) -> Path:
     """Writes a folder that transformers, and what converts from it, can load.
+
+    Adapters (LoRA) are merged into the weights, or written by themselves for the package `peft`.
 
     It holds `config.json`, `generation_config.json`, `model.safetensors`, `spiece.model` (unless
     the student has a pretrained tokenizer), `tokenizer.json` with its configuration, `README.md`
@@ -60,10 +67,13 @@ def export(
     Args:
       checkpoint_path: see `loading.identify`.
       output_dir: the folder; files of the same names are replaced.
-      dtype: the dtype of the weights, `float32`, `float16` or `bfloat16`.
+      dtype: the dtype of the weights, `float32`, `float16` or `bfloat16`; see `file_format`.
       model_config: the network's dimensions, for checkpoints that do not say theirs (T5X's).
       vocabulary_path: a SentencePiece model; by default the checkpoint's own.
       eval_output_dir: the eval output dir of `sbs_jax.eval`, whose scores go into the model card.
+      file_format: `huggingface`, or `gguf`: one file `OUTPUT_DIR/NAME.gguf` for llama.cpp, NAME
+        being that of the folder; `dtype` is `float32`, `float16` or `q8_0` then.
+      adapters_only: write `adapter_model.safetensors` and `adapter_config.json` alone.
 
     Returns:
       The folder.
@@ -71,12 +81,17 @@ def export(
     Raises:
       UserError: something the user gave does not work; the sentence says what.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"DTYPE = {dtype!r} must be one of {', '.join(map(repr, DTYPES))}.")
+    if file_format not in FORMATS:
+        raise UserError(f"FORMAT = {file_format!r} must be one of {', '.join(map(repr, FORMATS))}.")
+    dtypes = tuple(gguf_export.TYPES) if file_format == "gguf" else DTYPES
+    if dtype not in dtypes:
+        raise UserError(f"DTYPE = {dtype!r} must be one of {', '.join(map(repr, dtypes))}.")
     source = loading.identify(checkpoint_path)
     folder = Path(output_dir).expanduser().absolute()
     _require_free(folder, source)
     config = _config(source, model_config)
+    if adapters_only:
+        return _export_adapters(source, config, folder, dtype)
     vocabulary = Path(vocabulary_path or source.require_vocabulary()).expanduser()
     tokenizer = proto = None
     if is_tokenizer(vocabulary):
@@ -91,6 +106,18 @@ def export(
             f"{config.vocab_size} rows; name the vocabulary that the weights were trained with by "
             "--gin.VOCABULARY_PATH=PATH."
         )
+    if file_format == "gguf":
+        if not isinstance(config, DecoderConfig) or tokenizer is None:
+            raise UserError(
+                "FORMAT = 'gguf' is for decoder-only students with a pretrained tokenizer; "
+                "llama.cpp's own converter makes a GGUF file of an exported folder of another kind."
+            )
+        path = folder / f"{folder.name}.gguf"
+        gguf_export.write_gguf(
+            path, config, _in_own_order(source, config), tokenizer, dtype=dtype, name=folder.name
+        )
+        _LOG.info("Written to %s", path)
+        return path
     generation: dict[str, Any]
     if isinstance(config, DecoderConfig):
         config_json = decoder_huggingface.config_to_huggingface(config, dtype)
@@ -146,6 +173,34 @@ def export(
     return folder
 
 
+def _export_adapters(source: loading.Source, config: ModelConfig, folder: Path, dtype: str) -> Path:
+    lora = source.lora
+    if lora is None or not isinstance(config, DecoderConfig):
+        raise UserError(
+            f"{source.folder}: holds no adapters (it was not trained with LORA_RANK); export it "
+            "without ADAPTERS_ONLY."
+        )
+    host = jax.sharding.SingleDeviceSharding(_host())
+    kernels = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=host)
+        for path, shape in decoder_huggingface.parameter_shapes(config).items()
+    }
+    base = traverse_util.unflatten_dict(kernels, sep="/")
+    sources = decoder_huggingface.huggingface_sources(config)
+    names = {path: theirs.name for path, theirs in sources.items()}
+    tensors, adapter_config = lora_lib.to_peft(
+        loading.load_adapters(source, lora, base),
+        lora,
+        names,
+        os.path.basename(str(source.settings.get("initial_checkpoint") or "").rstrip("/")),
+    )
+    stored = {name: Transposed(tensor) for name, tensor in tensors.items()}
+    write_safetensors(folder / "adapter_model.safetensors", stored, dtype)
+    _write_json(folder / "adapter_config.json", adapter_config)
+    _LOG.info("Written to %s", folder)
+    return folder
+
+
 def _config(source: loading.Source, given: ModelConfig | None) -> ModelConfig:
     if given is not None:
         loading.require_same_network(source, given)
@@ -172,6 +227,19 @@ def _require_free(folder: Path, source: loading.Source) -> None:
 
 def _weights(source: loading.Source, config: ModelConfig) -> dict[str, StoredTensor]:
     """Hugging Face's tensors by name, still to be read where that is possible."""
+    stored = _in_own_order(source, config)
+    if isinstance(config, DecoderConfig):
+        sources = decoder_huggingface.huggingface_sources(config)
+    else:
+        sources = huggingface_sources(config)
+    return {
+        name.name: Transposed(stored[path]) if name.transposed else stored[path]
+        for path, name in sources.items()
+    }
+
+
+def _in_own_order(source: loading.Source, config: ModelConfig) -> Mapping[str, StoredTensor]:
+    """The parameters by path, in our layout, the vocabulary in the order of its own file."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(network_of(config).init, jax.random.key(0), tokens, tokens)
     abstract = nn.unbox(boxed)["params"]
@@ -195,13 +263,7 @@ def _weights(source: loading.Source, config: ModelConfig) -> dict[str, StoredTen
         stored = decoder_huggingface.move_ids(
             stored, {theirs: ours for ours, theirs in config.moved_ids.items()}
         )
-        sources = decoder_huggingface.huggingface_sources(config)
-    else:
-        sources = huggingface_sources(config)
-    return {
-        name.name: Transposed(stored[path]) if name.transposed else stored[path]
-        for path, name in sources.items()
-    }
+    return stored
 
 
 def _host() -> jax.Device:

@@ -43,6 +43,7 @@ _FREE = {
     "model_config.dropout_broadcast_length",
     "model_config.dtype",
     "model_config.embedding_lookup",
+    "model_config.product_dtype",
     "model_config.remat",
 }
 
@@ -70,6 +71,11 @@ def check(folder: Path, metadata: Mapping[str, Any]) -> None:
             "These settings decide what is learned: give them as they were, or choose another "
             "MODEL_DIR."
         )
+
+
+def saved_data_settings(folder: Path) -> Mapping[str, Any]:
+    """The `DataSettings` of the run that a MODEL_DIR holds, as JSON; {} without a run."""
+    return _saved_metadata(folder).get("data_settings") or {}
 
 
 def changes(folder: Path, config_text: str | None) -> list[str]:

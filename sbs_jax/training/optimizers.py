@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import optax
 from flax import traverse_util
 
@@ -21,10 +22,13 @@ class Optimizer:
     Attributes:
       transformation: maps gradients to updates; clipping included.
       learning_rate: the schedule that `transformation` follows, by step from 0.
+      frozen: maps parameters to a tree of bools, True where no gradient is wanted; None where all
+        are trained.
     """
 
     transformation: optax.GradientTransformation
     learning_rate: schedules.Schedule
+    frozen: Callable[[Any], Any] | None = None
 
 
 def adamw(
@@ -162,7 +166,11 @@ def freeze(optimizer: Optimizer, patterns: Sequence[str]) -> Optimizer:
         return traverse_util.unflatten_dict(labels, sep="/")
 
     parts = {"trained": optimizer.transformation, "frozen": optax.set_to_zero()}
-    return dataclasses.replace(optimizer, transformation=optax.partition(parts, label))
+    return dataclasses.replace(
+        optimizer,
+        transformation=optax.partition(parts, label),
+        frozen=lambda params: jax.tree.map(lambda kind: kind == "frozen", label(params)),
+    )
 
 
 def _as_schedule(owner: str, learning_rate: float | schedules.Schedule) -> schedules.Schedule:

@@ -39,6 +39,7 @@ def starting_state(
     checkpoints: CheckpointManager | None = None,
     initial_checkpoint_path: str | os.PathLike[str] | None = None,
     load_params: Callable[[str | os.PathLike[str], Any], Any] = restore_params,
+    complete: Callable[[Any, CheckpointManager, int], Any] | None = None,
 ) -> Start:
     """Finds the state to start from.
 
@@ -48,6 +49,8 @@ def starting_state(
       checkpoints: the checkpoints of MODEL_DIR; None for a run that saves nothing.
       initial_checkpoint_path: a MODEL_DIR or checkpoint to take the first parameters from.
       load_params: reads them, given that path and the abstract parameters.
+      complete: given the parameters that were restored, `checkpoints` and the step, returns all
+        parameters, where checkpoints hold a part of them.
 
     Raises:
       UserError: MODEL_DIR holds a run that began from another checkpoint than the one asked for, or
@@ -58,8 +61,12 @@ def starting_state(
     if checkpoints is not None and (restored := checkpoints.restore_latest(abstract_state)):
         origin = restored.extra.get("initial_checkpoint")
         _refuse_other_origin(checkpoints, origin, initial_checkpoint_path)
+        state = restored.state
+        if complete is not None:
+            params = complete(state.params, checkpoints, restored.step)
+            state = dataclasses.replace(state, params=params)
         return Start(
-            state=restored.state,
+            state=state,
             step=restored.step,
             position=restored.extra.get("position"),
             initial_checkpoint=origin,

@@ -176,6 +176,13 @@ def make_train_step(
         dropout_rng: jax.Array,
         probe: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, losses.PartSums]]:
+        if optimizer.frozen is not None:
+            # No gradient is computed that nothing is made of.
+            params = jax.tree.map(
+                lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf,
+                params,
+                optimizer.frozen(params),
+            )
         outputs = apply_fn(params, microbatch, dropout_rng)
         if probe is not None:
             outputs = outputs + probe

@@ -1,0 +1,125 @@
+"""Chat templates of pretrained models: Jinja, rendered as transformers does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+
+from sbs_jax.errors import UserError
+
+_SENTINEL = "\ue000input\ue001"
+
+
+class ChatTemplate:
+    """What a model's files say of how chats are written.
+
+    Attributes:
+      source: names the model in messages.
+      specials: `bos_token` and `eos_token`, '' where there is none.
+    """
+
+    def __init__(self, template: str | None, specials: Mapping[str, str], source: object) -> None:
+        self.source, self.specials = source, dict(specials)
+        self._template = _compile(template, source) if template else None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> ChatTemplate:
+        """Reads `tokenizer_config.json` and `chat_template.jinja`, where they are there.
+
+        Raises:
+          UserError: one is damaged.
+        """
+        settings = _optional_json(folder / "tokenizer_config.json")
+        template = settings.get("chat_template")
+        if isinstance(template, list):
+            template = {t["name"]: t["template"] for t in template}.get("default")
+        file = folder / "chat_template.jinja"
+        if template is None and file.is_file():
+            template = file.read_text(encoding="utf-8")
+        names = ("bos_token", "eos_token")
+        return cls(template, {name: _content(settings.get(name)) for name in names}, folder)
+
+    @classmethod
+    def of_gguf(cls, metadata: Mapping[str, Any], path: Path) -> ChatTemplate:
+        """Reads a GGUF file's metadata.
+
+        Raises:
+          UserError: the template does not compile.
+        """
+        tokens = metadata["tokenizer.ggml.tokens"]
+        specials = {
+            f"{name}_token": tokens[number] if number is not None else ""
+            for name in ("bos", "eos")
+            for number in (metadata.get(f"tokenizer.ggml.{name}_token_id"),)
+        }
+        return cls(metadata.get("tokenizer.chat_template"), specials, path)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Returns the text of a chat, up to where the model answers.
+
+        Raises:
+          UserError: the model has no chat template, or it refuses these messages.
+        """
+        if self._template is None:
+            raise UserError(f"{self.source} has no chat template; set CHAT = False.")
+        return self._template.render(
+            messages=messages, add_generation_prompt=True, tools=None, **self.specials
+        )
+
+    def frame(self) -> tuple[str, str]:
+        """Returns what stands before and after the one message of a user.
+
+        Raises:
+          UserError: see `render`; or the template does more than put text around a message.
+        """
+        before, found, after = self.render([{"role": "user", "content": _SENTINEL}]).partition(
+            _SENTINEL
+        )
+        if not found or _SENTINEL in after:
+            raise UserError(
+                f"{self.source}: its chat template does not say a user's message once; set CHAT = "
+                "False, and INPUT_FRAME = ['before', 'after'] to the texts around an input."
+            )
+        return before, after
+
+
+def _compile(template: str, source: object) -> jinja2.Template:
+    # The file is somebody else's: sandboxed, as transformers does it.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _fixed_date
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise UserError(f"{source}: its chat template does not compile ({error}).") from error
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"The model's chat template refuses these messages: {message}")
+
+
+def _fixed_date(form: str) -> str:
+    # A prompt that changes every day would change every key.
+    del form
+    return "26 Jul 2024"
+
+
+def _content(token: Any) -> str:
+    return (token.get("content") if isinstance(token, dict) else token) or ""
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from error

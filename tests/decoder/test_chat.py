@@ -16,8 +16,8 @@ from sbs_jax.inference.predictor import load_predictor
 from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig, assemble
 from sbs_jax.text_tokenizer import TextTokenizer, from_gguf
 from sbs_jax.training import optimizers
+from tests.decoder.students import one_device
 from tests.decoder.support import save_random, save_tokenizer, smollm2_path
-from tests.decoder.test_student import one_device
 from tests.evaluation import toy
 from tests.programs.tiny import config_of
 

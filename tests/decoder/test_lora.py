@@ -14,8 +14,8 @@ from sbs_jax.errors import UserError
 from sbs_jax.inference.predictor import load_predictor
 from sbs_jax.programs.export import export
 from sbs_jax.student import Student
+from tests.decoder.students import one_device, params_of, run
 from tests.decoder.support import save_random
-from tests.decoder.test_student import one_device, params_of, run
 
 ADAPTERS = {"lora_rank": 2, "lora_alpha": 3.0, "lora_targets": ("query", "value", "wo")}
 

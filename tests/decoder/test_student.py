@@ -17,57 +17,13 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.inference.predictor import load_predictor
-from sbs_jax.models.decoder.config import DecoderConfig
-from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.programs import eval as evaluation
-from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.programs.export import export
-from sbs_jax.programs.train import train
 from sbs_jax.student import Student
 from sbs_jax.text_tokenizer import TextTokenizer
-from sbs_jax.training import optimizers
+from tests.decoder.students import TINY, one_device, params_of, run
 from tests.decoder.support import save_random
 from tests.evaluation import toy
-
-TINY = DecoderConfig(
-    vocab_size=512,
-    emb_dim=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    mlp_dim=32,
-)
-
-
-def one_device():
-    return make_mesh(devices=jax.devices()[:1])
-
-
-def run(folder, config=TINY, steps=2, initial=None):
-    toy.register()
-    train(
-        TrainConfig(
-            model_config=config,
-            model_dir=str(folder),
-            task=TaskChoice(toy.TASK),
-            batching=Batching(toy.LENGTHS, batch_size=8),
-            optimizer=optimizers.adamw(1e-3),
-            train_steps=steps,
-            data=DataSettings(vocabulary_size=500, prefix_side="decoder"),
-            evaluation=EvaluationSettings(splits=()),
-            saving=Saving(
-                initial_checkpoint_path=None if initial is None else str(initial), log_period=1
-            ),
-        ),
-        mesh=one_device(),
-    )
-    return folder
-
-
-def params_of(path, config):
-    placed = Student(config, one_device()).placed_params
-    return traverse_util.flatten_dict(load_params(identify(path), placed), sep="/")
 
 
 @pytest.fixture(scope="module")

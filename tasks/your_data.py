@@ -163,9 +163,22 @@ def _rationales(row: Row, field: str) -> str | list[str]:
     return row.text(field, blank=True)
 
 
+def _origin(split: str, settings: DataSettings) -> list[Path | str]:
+    del settings
+    chosen = Files()
+    return [Path(__file__), chosen.of(split), repr(chosen)]
+
+
 def _judge() -> tuple[str, Sequence[str]]:
     chosen = Files()
     return chosen.scorer, chosen.labels
 
 
-register_dataset(NAME, load=load, judge=_judge, own_validation=True, no_rationales=_no_rationales)
+register_dataset(
+    NAME,
+    load=load,
+    judge=_judge,
+    own_validation=True,
+    no_rationales=_no_rationales,
+    origin=_origin,
+)

@@ -43,6 +43,7 @@ _NOT_TOKENIZED = (
     "rationales_per_epoch",
     "use_cached_tasks",
     "cache_dir",
+    "records_cache_dir",
 )
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from sbs_jax.parts import Method
 
 JudgeFn = Callable[[], tuple[str, Sequence[str]]]
 AbsenceFn = Callable[[str], str]
+OriginFn = Callable[[str, DataSettings], Sequence[Path | str]]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Dataset:
       own_validation: whether `load` knows the split ``validation``.
       vocabulary: the vocabulary of its texts.
       public: whether `load` reads from where `DataSettings.data_source` says.
+      origin: names the files and folders that `load` reads, the code that reads them included, and
+        values that decide what is read; None if they are not known.
       no_rationales: says of a split in which no example has a rationale where they were looked for;
         None if there is nothing to say.
     """
@@ -57,6 +61,7 @@ class Dataset:
     vocabulary: DatasetVocabulary
     public: bool = False
     no_rationales: AbsenceFn | None = None
+    origin: OriginFn | None = None
 
     @property
     def scorer(self) -> str:

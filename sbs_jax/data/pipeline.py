@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sbs_jax.data import registration, token_weights
+from sbs_jax.data import registration, stored_records, token_weights
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import (
     Batching,
@@ -67,7 +67,8 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
       feature_lengths: most tokens of ``inputs`` and ``targets``.
 
     Returns:
-      The records in the order of the examples, and counts. All is in memory.
+      The records in the order of the examples, and counts. All is in memory, or mapped into it
+      from `DataSettings.records_cache_dir`.
 
     Raises:
       UserError: the data cannot be read; the task has no such split; or a sequence is too long and
@@ -76,9 +77,15 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
     if task.is_mixture:
         parts = [load_records(part, split, feature_lengths) for part, _ in task.parts]
         return join_records(parts, [rate for _, rate in task.parts])
-    input_limit, target_limit = row_lengths(feature_lengths)
-    settings = task.settings
+    lengths = row_lengths(feature_lengths)
     task.check_split(split)
+    make = functools.partial(_make_records, task, split, *lengths)
+    return stored_records.load_or_make(task, split, lengths, make)
+
+
+def _make_records(task: ResolvedTask, split: str, input_limit: int, target_limit: int) -> Records:
+    """Reads and tokenizes a split of a task; see `load_records`."""
+    settings = task.settings
     columns = read_columns(task, split)
     inputs, input_lengths = columns["inputs"]
     targets, target_lengths = columns["targets"]

@@ -68,6 +68,7 @@ class Records:
         encoded once for all of these; None where each record's inputs are encoded for it alone.
       mixture: of a mixture of tasks, how many examples with records each has, one task's after the
         other's, and its rate; () of a single task.
+      checksum: the `fingerprint`, where it is known already.
     """
 
     input_tokens: np.ndarray
@@ -82,6 +83,7 @@ class Records:
     draw: bool = False
     source: np.ndarray | None = None
     mixture: tuple[tuple[int, float], ...] = ()
+    checksum: int | None = None
 
     def __len__(self) -> int:
         return self.example.size
@@ -103,6 +105,8 @@ class Records:
 
     def fingerprint(self) -> int:
         """Returns a checksum of all tokens, by which a restored run knows its data again."""
+        if self.checksum is not None:
+            return self.checksum
         weights = () if self.target_weights is None else (self.target_weights,)
         checksum = 0
         for array in (

@@ -24,11 +24,13 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 
@@ -55,7 +57,7 @@ from sbs_jax.data.datasets import (
 from sbs_jax.data.datasets import (
     VALIDATION as VALIDATION,
 )
-from sbs_jax.data.datasets import AbsenceFn
+from sbs_jax.data.datasets import AbsenceFn, OriginFn
 from sbs_jax.data.datasets import (
     Dataset as Dataset,
 )
@@ -96,6 +98,7 @@ def register_dataset(
     judge: JudgeFn | None = None,
     public: bool = False,
     no_rationales: AbsenceFn | None = None,
+    origin: OriginFn | None = None,
 ) -> Dataset:
     """Registers the SeqIO tasks of one data set; see the head of this module for their names.
 
@@ -118,6 +121,9 @@ def register_dataset(
         `sbs_jax.data.sources`). If not, any value but the default is an error.
       no_rationales: called with the split where a method needs rationales and no example has one.
         Returns a sentence for the error that says where they were looked for.
+      origin: called with a split and the settings; returns all files and folders that `load` reads
+        then, that of its own code included, and as texts the values that decide what is read.
+        RECORDS_CACHE_DIR keeps the records of such data sets alone. With `convert` they are known.
 
     Returns:
       The data set.
@@ -133,6 +139,7 @@ def register_dataset(
     if load is None:
         assert convert is not None
         load = functools.partial(_load_files, name, convert, find_parser(parser))
+        origin = functools.partial(_files, (name,), convert)
     vocabulary = DatasetVocabulary(name, functools.partial(_vocabulary_texts, name))
     constant = (scorer, tuple(labels))
     dataset = Dataset(
@@ -143,6 +150,7 @@ def register_dataset(
         vocabulary,
         public,
         no_rationales,
+        origin,
     )
     if judge is None:
         _ = dataset.scorer  # checks it
@@ -191,6 +199,18 @@ def _define(name: str, parts: Sequence[Part] | None) -> None:
                 del _TASKS[task.name]
         _register_method(_DATASETS[dataset], definition)
         return
+
+
+def _files(
+    names: Sequence[str], convert: ConvertFn, split: str, settings: DataSettings
+) -> list[Path]:
+    del split
+    return [code_of(convert), *map(settings.folder, names)]
+
+
+def code_of(function: Callable[..., Any]) -> Path:
+    """Returns the file that a function was read from."""
+    return Path(inspect.getsourcefile(function) or inspect.getfile(function))
 
 
 def _load_files(

@@ -80,6 +80,8 @@ class DataSettings:
         `rationale` among them.
       use_cached_tasks: read tasks tokenized from `cache_dir`, see `sbs_jax.data.caching`.
       cache_dir: the folder of SeqIO's cache.
+      records_cache_dir: a folder in which tokenized records are kept, see `stored_records`; None
+        tokenizes at every start.
       parts: PARTS, the parts of a method of the user's own (`parts.read_parts`), which METHOD
         names. None leaves METHOD to name one of `parts.METHODS`. Weights and normalisations are the
         loss's alone: settings that differ in them are equal, and `record` leaves them out.
@@ -111,6 +113,7 @@ class DataSettings:
     chat: bool = False
     input_frame: Sequence[str] | None = None
     parts: Any = None
+    records_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sbs_jax.data.registration import Dataset, find_dataset, register_dataset
+from sbs_jax.data.registration import Dataset, code_of, find_dataset, register_dataset
 from sbs_jax.data.release import (
     ConvertFn,
     Example,
@@ -96,6 +96,8 @@ def register_public(
         labels=labels,
         own_validation=own_validation,
         public=True,
+        # What `release` and `finish` read is not known.
+        origin=public.origin if release is None and finish is None else None,
     )
 
 
@@ -116,6 +118,14 @@ class _PublicDataset:
 
     def __post_init__(self) -> None:
         find_parser(self.parser)
+
+    def origin(self, split: str, settings: DataSettings) -> list[Path]:
+        """Returns what `load` reads; see `registration.register_dataset`."""
+        del split
+        found = [code_of(self.convert)]
+        if settings.source_of(self.name) == TFDS:
+            return []  # The library knows where they are.
+        return [*found, *map(settings.folder, (self.name, *self.aliases))]
 
     def load(self, split: str, settings: DataSettings) -> list[Example]:
         """Returns the examples of a split in the source's order.

@@ -1,0 +1,179 @@
+"""Tokenized records in memory-mapped files, for starts in seconds with flat memory.
+
+    RECORDS_CACHE_DIR/esnli_sbs-train-3f1c.../input_tokens.npy, target_tokens.npy, ...
+    RECORDS_CACHE_DIR/esnli_sbs-train-3f1c.../records.json   counts, checksum, the files' sizes
+
+The folder's name ends with a hash of all that the records are made of: the names, sizes and times
+of change of the data files and of the code that reads them, the settings, the vocabulary, the
+lengths. So other data or settings have a folder of their own, and no run sees stale records.
+Folders that are not needed any more may be deleted. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from sbs_jax import parsers, parts
+from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.records import Counts, Records
+from sbs_jax.data.resolving import ResolvedTask
+from sbs_jax.files import atomic_write_text, writing
+
+log = logging.getLogger(__name__)
+
+_RECORD = "records.json"
+_FORMAT = 1
+_ARRAYS = tuple(
+    field.name for field in dataclasses.fields(Records) if field.type.startswith("np.ndarray")
+)
+# Settings of where things lie; the vocabulary itself is compared.
+_ELSEWHERE = (
+    "model_dir",
+    "vocabulary_path",
+    "vocabulary_size",
+    "use_cached_tasks",
+    "cache_dir",
+    "records_cache_dir",
+)
+
+
+def load_or_make(
+    task: ResolvedTask, split: str, lengths: tuple[int, int], make: Callable[[], Records]
+) -> Records:
+    """Maps the records of a split into memory, after `make` made them if they are not there.
+
+    Args:
+      task: whose settings say where they are kept (`DataSettings.records_cache_dir`). Without that,
+        and where it is not known what the data set reads, `make` is called every time.
+      split: of the task.
+      lengths: the most tokens of inputs and targets.
+      make: reads and tokenizes them.
+
+    Returns:
+      The records; their arrays are maps of files, which cannot be written to.
+
+    Raises:
+      UserError: the folder cannot be written to; or as `make` does.
+    """
+    origin = _origin(task, split)
+    if origin is None:
+        return make()
+    folder = _folder(task, split, lengths, origin)
+    found = _open(folder)
+    if found is None:
+        _write(folder, make())
+        found = _open(folder)
+    return found
+
+
+def _origin(task: ResolvedTask, split: str) -> list[Any] | None:
+    """Returns names, sizes and times of change of all that is read; None where it is not known."""
+    settings = task.settings
+    info = task.info
+    if settings.records_cache_dir is None or settings.use_cached_tasks:
+        return None
+    if info is None or info.dataset.origin is None:
+        log.warning(
+            "RECORDS_CACHE_DIR: it is not known which files '%s' reads, so its records are "
+            "tokenized at every start (`origin` of register_dataset names them).",
+            task.name,
+        )
+        return None
+    with settings_lib.override(settings):
+        read = list(info.dataset.origin(split, settings))
+    if not read:
+        return None
+    code = Path(__file__).parent
+    read += [code, Path(parsers.__file__), Path(parts.__file__)]
+    if settings.rationales_file is not None:
+        read.append(Path(settings.rationales_file).expanduser())
+    return [one if isinstance(one, str) else list(_listed(one)) for one in read]
+
+
+def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yields the name, size and time of change of a file, or of all files below a folder."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.suffix != ".pyc":
+            status = file.stat()
+            yield str(file.absolute()), status.st_size, status.st_mtime_ns
+
+
+def _folder(
+    task: ResolvedTask, split: str, lengths: tuple[int, int], origin: Sequence[Any]
+) -> Path:
+    settings = task.settings.record()
+    made_of = {
+        "format": _FORMAT,
+        "method": [part.record() for part in task.info.definition.parts],
+        "settings": {name: settings[name] for name in sorted(settings) if name not in _ELSEWHERE},
+        "lengths": lengths,
+        "origin": origin,
+        "vocabulary": hashlib.sha256(
+            task.vocabulary.tokenizer.serialized_model_proto()
+        ).hexdigest(),
+        "libraries": [np.__version__, sentencepiece.__version__],
+    }
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+    root = Path(task.settings.records_cache_dir).expanduser().absolute()
+    return root / f"{task.name}-{split}-{digest[:24]}"
+
+
+def _write(folder: Path, records: Records) -> None:
+    """Writes records; a folder that bears its name is complete."""
+    arrays = {name: getattr(records, name) for name in _ARRAYS}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name, array in arrays.items():
+                np.save(partial / f"{name}.npy", array)
+            record = {
+                "counts": dataclasses.asdict(records.counts),
+                "draw": records.draw,
+                "checksum": records.fingerprint(),
+                "sizes": {name: (partial / f"{name}.npy").stat().st_size for name in arrays},
+            }
+            atomic_write_text(partial / _RECORD, json.dumps(record) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                os.replace(partial, folder)
+            except OSError:
+                if _open(folder) is None:  # Or else another process was faster.
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open(folder: Path) -> Records | None:
+    """Maps the arrays of a folder; None if it is not there, or is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        arrays = {}
+        for name, size in record["sizes"].items():
+            path = folder / f"{name}.npy"
+            if path.stat().st_size != size:
+                raise ValueError(f"{path.name} has not the size that was written")
+            # An empty file cannot be mapped.
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        counts = Counts(**record["counts"])
+        return Records(
+            **arrays, counts=counts, draw=bool(record["draw"]), checksum=int(record["checksum"])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: is damaged (%s) and is made again.", folder, error)
+        return None

@@ -1,0 +1,106 @@
+"""Records that are kept in files are those that would be made again, to the bit."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+from sbs_jax.data import pipeline, stored_records
+from sbs_jax.data.batching import Batching
+from sbs_jax.data.resolving import resolve_task
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.errors import UserError
+from tests.release_layout import write_release
+
+LENGTHS = {"inputs": 64, "targets": 64}
+
+
+@pytest.fixture
+def settings(tmp_path, model_dirs):
+    return DataSettings(
+        data_dir=str(write_release(tmp_path / "release")),
+        vocabulary_path=None,
+        model_dir=str(model_dirs("svamp")),
+        records_cache_dir=str(tmp_path / "kept"),
+        prefix_side="decoder",
+    )
+
+
+def load(settings, name="svamp_sbs", lengths=LENGTHS):
+    return pipeline.load_records(resolve_task(name, settings), "train", lengths)
+
+
+def arrays(records):
+    fields = (field.name for field in dataclasses.fields(records))
+    values = {name: getattr(records, name) for name in fields}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def folders(settings):
+    return sorted(os.listdir(settings.records_cache_dir))
+
+
+def test_mapped_records_and_their_batches_are_those_that_are_made(settings, monkeypatch):
+    made = load(dataclasses.replace(settings, records_cache_dir=None))
+    load(settings)
+    monkeypatch.setattr(pipeline, "read_columns", None)  # the second start tokenizes nothing
+    mapped = load(settings)
+    assert arrays(made).keys() == arrays(mapped).keys() >= {"input_tokens", "source"}
+    for name, array in arrays(made).items():
+        assert isinstance(getattr(mapped, name), np.memmap)
+        assert array.dtype == getattr(mapped, name).dtype
+        np.testing.assert_array_equal(array, getattr(mapped, name))
+    assert (mapped.counts, mapped.draw) == (made.counts, made.draw)
+    assert mapped.fingerprint() == made.fingerprint()
+    batches = [
+        pipeline.TrainBatches(records, Batching(LENGTHS, batch_size=4), seed=1)
+        for records in (made, mapped)
+    ]
+    for _ in range(3):
+        first, second = map(next, batches)
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+    batches[1].restore(batches[0].state())
+
+
+def test_other_data_settings_and_lengths_have_records_of_their_own(settings):
+    whole = load(settings)
+    assert len(load(dataclasses.replace(settings, train_fraction=0.5))) < len(whole)
+    load(settings, lengths={"inputs": 32, "targets": 64})
+    load(settings, name="svamp_joint")
+    assert len(folders(settings)) == 4
+    (path,) = settings.folder("svamp").glob("svamp_train.json")
+    os.utime(path, ns=(1, 1))
+    load(settings)
+    assert len(folders(settings)) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "no record"])
+def test_damaged_records_are_made_again(settings, damage, caplog):
+    made = load(settings)
+    (folder,) = folders(settings)
+    path = os.path.join(settings.records_cache_dir, folder, "target_tokens.npy")
+    if damage == "cut":
+        os.truncate(path, 100)
+    else:
+        os.remove(
+            path if damage == "missing" else os.path.join(os.path.dirname(path), "records.json")
+        )
+    again = load(settings)
+    assert "is damaged" in caplog.text
+    assert folders(settings) == [folder]
+    np.testing.assert_array_equal(made.example, again.example)
+    assert again.fingerprint() == made.fingerprint()
+
+
+def test_what_reads_unknown_files_is_not_kept(settings, caplog, monkeypatch):
+    task = resolve_task("cqa_sbs", settings)
+    assert task.info.dataset.origin is None  # it has people's rationales from elsewhere
+    assert stored_records._origin(task, "train") is None
+    assert "it is not known which files 'cqa_sbs' reads" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(settings, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        load(dataclasses.replace(settings, records_cache_dir=str(tmp_path / "file")))

@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,9 @@ def _origin(task: ResolvedTask, split: str) -> list[Any] | None:
         return None
     code = Path(__file__).parent
     read += [code, Path(parsers.__file__), Path(parts.__file__)]
-    if settings.rationales_file is not None:
-        read.append(Path(settings.rationales_file).expanduser())
+    given = settings.rationales_file
+    paths = given.values() if isinstance(given, Mapping) else [] if given is None else [given]
+    read += [Path(path).expanduser() for path in paths]
     return [one if isinstance(one, str) else list(_listed(one)) for one in read]
 
 

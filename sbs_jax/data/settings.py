@@ -129,8 +129,8 @@ class DataSettings:
         if isinstance(self.data_source, Mapping):
             object.__setattr__(self, "data_source", _Frozen(self.data_source))
         if isinstance(self.rationales_file, Mapping):
-            for field, path in self.rationales_file.items():
-                if not str(field).isidentifier() or not isinstance(path, str):
+            for name, path in self.rationales_file.items():
+                if not str(name).isidentifier() or not isinstance(path, str):
                     raise UserError(
                         f"RATIONALES_FILE = {dict(self.rationales_file)!r} must be a file, or a "
                         "dict of files by the field that each becomes: {'rationale': …, "

@@ -287,7 +287,7 @@ _PRE = ("smollm", "llama-bpe", "qwen2", "default")
 
 
 def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
-    splitters = {
+    splitters: dict[str, list[Any]] = {
         "smollm": [pre_tokenizers.Digits(individual_digits=True)],
         "llama-bpe": [_split(_LLAMA3)],
         "qwen2": [_split(_QWEN2)],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import gguf
 import numpy as np
@@ -107,7 +107,8 @@ class _Writer(gguf.GGUFWriter):
 
     def begin(self, file: IO[bytes]) -> None:
         """Writes everything but the tensors; the file stays the caller's."""
-        self.fout, self.state = [file], WriterState.EMPTY
+        own: Any = file
+        self.fout, self.state = [own], WriterState.EMPTY
         self.write_header_to_file()
         self.write_kv_data_to_file()
         self.write_ti_data_to_file()

@@ -75,6 +75,7 @@ def load_or_make(
     if found is None:
         _write(folder, make())
         found = _open(folder)
+        assert found is not None  # It was written just now.
     return found
 
 
@@ -117,7 +118,7 @@ def _folder(
     settings = task.settings.record()
     made_of = {
         "format": _FORMAT,
-        "method": [part.record() for part in task.info.definition.parts],
+        "method": [part.record() for part in task.require_info("be kept").definition.parts],
         "settings": {name: settings[name] for name in sorted(settings) if name not in _ELSEWHERE},
         "lengths": lengths,
         "origin": origin,
@@ -127,7 +128,7 @@ def _folder(
         "libraries": [np.__version__, sentencepiece.__version__],
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
-    root = Path(task.settings.records_cache_dir).expanduser().absolute()
+    root = Path(task.settings.records_cache_dir or "").expanduser().absolute()
     return root / f"{task.name}-{split}-{digest[:24]}"
 
 

@@ -28,7 +28,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def partitioned(initializer: Initializer, axes: tuple[str, ...]) -> Initializer:
+def partitioned(initializer: Initializer, axes: tuple[str | None, ...]) -> Initializer:
     """Names the logical axes of what an initializer draws.
 
     Flax boxes the array while it initialises; `Module.param` gives the array itself, which Flax's

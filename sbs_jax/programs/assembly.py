@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -588,6 +589,7 @@ class Assembly:
         if start.step:
             saved = loading.identify(self.config.folder).settings
             return saved["lora_base_digest"]
+        assert start.initial_checkpoint is not None  # Adapters need one.
         return loading.weights_digest(loading.identify(start.initial_checkpoint))
 
     def _write_records(

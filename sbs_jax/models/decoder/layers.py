@@ -67,9 +67,10 @@ class Dense(nn.Module):
         """What the low-rank adapter adds; see `DecoderConfig.lora_rank`."""
         config = self.config
         rank = config.lora_rank
+        assert rank is not None
         spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         down, up = (
-            self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+            self.param(name, partitioned(init, axes), shape, jnp.float32)
             for name, init, axes, shape in (
                 ("lora_a", spread, (self.axes[0], None), (self.features[0], rank)),
                 ("lora_b", nn.initializers.zeros, (None, self.axes[1]), (rank, self.features[1])),

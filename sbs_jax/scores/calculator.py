@@ -74,20 +74,24 @@ class Equation(NamedTuple):
 def last_equation(text: str) -> Equation | None:
     """Returns the last equation of `text` that has an operation in it; None if there is none.
 
-    Calculator annotations come first: if there is any ``<<48/2=24>>``, others do not count.
+    Where there is any calculator annotation, ``<<48/2=24>>``, equations without one count only in
+    the lines behind the last of them; GSM8K's solutions have one step a line.
 
     >>> last_equation('She sold 48 / 2 = 25 in May.')
     Equation(stated='25', value=Fraction(24, 1))
     >>> last_equation('It took 8 games x 4 hours of practice = 30 hours.')
     Equation(stated='30', value=Fraction(32, 1))
     """
-    annotated = [match.groups() for match in _ANNOTATION.finditer(text)]
-    for expression, stated in reversed(annotated):
-        expression = expression.replace("$", " ")
+    annotated = list(_ANNOTATION.finditer(text))
+    behind = text[annotated[-1].end() :].partition("\n")[2] if annotated else text
+    if (plain := next(_plain_equations(behind), None)) is not None:
+        return plain
+    for match in reversed(annotated):
+        expression, stated = match[1].replace("$", " "), match[2]
         value = evaluate_expression(expression)
         if value is not None and _OPERATION.search(expression):
             return Equation(stated.strip(), value)
-    return None if annotated else next(_plain_equations(text), None)
+    return None
 
 
 def recalculated(rationale: str, answer: str) -> str:

@@ -136,6 +136,9 @@ def applied(files, target, flags=()):
             name = f"{scope}/{function.__module__}.{function.__qualname__}"
             values = {key: _value(config, value) for key, value in bound.items()}
             values.pop("api_key_env", None)  # blotted out
+            if function.__qualname__ == "DataSettings" and "prefix_side" in values:
+                # None, today's default, is 'encoder' for the T5s of these runs.
+                values["prefix_side"] = values["prefix_side"] or "encoder"
             lines |= {f"{name}.{key} = {value!r}" for key, value in values.items()}
     return lines
 

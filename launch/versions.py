@@ -46,12 +46,11 @@ CORE_TESTS = (
     "tests/decoding/test_greedy.py",
     "tests/decoding/test_ranking.py",
 )
-# Losses, the training step, sharding, a network, and checkpoints from mesh to mesh.
+# Losses, the training step of a network, sharding, and checkpoints from mesh to mesh.
 QUICK_TESTS = (
     "tests/test_losses.py",
     "tests/training/test_step.py",
     "tests/partitioning/test_mesh.py",
-    "tests/models/test_network.py",
     "tests/checkpoints/test_manager.py::test_restores_onto_any_mesh[mesh1]",
     "tests/checkpoints/test_store.py",
 )

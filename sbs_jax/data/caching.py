@@ -93,6 +93,7 @@ def _changed(path: Path, task: ResolvedTask, split: str) -> str:
 def settings_of(settings: DataSettings) -> dict[str, Any]:
     """Returns the settings that decide what the tokens are."""
     values = settings.record()
+    values["prefix_side"] = values["prefix_side"] or "encoder"  # as where there is no student
     return {name: values[name] for name in sorted(values) if name not in _NOT_TOKENIZED}
 
 

@@ -429,8 +429,8 @@ def _empty_cache(network: DecoderOnly, rows: int, columns: int) -> Cache:
 
 def shared_beginning(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     """Returns the longest common beginning that leaves at least one token of every prompt."""
-    lists = [list(prompt) for prompt in prompts]
-    low, high = min(lists), max(lists)
+    tuples = [tuple(prompt) for prompt in prompts]
+    low, high = min(tuples), max(tuples)
     end = min(len(low), len(high), *(len(prompt) - 1 for prompt in prompts))
     for place in range(end):
         if low[place] != high[place]:

@@ -12,7 +12,7 @@ from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.state import create_state
 from sbs_jax.training.step import Loss, make_train_step
 
-NAME = "methods_toy"
+NAME = "formulas_toy"
 LENGTHS = {"inputs": 96, "targets": 64}
 VOCAB, WIDTH, COUNT = 400, 8, 6
 FIELDS = (

@@ -11,6 +11,7 @@ import jinja2
 import jinja2.sandbox
 
 from sbs_jax.errors import UserError
+from sbs_jax.files import optional_json
 
 _SENTINEL = "\ue000input\ue001"
 
@@ -34,7 +35,7 @@ class ChatTemplate:
         Raises:
           UserError: one is damaged.
         """
-        settings = _optional_json(folder / "tokenizer_config.json")
+        settings = optional_json(folder / "tokenizer_config.json")
         template = settings.get("chat_template")
         if isinstance(template, list):
             template = {t["name"]: t["template"] for t in template}.get("default")
@@ -114,12 +115,3 @@ def _fixed_date(form: str) -> str:
 
 def _content(token: Any) -> str:
     return (token.get("content") if isinstance(token, dict) else token) or ""
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}).") from error

@@ -248,6 +248,20 @@ def text_encoding(encoding: str) -> str:
     return "utf-8-sig" if name == "utf-8" else name
 
 
+def optional_json(path: Path) -> dict[str, Any]:
+    """Reads a file that holds a JSON object; an empty dict if it cannot be read.
+
+    Raises:
+      UserError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from error
+
+
 def not_encoded(
     path: str | os.PathLike[str], encoding: str, error: UnicodeError, advice: str
 ) -> UserError:

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from sbs_jax.chat_templates import ChatTemplate
 from sbs_jax.errors import UserError
+from sbs_jax.files import optional_json
 from sbs_jax.gguf_files import GGUFFile
 from sbs_jax.token_ids import EOS_ID, moved_ids
 
@@ -99,7 +100,7 @@ class TextTokenizer:
             }
         else:
             self._tokenizer = from_json(file)
-            settings = _settings(file.parent / CONFIG_FILE)
+            settings = optional_json(file.parent / CONFIG_FILE)
             named = {name: _content(settings.get(f"{name}_token")) for name in ("eos", "pad")}
         eos = self._tokenizer.token_to_id(named["eos"]) if named["eos"] else None
         if eos is None:
@@ -334,12 +335,3 @@ def _padding(tokenizer: tokenizers.Tokenizer, eos: int, named: str | None, path:
 
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}).") from error

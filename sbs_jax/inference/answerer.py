@@ -40,7 +40,7 @@ ProgramsFn = Callable[[Mapping[str, Sequence[int]], int, Strategy], Any]
 class Answerer:
     """Runs queries on one student. All processes of a run call it together.
 
-    What is written token by token (open labels, rationales, answers of `joint` students) is decoded
+    What is written token by token (open labels, rationales, answers that hold both) is decoded
     by continuous batching; candidates are ranked, and beams searched, in batches of few shapes.
 
     Attributes:
@@ -264,7 +264,7 @@ class Answerer:
         """Returns what writes the answer to `query`; None if it is ranked or searched for."""
         if query.kind == RATIONALE:
             return self._programs.rationales
-        if self.prompting.is_joint:
+        if self.prompting.explains_itself:
             return self._programs.outputs
         if query.candidates is None and self.closed_set is None and num_best == 1:
             return self._programs.labels
@@ -281,13 +281,13 @@ class Answerer:
         self, queries: Sequence[Query], outputs: Sequence[Output], num_best: int
     ) -> list[Any]:
         """Makes answers of what the student has written."""
-        if queries[0].kind == LABEL and self.prompting.is_joint:
+        if queries[0].kind == LABEL and self.prompting.explains_itself:
             size = self.row_counts[-1]
             batches = [slice(begin, begin + size) for begin in range(0, len(queries), size)]
             return [
                 answer
                 for batch in batches
-                for answer in self._joint_answers(queries[batch], outputs[batch], num_best)
+                for answer in self._explained_answers(queries[batch], outputs[batch], num_best)
             ]
         answers: list[Any] = []
         for query, output in zip(queries, outputs, strict=True):
@@ -295,15 +295,8 @@ class Answerer:
             if query.kind == RATIONALE:
                 answers.append(Rationale(text, query.truncated))
                 continue
-            rationale = None
-            if self.prompting.explains_itself:  # behind the label
-                rationale, text = self.prompting.take_apart(text)
             best = ((text, probability(output.log_probability)),)
-            answers.append(
-                Prediction(
-                    *best[0], alternatives=best, rationale=rationale, truncated=query.truncated
-                )
-            )
+            answers.append(Prediction(*best[0], alternatives=best, truncated=query.truncated))
         return answers
 
     def _start(self, queries: Sequence[Query], num_best: int) -> Callable[[], Sequence[Any]]:
@@ -352,25 +345,36 @@ class Answerer:
 
         return finish
 
-    def _joint_answers(
+    def _explained_answers(
         self, queries: Sequence[Query], written: Sequence[Output], num_best: int
     ) -> list[Prediction]:
-        """Takes the label behind the rationale, as written or ranked among candidates."""
+        """Takes label and rationale out of one answer; the label as written, or ranked.
+
+        Candidates are ranked behind the rationale that the student has written. Where the label
+        comes first, they are ranked by themselves, and a rationale behind another label than the
+        best one is left out.
+        """
         outputs = [shapes.until_end(output.tokens, keep_eos=True) for output in written]
         parts = [self.prompting.take_apart(self.tokenizer.decode(ids)) for ids in outputs]
         closed = self._closed(queries)
+        starts = [self._label_start(ids) if self.prompting.is_joint else 0 for ids in outputs]
         sets: list[tuple[tuple[int, ...], ...]]
         if not closed:
-            sets = [(tuple(ids), tuple(ids[: self._label_start(ids)])) for ids in outputs]
-        else:
+            sets = [
+                (tuple(ids[: self._label_end(ids, start)]), tuple(ids[:start]))
+                for ids, start in zip(outputs, starts, strict=True)
+            ]
+        elif self.prompting.is_joint:
             sets = [
                 self._behind(rationale, one.texts)
                 for (rationale, _), one in zip(parts, closed, strict=True)
             ]
+        else:
+            sets = [one.tokens for one in closed]
         rows = shapes.fit(len(queries), self.row_counts)
         length = max(self.group(query).length for query in queries)
         tokens = self._rows(queries, rows, length)
-        own = padded_candidates(sets, rows, self._joint_shape(sets))
+        own = padded_candidates(sets, rows, self._answer_shape(sets))
         scores = np.asarray(
             self._programs.rank_own(
                 self._params, tokens | to_global({"candidates": own}, self._mesh)
@@ -382,10 +386,13 @@ class Answerer:
         ):
             if closed:
                 best = ranked(query, closed[place].texts, row, num_best)
+                if not self.prompting.is_joint and label != best.label:
+                    rationale = ""
                 predictions.append(dataclasses.replace(best, rationale=rationale))
                 continue
-            # The label's tokens given the rationale; no label, no confidence.
-            confidence = probability(row[0] - row[1]) if label else 0.0
+            # The label's tokens given what stands in front of them; no label, no confidence.
+            in_front = row[1] if starts[place] else 0.0
+            confidence = probability(row[0] - in_front) if label else 0.0
             predictions.append(
                 Prediction(label, confidence, rationale, ((label, confidence),), query.truncated)
             )
@@ -396,7 +403,7 @@ class Answerer:
         sets = [query.candidates or self.closed_set for query in queries]
         return [one for one in sets if one is not None]
 
-    def _joint_shape(self, sets: Sequence[Sequence[Sequence[int]]]) -> tuple[int, int]:
+    def _answer_shape(self, sets: Sequence[Sequence[Sequence[int]]]) -> tuple[int, int]:
         # One width nearly always: that of the longest answer and a label.
         usual = shapes.round_up(self._max_decode_len + 32, 32)
         longest = max(len(ids) for one in sets for ids in one)
@@ -406,10 +413,18 @@ class Answerer:
 
     def _behind(self, rationale: str, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         before = rationale + self.prompting.separator
-        return tuple((*self.tokenizer.encode(before + label), EOS_ID) for label in labels)
+        end = self.label_ending
+        return tuple((*self.tokenizer.encode(before + label), *end) for label in labels)
+
+    @property
+    def label_ending(self) -> tuple[int, ...]:
+        """The tokens that end a label: EOS, or those of what stands between it and more text."""
+        behind = self.prompting.behind_label
+        # A space at its end belongs to the first token of what follows.
+        return tuple(self.tokenizer.encode(behind.rstrip(" "))) if behind else (EOS_ID,)
 
     def _label_start(self, ids: Sequence[int]) -> int:
-        """How many tokens a `joint` answer has up to the end of its last separator."""
+        """How many tokens an answer has up to the end of its last separator in front of a label."""
         separator = self.prompting.separator.strip()
         count = self.tokenizer.decode(ids).count(separator)
         low, high = 0, len(ids)
@@ -420,6 +435,15 @@ class Answerer:
             else:
                 high = middle
         return low
+
+    def _label_end(self, ids: Sequence[int], start: int) -> int:
+        """How many tokens an answer has up to the end of its label and of what ends that."""
+        behind = self.prompting.behind_label.strip()
+        if behind:
+            for end in range(start + 1, len(ids)):
+                if behind in self.tokenizer.decode(ids[start:end]):
+                    return end
+        return len(ids)
 
     def _rows(self, queries: Sequence[Query], rows: int, length: int) -> dict[str, jax.Array]:
         sequences = [query.tokens for query in queries]

@@ -22,7 +22,8 @@ class Prediction:
       confidence: the probability of the label, in [0, 1]: among the candidates if the label set is
         closed (softmax over their log-probabilities), else among all texts.
       rationale: the rationale that the student wrote in one answer with the label, as `joint` ones
-        do, or before a label that reads it; else None.
+        and `answer_first` ones do, or before a label that reads it; else None. It is '' where a
+        closed label set holds a better label than the one that the rationale was written for.
       alternatives: the best labels with their confidences, best first; the candidates if the label
         set is closed. As many as were asked for, at least one.
       truncated: whether the input was cut to fit.

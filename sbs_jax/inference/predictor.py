@@ -231,7 +231,7 @@ class Predictor(Answerer):
                 written = self._written(answer.rationale, label)
         else:
             label = written = closed.find(label) if closed else label
-        target = [*self.tokenizer.encode(written)[: self._max_decode_len], EOS_ID]
+        target = [*self.tokenizer.encode(written)[: self._max_decode_len], *self.label_ending]
         width = shapes.power_of(len(target))
         targets = np.zeros((self.row_counts[0], width), np.int32)
         targets[:, : len(target)] = target
@@ -280,7 +280,8 @@ class Predictor(Answerer):
         """Returns a query for the rationale of `text`; `sample` selects its random numbers, if any.
 
         Raises:
-          UserError: the student writes its rationale with its label, as `joint` ones do.
+          UserError: the student writes its rationale with its label, as those of the methods
+            ``joint`` and ``answer_first`` do.
         """
         if self.prompting.explains_itself:
             raise UserError(
@@ -297,9 +298,7 @@ class Predictor(Answerer):
                 "where each input lists its own."
             )
         labels = check_candidates(texts)
-        # A label that a rationale follows ends with what stands between them.
-        behind = self.prompting.behind_label
-        end = self.tokenizer.encode(behind) if behind else (EOS_ID,)
+        end = self.label_ending
         tokens = tuple((*self.tokenizer.encode(label), *end) for label in labels)
         if merge:
             first = dict(zip(reversed(tokens), reversed(labels), strict=True))

@@ -71,7 +71,7 @@ class Programs:
 
     Attributes:
       labels: writes labels of an open label set, greedily, with their log-probabilities.
-      outputs: writes what a `joint` student answers to the label's prefix, greedily.
+      outputs: writes, greedily, the answer of a student that explains itself with its label.
       rationales: writes rationales; None if these are searched for by `beam`.
     """
 

@@ -10,6 +10,7 @@ from sbs_jax.inference.predictor import Predictor, load_predictor
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.parts import Part
 from tests import sentencepiece_models
 from tests.inference import toy
 from tests.toy import CONFIG
@@ -172,8 +173,8 @@ def test_a_joint_students_label_is_ranked_behind_its_own_rationale():
         predictor.rationales(TEXTS[:1])
 
 
-def saying(ids):
-    """A predictor of the method joint that decodes these tokens, whatever it is asked."""
+def saying(ids, method="joint", **options):
+    """A predictor that decodes these tokens, whatever it is asked."""
 
     def make_programs(*arguments):
         student, _ = toy.student()
@@ -181,7 +182,7 @@ def saying(ids):
         programs.outputs = lambda *arguments: [Output(ids, 0.0)]
         return programs
 
-    return toy.predictor(method="joint", make_programs=make_programs)
+    return toy.predictor(method=method, make_programs=make_programs, **options)
 
 
 def test_an_open_joint_answer_is_taken_apart():
@@ -198,6 +199,45 @@ def test_an_open_joint_answer_is_taken_apart():
     cut = [*tokenizer.encode("She had"), EOS_ID]
     (prediction,) = saying(cut).labels(TEXTS[:1])
     assert (prediction.label, prediction.confidence) == ("", 0.0)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (Part("label", writes="{label}{RATIONALE_INPUT_SEPARATOR}{rationale}"),),
+        (Part("label"), Part("rationale", after="label")),
+    ],
+)
+def test_a_label_in_front_of_its_rationale(parts):
+    """Its probability is its own: what ends it is the text in front of the rationale, not EOS."""
+    tokenizer = toy.predictor().tokenizer
+    ending = tokenizer.encode(" explanation:")
+    answers = {
+        label: [*tokenizer.encode(f"{label} explanation: she had 3"), EOS_ID]
+        for label in ("yes", "no")
+    }
+    options = {"method": "answer_first", "parts": parts}
+    tokens = encoded(saying(answers["yes"], **options).prompting, "label", TEXTS[0])
+    expected = {
+        label: log_probability(tokens, [*tokenizer.encode(label), *ending]) for label in answers
+    }
+    explained = []
+    for label, ids in answers.items():
+        (free,) = saying(ids, **options).labels(TEXTS[:1])
+        assert (free.label, free.rationale) == (label, "she had 3")
+        np.testing.assert_allclose(np.log(free.confidence), expected[label], rtol=1e-4)
+        (best,) = saying(ids, candidates=("yes", "no"), **options).labels(TEXTS[:1], num_best=2)
+        shares = dict(best.alternatives)
+        np.testing.assert_allclose(
+            np.log(shares["yes"] / shares["no"]), expected["yes"] - expected["no"], rtol=1e-3
+        )
+        # What was written behind another label does not explain this one.
+        assert best.rationale == ("she had 3" if best.label == label else "")
+        explained.append(best.rationale)
+    assert sorted(explained) == ["", "she had 3"]
+    # Cut before the rationale.
+    (free,) = saying([*tokenizer.encode("yes"), EOS_ID], **options).labels(TEXTS[:1])
+    assert (free.label, free.rationale) == ("yes", "")
 
 
 def test_saliency_is_of_the_input_alone():

@@ -36,7 +36,7 @@ def student():
 
 
 @functools.cache
-def predictor(method="sbs", prefix_side="encoder", **options):
+def predictor(method="sbs", prefix_side="encoder", parts=None, **options):
     """A `Predictor` of `student`; `options` must be hashable."""
     network, params = student()
     defaults = {
@@ -48,7 +48,7 @@ def predictor(method="sbs", prefix_side="encoder", **options):
         network,
         params,
         Tokenizer(sentencepiece_models.with_bytes()),
-        prompting=Prompting(method=method, prefix_side=prefix_side),
+        prompting=Prompting(method=method, prefix_side=prefix_side, parts=parts),
         **(defaults | options),
     )
 

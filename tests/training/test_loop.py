@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import socket
@@ -24,7 +25,7 @@ from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.training import hooks
 from sbs_jax.training.loop import batch_counts, fit
 from sbs_jax.training.start import Start
-from tests.training import toy_run
+from tests.training import five_parts, toy_run
 from tests.training.toy_run import Options, abstract_state, mesh_of
 
 STEPS = 40
@@ -188,7 +189,10 @@ def test_stops_when_asked_to_and_goes_on(whole, tmp_path, start_child, number):
 
 
 def test_two_processes_stop_at_the_same_step(whole, tmp_path, start_child):
-    """Only one of them gets the signal; the run goes on in one process, on another mesh."""
+    """Only one of them gets the signal; the run goes on in one process, on another mesh.
+
+    Before they end, they take a step with five parts: it is that of one process.
+    """
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -196,7 +200,7 @@ def test_two_processes_stop_at_the_same_step(whole, tmp_path, start_child):
     children = [
         start_child(
             model_dir, "--steps=40", "--pause=0.01", f"--port={port}", f"--process={index}",
-            output=outputs[index],
+            f"--five_parts={tmp_path / 'five'}", output=outputs[index],
         )
         for index in range(2)
     ]  # fmt: skip
@@ -210,6 +214,9 @@ def test_two_processes_stop_at_the_same_step(whole, tmp_path, start_child):
     assert 6 <= step < STEPS
     assert f"Stopped by a signal to another process after step {step}" in texts[0]
     assert "step" not in texts[1].lower()  # Only process 0 talks (Gloo aside).
+    records, params = five_parts.make_records(), five_parts.make_params()
+    alone = five_parts.train(records, params, mesh_of(1, 1), pack=False)
+    five_parts.assert_equal(pickle.loads((tmp_path / "five").read_bytes()), alone)
     run(model_dir)
     # The mesh cuts sums elsewhere: equal to float32's rounding over 40 steps, not to the bit.
     jax.tree.map(

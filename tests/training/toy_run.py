@@ -9,6 +9,7 @@ swapped shows in their bits.
 import argparse
 import dataclasses
 import functools
+import pickle
 import sys
 import time
 
@@ -22,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.distributed import initialize
+from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.progress import Progress
 from sbs_jax.training.loop import fit
 from sbs_jax.training.start import starting_state
@@ -176,20 +178,44 @@ def run(model_dir, options, *, mesh=None, console=None):
         )
 
 
+def step_of_five_parts(path):
+    """Four devices of each process, rows and parameters cut; process 0 writes."""
+    from tests.training import five_parts
+
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in [d for d in jax.devices() if d.process_index == process][:4]
+    ]
+    found = five_parts.train(
+        five_parts.make_records(),
+        five_parts.make_params(),
+        make_mesh(len(devices) // 2, 2, devices=devices),
+        microbatches=4,
+    )
+    if jax.process_index() == 0:
+        with open(path, "wb") as file:
+            pickle.dump(found, file)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model_dir")
     parser.add_argument("--process", type=int)
     parser.add_argument("--port", type=int)
+    parser.add_argument("--five_parts", help="where to write what a step of `five_parts` gives")
     for field in dataclasses.fields(Options):
         kind = type(field.default) if field.default is not None else int
         parser.add_argument(f"--{field.name}", type=kind, default=field.default)
     args = vars(parser.parse_args())
     model_dir, process, port = args.pop("model_dir"), args.pop("process"), args.pop("port")
+    five_parts_file = args.pop("five_parts")
     if process is not None:
         initialize(f"localhost:{port}", 2, process)
     try:
         run(model_dir, Options(**args))
+        if five_parts_file:
+            step_of_five_parts(five_parts_file)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-_WITHOUT_RANK_PROMOTION = {"models", "decoding", "partitioning", "training"} | {
+_WITHOUT_RANK_PROMOTION = {"models", "decoder", "decoding", "partitioning", "training"} | {
     "test_losses.py",
     "test_head_loss.py",
 }

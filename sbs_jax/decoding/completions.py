@@ -389,7 +389,7 @@ def _decode(
             state["logits"], state["made"], settings, sampled=sampled, nucleus=nucleus
         )
         live = ~state["ended"]
-        is_end = (token[:, None] == ends).any(-1)
+        is_end = (token[:, None] == ends[None]).any(-1)
         valid = live & ~is_end
         place = state["step"]
         made = state["made"] + valid

@@ -60,7 +60,7 @@ class Dense(nn.Module):
         if self.use_bias:
             init = partitioned(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, self.features[1:], jnp.float32)
-            product += bias.astype(product.dtype)
+            product += jnp.expand_dims(bias.astype(product.dtype), range(product.ndim - 1))
         return product
 
     def _adapted(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
@@ -97,6 +97,7 @@ class RMSNorm(nn.Module):
         ones = nn.initializers.zeros if config.norm_adds_one else nn.initializers.ones
         init = partitioned(ones, (self.axis,))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = jnp.expand_dims(scale, range(x.ndim - 1))
         wide = x.astype(wide_dtype(config))
         mean_square = jnp.mean(lax.square(wide), axis=-1, keepdims=True)
         normed = wide * lax.rsqrt(mean_square + config.layer_norm_epsilon)

@@ -145,7 +145,7 @@ class DecoderOnly(nn.Module):
         about = decoder_source_ids[:, :, None] == encoder_segment_ids[:, None, :]  # [B, T, S]
         steps = positions_in(decoder_segment_ids)
         # Of each target's token: the index of the last token of its text, and that one's position.
-        index = jnp.arange(encoder_segment_ids.shape[1])
+        index = jnp.arange(encoder_segment_ids.shape[1])[None, None]
         last = jnp.max(jnp.where(about, index, 0), axis=-1)
         start = jnp.take_along_axis(encoded, last[..., None], axis=1)
         branches = jnp.where((steps == 0)[..., None], start, self.embed(decoder_input_tokens))
@@ -295,12 +295,14 @@ class DecoderOnly(nn.Module):
         Returns:
           Logits in float32, [R, Q, V] (or [R, 1, V]), and the cache with the new columns.
         """
-        columns = jnp.arange(cache.keys_values[0][0].shape[2])
-        new = column + jnp.arange(tokens.shape[1])
-        before = padding[:, None] if prefix is None else padding[:, None] - prefix.lengths
+        columns = jnp.arange(cache.keys_values[0][0].shape[2])[None]
+        new = column + jnp.arange(tokens.shape[1])[None]
+        before = padding[:, None]
+        if prefix is not None:
+            before = before - prefix.lengths[:, None]
         # A column of padding sees itself alone, so that it stays finite.
-        visible = (columns >= padding[:, None, None]) & (columns <= new[:, None])
-        visible |= columns == new[:, None]
+        key, query = columns[:, None], new[..., None]
+        visible = (key >= padding[:, None, None]) & (key <= query) | (key == query)
         hidden, cache = self.decoder.extend(
             self.embed(tokens),
             column,

@@ -54,7 +54,7 @@ def rotation(
     """Returns the rotations of positions, which count from 0 within each text."""
     dtype = jnp.promote_types(jnp.float32, config.dtype)
     inverse = jnp.asarray(inverse_frequencies(config, local=local), dtype)
-    angles = positions[..., None].astype(dtype) * inverse
+    angles = positions[..., None].astype(dtype) * inverse[None, None]
     angles = jnp.concatenate([angles, angles], -1)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 

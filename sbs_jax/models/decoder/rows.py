@@ -40,7 +40,7 @@ class Places(NamedTuple):
 
 def positions_in(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     """Returns how many tokens of its own segment come before each; segments are contiguous."""
-    index = jnp.arange(segment_ids.shape[1])
+    index = jnp.arange(segment_ids.shape[1])[None]
     before = jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
     starts = jnp.where(segment_ids != before, index, 0)
     return index - lax.cummax(starts, axis=1)

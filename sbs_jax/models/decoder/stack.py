@@ -315,7 +315,8 @@ def as_prefix(cache: Cache, length: Int[Array, ""]) -> Memory:
     width = cache.keys_values[0][0].shape[-1]
     # No row starts with a start token here.
     start = jnp.zeros((1, width), cache.keys_values[0][0].dtype)
-    return Memory(cache.keys_values, mask_bias(slots < length)[:, None], slots, length, start)
+    bias = mask_bias(slots < length[:, None])[:, None]
+    return Memory(cache.keys_values, bias, slots, length, start)
 
 
 def _within(

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -38,6 +38,9 @@ Batch = dict[str, np.ndarray]
 
 WEIGHTS = "decoder_token_weights"
 
+AUTO: Final = "auto"
+"""TASK_FEATURE_LENGTHS that are left to the data: see `data.auto_lengths`."""
+
 WINDOW = 2048
 """Examples that are shuffled first and then packed together. Large enough for full rows, small
 enough that a window is packed in some tens of milliseconds."""
@@ -48,7 +51,8 @@ class Batching:
     """How records become batches; gin/runs/train.gin binds the attributes to macros.
 
     Attributes:
-      feature_lengths: TASK_FEATURE_LENGTHS: row lengths in tokens, of `inputs` and `targets`.
+      feature_lengths: TASK_FEATURE_LENGTHS: row lengths in tokens, of `inputs` and `targets`; or
+        `auto`, for which a training run puts those that its data propose.
       batch_size: rows of a batch; packed rows hold several records each.
       pack: put several records into a row.
       examples_per_batch: the number of examples, each with all its records, in every batch, in as
@@ -57,11 +61,22 @@ class Batching:
         memory; see `training.step.make_train_step`.
     """
 
-    feature_lengths: Mapping[str, int]
+    feature_lengths: Mapping[str, int] | Literal["auto"]
     batch_size: int = 64
     pack: bool = True
     examples_per_batch: int | None = None
     num_microbatches: int = 1
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """The row lengths as numbers.
+
+        Raises:
+          ValueError: they are still left to the data.
+        """
+        if isinstance(self.feature_lengths, str):
+            raise ValueError("the row lengths have to be found in the data first")
+        return self.feature_lengths
 
 
 @dataclasses.dataclass
@@ -116,23 +131,9 @@ class _BatchMaker:
 
     def place(self, ids: np.ndarray, packed: bool) -> Placement:
         """Returns the placement of the records `ids` [R]."""
-        if self.records.source is not None:
-            return share_inputs(
-                self.records.source[ids],
-                self.records.input_lengths[ids],
-                self.records.target_lengths[ids],
-                self.row_inputs,
-                self.row_targets,
-                packed,
-            )
-        if not packed:
-            return one_per_row(ids.size)
-        return pack(
-            self.records.input_lengths[ids],
-            self.records.target_lengths[ids],
-            self.row_inputs,
-            self.row_targets,
-        )
+        records = self.records
+        lengths = (records.input_lengths[ids], records.target_lengths[ids])
+        return place_records(records, ids, *lengths, self.row_inputs, self.row_targets, packed)
 
     def place_all(self, packed: bool) -> Placement:
         """Returns the placement of all records in their own order, some thousands at a time."""
@@ -198,12 +199,56 @@ def _gather(
     )
 
 
-def row_lengths(feature_lengths: Mapping[str, int]) -> tuple[int, int]:
+def place_records(
+    records: Records,
+    ids: np.ndarray,
+    input_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    row_inputs: int,
+    row_targets: int,
+    packed: bool,
+) -> Placement:
+    """Places records in rows as training does.
+
+    Args:
+      records: of a split; they say which records share their inputs.
+      ids: integers [R], the records that are placed.
+      input_lengths: integers [R], each in 1 .. `row_inputs`.
+      target_lengths: integers [R], each in 1 .. `row_targets`.
+      row_inputs: input tokens that a row holds.
+      row_targets: target tokens that a row holds.
+      packed: whether a row holds several records.
+    """
+    lengths = (input_lengths, target_lengths, row_inputs, row_targets)
+    if records.source is not None:
+        return share_inputs(records.source[ids], *lengths, packed)
+    return pack(*lengths) if packed else one_per_row(ids.size)
+
+
+def first_examples(records: Records, count: int) -> list[np.ndarray]:
+    """Returns the ids of the records of each of the first `count` examples of an epoch.
+
+    They are drawn as `TrainBatches` draws them with the seed 0: of a mixture as the rates say, and
+    of an example's variants one, where `Records.draw` says so.
+    """
+    starts = records.example_starts
+    order = _shuffled_examples(records, starts, 0, 0)[:count]
+    ids = _drawn(records, starts, _records_of(starts, order), 0, 0)
+    example = np.searchsorted(starts, ids, side="right")
+    return np.split(ids, np.flatnonzero(np.diff(example)) + 1)
+
+
+def row_lengths(feature_lengths: Mapping[str, int] | str) -> tuple[int, int]:
     """Returns the lengths of inputs and targets in ``TASK_FEATURE_LENGTHS``.
 
     Raises:
       UserError: one is missing or no positive whole number.
     """
+    if not isinstance(feature_lengths, Mapping):
+        raise UserError(
+            "TASK_FEATURE_LENGTHS must be 'auto' or like {'inputs': 256, 'targets': 128}; it is "
+            f"{feature_lengths!r}."
+        )
     for key in ("inputs", "targets"):
         value = feature_lengths.get(key)
         if not isinstance(value, int | np.integer) or value < 1:
@@ -285,7 +330,7 @@ class TrainBatches(Iterator[Batch]):
         examples_per_batch = batching.examples_per_batch
         _check_positive("BATCH_SIZE", batching.batch_size if examples_per_batch is None else 1)
         _check_positive("EXAMPLES_PER_BATCH", examples_per_batch or 1)
-        self._maker = _BatchMaker(records, batching.feature_lengths)
+        self._maker = _BatchMaker(records, batching.lengths)
         self._starts = records.example_starts
         self._batch_size = batching.batch_size
         self._examples_per_batch = examples_per_batch
@@ -295,10 +340,9 @@ class TrainBatches(Iterator[Batch]):
         rows = "examples" if examples_per_batch else "packed" if batching.pack else "single"
         lengths = (self._maker.row_inputs, self._maker.row_targets)
         self._identity = [rows, int(seed), *lengths, records.fingerprint()]
-        self._variants = _count_variants(records, self._starts) if records.draw else None
         if records.source is not None:
             self._identity.append("inputs encoded once")
-        if self._variants is not None:
+        if records.draw and _count_variants(records, self._starts) is not None:
             self._identity.append("one rationale an epoch")
         if records.mixture:
             self._identity.append([list(task) for task in records.mixture])
@@ -349,24 +393,11 @@ class TrainBatches(Iterator[Batch]):
         return self._next_rows(self._batch_size)
 
     def _shuffled_examples(self) -> np.ndarray:
-        rng = np.random.default_rng([self._seed, self._epoch])
-        mixture = self._maker.records.mixture
-        if not mixture:
-            return rng.permutation(self._starts.size - 1)
-        return rng.permutation(np.concatenate(_mixed_examples(mixture, self._seed, self._epoch)))
+        return _shuffled_examples(self._maker.records, self._starts, self._seed, self._epoch)
 
     def _drawn(self, ids: np.ndarray) -> np.ndarray:
         """Returns those of the records `ids` that the epoch trains."""
-        if self._variants is None:
-            return ids
-        # Drawn for all examples, so that what is drawn does not depend on the order.
-        rng = np.random.default_rng([self._seed, self._epoch, 0])
-        records = self._maker.records
-        chosen = (rng.random(self._variants.size) * self._variants).astype(np.int32)
-        example = np.searchsorted(self._starts, ids, side="right") - 1
-        assert records.variant is not None
-        variant = records.variant[ids]
-        return ids[(variant < 0) | (variant == chosen[example])]
+        return _drawn(self._maker.records, self._starts, ids, self._seed, self._epoch)
 
     def _next_epoch(self) -> None:
         self._epoch += 1
@@ -512,6 +543,30 @@ def _records_of(starts: np.ndarray, examples: np.ndarray) -> np.ndarray:
     counts = starts[examples + 1] - first
     before = np.cumsum(counts) - counts
     return np.repeat(first - before, counts) + np.arange(counts.sum())
+
+
+def _shuffled_examples(records: Records, starts: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Returns the examples of an epoch in its order."""
+    rng = np.random.default_rng([seed, epoch])
+    if not records.mixture:
+        return rng.permutation(starts.size - 1)
+    return rng.permutation(np.concatenate(_mixed_examples(records.mixture, seed, epoch)))
+
+
+def _drawn(
+    records: Records, starts: np.ndarray, ids: np.ndarray, seed: int, epoch: int
+) -> np.ndarray:
+    """Returns those of the records `ids` that an epoch trains."""
+    variants = _count_variants(records, starts) if records.draw else None
+    if variants is None:
+        return ids
+    # Drawn for all examples, so that what is drawn does not depend on the order.
+    rng = np.random.default_rng([seed, epoch, 0])
+    chosen = (rng.random(variants.size) * variants).astype(np.int32)
+    example = np.searchsorted(starts, ids, side="right") - 1
+    assert records.variant is not None
+    variant = records.variant[ids]
+    return ids[(variant < 0) | (variant == chosen[example])]
 
 
 def _count_variants(records: Records, starts: np.ndarray) -> np.ndarray | None:

@@ -51,8 +51,11 @@ __all__ = [
     "eval_batches",
     "load_eval_examples",
     "load_records",
+    "load_whole_records",
     "measure_fill",
 ]
+
+_NO_LIMIT = {"inputs": 1 << 30, "targets": 1 << 30}
 
 
 def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, int]) -> Records:
@@ -81,6 +84,12 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
     task.check_split(split)
     make = functools.partial(_make_records, task, split, *lengths)
     return stored_records.load_or_make(task, split, lengths, make)
+
+
+def load_whole_records(task: ResolvedTask, split: str) -> Records:
+    """Reads and tokenizes one split of a task, and cuts nothing; see `load_records`."""
+    settings = dataclasses.replace(task.settings, strict_lengths=False)
+    return load_records(task.with_settings(settings), split, _NO_LIMIT)
 
 
 def _make_records(task: ResolvedTask, split: str, input_limit: int, target_limit: int) -> Records:

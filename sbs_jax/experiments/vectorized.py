@@ -239,7 +239,7 @@ def _check_alike(first: Assembly, lane: Lane) -> None:
         constant = {name: 1.0 for name, w in run.loss.constant_weights.items() if w is not None}
         return {
             "MODEL": run.config.model_config,
-            "TASK_FEATURE_LENGTHS, BATCH_SIZE and the like": run.config.batching,
+            "TASK_FEATURE_LENGTHS, BATCH_SIZE and the like": run.batching,
             "the task": run.task.name,
             "PARTS": (run.loss.names, run.loss.normalizations, sorted(constant)),
             "LABEL_SMOOTHING or Z_LOSS": (run.loss.label_smoothing, run.loss.z_loss),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.predictor import CHOICES, TASK, Predictor, load_predictor
@@ -28,7 +28,8 @@ class Loader:
         see `T5Config.product_dtype`. None is `dtype`. `int8` needs the engine `ctranslate2`.
       engine: `jax`; or `ctranslate2`, which runs on the CPU alone and needs its package.
       vocabulary_path: a SentencePiece model.
-      feature_lengths: `inputs` and `targets`: maximum numbers of tokens of an input, of an answer.
+      feature_lengths: `inputs` and `targets`: maximum numbers of tokens of an input, of an answer;
+        `auto` is None.
       max_decode_len: maximum number of tokens of an answer, instead of `targets`.
       batch_size: rows of a batch, and slots of continuous batching.
       candidates: a closed label set; `choices`: each input lists its own; `task`: those that the
@@ -51,7 +52,7 @@ class Loader:
     inference_dtype: str | None = None
     engine: str = "jax"
     vocabulary_path: str | None = None
-    feature_lengths: Mapping[str, int] | None = None
+    feature_lengths: Mapping[str, int] | Literal["auto"] | None = None
     max_decode_len: int | None = None
     batch_size: int = 32
     candidates: Sequence[str] | str | None = None
@@ -95,7 +96,7 @@ class Loader:
             inference_dtype=self.inference_dtype,
             engine=self.engine,
             vocabulary_path=self.vocabulary_path,
-            feature_lengths=self.feature_lengths,
+            feature_lengths=None if self.feature_lengths == "auto" else self.feature_lengths,
             max_decode_len=self.max_decode_len,
             candidates=self.candidates,
             prompting={

@@ -23,9 +23,9 @@ from sbs_jax import files
 from sbs_jax.checkpoints import folders, loading, record
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager
-from sbs_jax.data import pipeline
+from sbs_jax.data import auto_lengths, pipeline
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import Batching, TrainBatches, array_shapes
+from sbs_jax.data.batching import AUTO, Batching, TrainBatches, array_shapes
 from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
@@ -270,7 +270,7 @@ class Assembly:
         return placement.jit_train_step(self.student, step, self.abstract_state)
 
     def abstract_batch(self, rows: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch; no data is read.
+        """Shapes and dtypes of a batch; no data is read, unless row lengths are left to it.
 
         Args:
           rows: the rows of the batch; by default BATCH_SIZE.
@@ -279,14 +279,14 @@ class Assembly:
           UserError: `rows` is not given, and EXAMPLES_PER_BATCH leaves the number of rows to the
             data.
         """
-        batching = self.config.batching
+        batching = self.batching
         if rows is None and batching.examples_per_batch is not None:
             raise UserError(
                 f"EXAMPLES_PER_BATCH = {batching.examples_per_batch} leaves the number of rows of "
                 "a batch to the data; set BATCH_SIZE instead."
             )
         shapes = array_shapes(
-            batching.feature_lengths,
+            batching.lengths,
             batching.batch_size if rows is None else rows,
             shared_inputs=self._choice.settings.prefix_side == "decoder",
         )
@@ -345,6 +345,34 @@ class Assembly:
         return default_frame(settings.vocabulary_path, chat=settings.chat)
 
     @functools.cached_property
+    def batching(self) -> Batching:
+        """How records become batches; row lengths that are left to the data are numbers here.
+
+        A run that goes on has those that it began with, whatever the data say now.
+
+        Raises:
+          UserError: the data, which have to be read for it, cannot be read.
+        """
+        batching = self.config.batching
+        if batching.feature_lengths != AUTO:
+            return batching
+        saved = resuming.saved_feature_lengths(self.config.folder)
+        lengths = saved or self.proposed_lengths.lengths
+        return dataclasses.replace(batching, feature_lengths=lengths)
+
+    @functools.cached_property
+    def proposed_lengths(self) -> auto_lengths.Proposal:
+        """The row lengths that the training records propose.
+
+        Raises:
+          UserError: the data cannot be read.
+        """
+        require_fit(self.task.vocabulary, self.config.model_config.vocab_size)
+        strict = self.task.settings.strict_lengths
+        records = pipeline.load_whole_records(self.task, "train")
+        return auto_lengths.propose(records, self.config.batching, cut_nothing=strict)
+
+    @functools.cached_property
     def records(self) -> pipeline.Records:
         """The training records; the vocabulary is read, or trained, before.
 
@@ -352,7 +380,7 @@ class Assembly:
           UserError: the data cannot be read, or the vocabulary is larger than the embedding.
         """
         require_fit(self.task.vocabulary, self.config.model_config.vocab_size)
-        return pipeline.load_records(self.task, "train", self.config.batching.feature_lengths)
+        return pipeline.load_records(self.task, "train", self.batching.lengths)
 
     def batches(
         self, records: pipeline.Records | None = None, row_multiple: int | None = None
@@ -367,7 +395,7 @@ class Assembly:
         Raises:
           UserError: there are no records, or an argument is out of its range.
         """
-        batching = self.config.batching
+        batching = self.batching
         if row_multiple is None:
             row_multiple = self.student.mesh.shape["data"] * batching.num_microbatches
         return TrainBatches(
@@ -394,7 +422,7 @@ class Assembly:
         return Evaluator(
             self.student,
             self.task,
-            self.config.batching.feature_lengths,
+            self.batching.lengths,
             splits=own.splits if splits is None else splits,
             batch_size=own.batch_size or self.config.batching.batch_size,
             eval_steps=None if whole else own.steps,
@@ -468,7 +496,7 @@ class Assembly:
             "model_config": config_to_json(config.model_config),
             **self.task.record(),
             "mixture_or_task_module": self.task.module,
-            "feature_lengths": dict(config.batching.feature_lengths),
+            "feature_lengths": dict(self.batching.lengths),
             "data_settings": self.task.settings.record(),
             "rationale_weight": self.loss.constant_weight,
             **self._loss_of_parts(),
@@ -504,7 +532,8 @@ class Assembly:
         with files.locked(folder / "train.lock") if main else contextlib.nullcontext():
             if main:
                 files.remove_temporary(folder)
-            resuming.check(folder, self.metadata(None))
+            if folders.complete_checkpoints(folder):
+                resuming.check(folder, self.metadata(None))
             if self.task.settings.vocabulary_path is not None:
                 record.require_same_vocabulary(folder, self.task.settings.vocabulary_path)
             yield
@@ -608,6 +637,9 @@ class Assembly:
             progress.note(f"Resumed with other settings: {'; '.join(changed)}.")
         record.write(folder, self.config.model_config, metadata)
         if config_text is not None:
+            if self.config.batching.feature_lengths == AUTO:
+                lengths = dict(self.batching.lengths)
+                config_text += f"\n# TASK_FEATURE_LENGTHS = 'auto' of this run: {lengths}\n"
             resuming.write_config(folder, config_text, start.step)
 
     def count(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from sbs_jax.checkpoints import loading
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.batching import AUTO
 from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
@@ -43,7 +44,7 @@ def evaluate(
     mixture_or_task_name: str | None = None,
     mixture_or_task_module: str | None = None,
     trust_modules: bool = False,
-    feature_lengths: Mapping[str, int] | None = None,
+    feature_lengths: Mapping[str, int] | Literal["auto"] | None = None,
     model_config: ModelConfig | None = None,
     inference_dtype: str | None = None,
     splits: Sequence[str] = ("test",),
@@ -79,7 +80,7 @@ def evaluate(
       mixture_or_task_module: a module that registers the task; it is imported first.
       trust_modules: whether the module that the checkpoint names may be imported, which runs its
         code; see `loading.Source.task_module`.
-      feature_lengths: row lengths in tokens, of `inputs` and `targets`.
+      feature_lengths: row lengths in tokens, of `inputs` and `targets`; `auto` is None.
       model_config: the student's dimensions.
       inference_dtype: dtype of weights and inputs of matrix products; see
         `ModelConfig.product_dtype`.
@@ -121,7 +122,8 @@ def evaluate(
         raise _missing(checkpoint, "model_config")
     module = mixture_or_task_module or source.task_module(trust=trust_modules)
     choice = _choose_task(checkpoint, trained, mixture_or_task_name, module)
-    lengths = feature_lengths or _trained(checkpoint, trained, "feature_lengths")
+    given_lengths = None if feature_lengths == AUTO else feature_lengths
+    lengths: Any = given_lengths or _trained(checkpoint, trained, "feature_lengths")
 
     given = {
         "label_prefix": label_prefix,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sbs_jax import metrics
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import auto_lengths, pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import row_lengths
+from sbs_jax.data.batching import AUTO, Batching, row_lengths
 from sbs_jax.data.records import Records, cut_sequences
 from sbs_jax.data.registration import TaskInfo
 from sbs_jax.data.release import Example
@@ -24,13 +24,12 @@ from sbs_jax.parts import part_words
 
 LABELS_SHOWN = 10
 PERCENTILES = (50, 90, 99, 100)
-_NO_LIMIT = {"inputs": 1 << 30, "targets": 1 << 30}
 
 
 def inspect_task(
     *,
     mixture_or_task_name: str,
-    feature_lengths: Mapping[str, int],
+    feature_lengths: Mapping[str, int] | Literal["auto"],
     mixture_or_task_module: str | None = None,
     method: str | None = None,
     label_source: str | None = None,
@@ -42,7 +41,8 @@ def inspect_task(
 
     Args:
       mixture_or_task_name: a task, a data set or a mixture.
-      feature_lengths: row lengths in tokens, of `inputs` and `targets`.
+      feature_lengths: row lengths in tokens, of `inputs` and `targets`; or `auto`, for those that
+        the first split proposes.
       mixture_or_task_module: a module that registers it, imported first.
       method: see `registration.choose_task`.
       label_source: see `registration.choose_task`.
@@ -63,7 +63,7 @@ def inspect_task(
 
 def report(
     task: ResolvedTask,
-    feature_lengths: Mapping[str, int],
+    feature_lengths: Mapping[str, int] | Literal["auto"],
     *,
     splits: Sequence[str] = registration.SPLITS,
     examples: int = 5,
@@ -73,7 +73,8 @@ def report(
     Raises:
       UserError: see `inspect_task`.
     """
-    row_lengths(feature_lengths)
+    if feature_lengths != AUTO:
+        row_lengths(feature_lengths)
     if task.is_mixture:
         total = sum(rate for _, rate in task.parts)
         shares = ", ".join(f"{part.name} {rate / total:.1%}" for part, rate in task.parts)
@@ -86,7 +87,7 @@ def report(
 def _report_task(
     task: ResolvedTask,
     info: TaskInfo,
-    lengths: Mapping[str, int],
+    lengths: Mapping[str, int] | Literal["auto"],
     splits: Sequence[str],
     examples: int,
 ) -> Iterator[str]:
@@ -100,19 +101,29 @@ def _report_task(
     yield f"vocabulary: {vocabulary.vocab_size} pieces, {vocabulary.sentencepiece_model_file}"
     shown = False
     reason: UserError | None = None
-    # Lengths as they are: what would be cut is counted below.
-    lenient = task.with_settings(dataclasses.replace(task.settings, strict_lengths=False))
     for split in splits:
         yield ""
         try:
             with settings_lib.override(task.settings):
                 read = registration.load_examples(info.dataset, split)
-            records = pipeline.load_records(lenient, split, _NO_LIMIT)
+            # Lengths as they are: what would be cut is counted below.
+            records = pipeline.load_whole_records(task, split)
         except UserError as error:
             yield f"{split}: {error}"
             reason = reason or error
             continue
+        proposals: dict[bool, auto_lengths.Proposal] = {}
+        if len(records) and (not shown or isinstance(lengths, str)):
+            strict = task.settings.strict_lengths
+            proposals = {
+                pack: auto_lengths.propose(records, Batching(AUTO, pack=pack), cut_nothing=strict)
+                for pack in (True, False)
+            }
+        if isinstance(lengths, str) and proposals:
+            lengths = proposals[True].lengths
         yield from _report_split(info, split, read, records, lengths)
+        for pack, proposal in proposals.items():
+            yield f"  'auto' {'with' if pack else 'without'} packing: {proposal}"
         if not shown and examples:
             yield from _show_examples(records, examples, vocabulary, task.method.names)
         shown = True
@@ -125,7 +136,7 @@ def _report_split(
     split: str,
     examples: Sequence[Example],
     records: Records,
-    lengths: Mapping[str, int],
+    lengths: Mapping[str, int] | Literal["auto"],
 ) -> Iterator[str]:
     counts = records.counts
     others = "".join(f"{count} {name} records, " for name, count in counts.other_records.items())
@@ -135,6 +146,7 @@ def _report_split(
         f"{counts.blank_rationales} blank rationales, {counts.blank_labels} blank labels"
     )
     if len(records):
+        assert not isinstance(lengths, str)  # The records have proposed some.
         yield from _report_lengths(records, lengths, info.definition.names)
     labels = collections.Counter(example["label"] for example in examples)
     most = ", ".join(

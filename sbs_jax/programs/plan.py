@@ -124,6 +124,11 @@ def plan(config: config_lib.GinConfig, flags: argparse.Namespace) -> list[dict[s
 
     config.apply()
     run = gin.get_bindings(runs.TRAIN)["config"]
+    if run.batching.feature_lengths == "auto":
+        from sbs_jax.programs.assembly import assemble
+
+        run = dataclasses.replace(run, batching=assemble(run, writes=False).batching)
+        print(f"TASK_FEATURE_LENGTHS = 'auto': {run.batching.feature_lengths}")
     planned = Planned(run, target, devices)
     if flags.search:
         return planned.search(flags.max_compiles)
@@ -257,7 +262,7 @@ class Planned:
             functools.partial(
                 greedy_decode,
                 student.model,
-                max_decode_len=assembly.config.batching.feature_lengths["targets"],
+                max_decode_len=assembly.batching.lengths["targets"],
             ),
             out_shardings=student.replicated,
         )

@@ -79,6 +79,11 @@ def saved_data_settings(folder: Path) -> Mapping[str, Any]:
     return _saved_metadata(folder).get("data_settings") or {}
 
 
+def saved_feature_lengths(folder: Path) -> dict[str, int] | None:
+    """The row lengths of the run that a MODEL_DIR holds; None without a run."""
+    return _saved_metadata(folder).get("feature_lengths")
+
+
 def changes(folder: Path, config_text: str | None) -> list[str]:
     """Names what differs between `MODEL_DIR/config.gin` and a new configuration.
 

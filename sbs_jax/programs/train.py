@@ -5,6 +5,7 @@ from __future__ import annotations
 from jax.sharding import Mesh
 
 from sbs_jax.data import pipeline
+from sbs_jax.data.batching import AUTO
 from sbs_jax.data.vocabulary import removed_on_error
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import dry_run as dry_run_lib
@@ -40,13 +41,16 @@ def train(
         dry_run_lib.show(run, next(run.batches()))
         return None
     progress = Progress()
-    batching, student = config.batching, run.student
+    student = run.student
     with run.accepted():
         with removed_on_error(config.folder):
             batches = run.batches()
             evaluate = run.evaluate
         progress.note(f"{run.task.name}: {run.records.counts}")
-        fill = pipeline.measure_fill(run.records, batching.feature_lengths, batching.pack)
+        batching = run.batching
+        if config.batching.feature_lengths == AUTO:
+            progress.note(f"TASK_FEATURE_LENGTHS = 'auto': {dict(batching.lengths)}")
+        fill = pipeline.measure_fill(run.records, batching.lengths, batching.pack)
         progress.note(f"batches: {fill}")
         mesh_text = dry_run_lib.describe_mesh(student.mesh)
         progress.note(f"{student.num_params:,} parameters on {mesh_text}")

@@ -8,6 +8,8 @@ import pytest
 
 from sbs_jax import files
 from sbs_jax.checkpoints import folders
+from sbs_jax.data import registration
+from sbs_jax.data.batching import AUTO, Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
@@ -15,6 +17,7 @@ from sbs_jax.programs.assembly import EvaluationSettings, assemble
 from sbs_jax.programs.train import train
 from sbs_jax.training.step import Loss
 from sbs_jax.training.writers import MetricsWriter
+from tests.evaluation import toy
 from tests.programs.tiny import config_of, one_device
 from tests.toy import CONFIG
 
@@ -84,6 +87,27 @@ def test_settings_that_may_change_are_named_and_their_history_kept(tmp_path, cap
     assert (tmp_path / "config.gin").read_text() == TEXT.format(rate=0.5)
     kept = tmp_path / "config_history" / "until_step_2.gin"
     assert kept.read_text() == TEXT.format(rate=0.001)
+
+
+def test_row_lengths_that_are_left_to_the_data_stay_those_of_the_run(
+    finished, tmp_path, monkeypatch
+):
+    auto = Batching(AUTO, batch_size=8)
+    fresh = assemble(quick(tmp_path, batching=auto), mesh=one_device())
+    proposed = fresh.proposed_lengths.lengths
+    assert fresh.metadata(None)["feature_lengths"] == proposed != toy.LENGTHS
+    # Longer inputs would want longer rows.
+    usual = toy.load
+    monkeypatch.setitem(
+        vars(registration.task_info(toy.TASK).dataset),
+        "load",
+        lambda *args: [row | {"input": row["input"] * 3} for row in usual(*args)],
+    )
+    run = assemble(quick(finished, batching=auto, train_steps=3), mesh=one_device())
+    assert run.batching.lengths == toy.LENGTHS
+    assert run.proposed_lengths.lengths["inputs"] > proposed["inputs"]
+    with pytest.raises(UserError, match="position in the data belongs to other data"):
+        start(finished, batching=auto, train_steps=3)
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):

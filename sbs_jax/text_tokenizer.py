@@ -169,7 +169,7 @@ class TextTokenizer:
         for token in map(int, tokens):
             if token == EOS_ID:
                 break
-            ids.append(self._theirs.get(token, token))
+            ids.append(self.id_in_file(token))
         # Rows of an embedding that is larger than the vocabulary stand for nothing.
         return self._tokenizer.decode([number for number in ids if number < self.size])
 
@@ -183,7 +183,7 @@ class TextTokenizer:
         shown: list[tuple[str, int]] = []
         run: list[int] = []
         for token in map(int, tokens):
-            run.append(self._theirs.get(token, token))
+            run.append(self.id_in_file(token))
             text = self._tokenizer.decode(run, skip_special_tokens=False)
             if not text.endswith("\ufffd") or len(run) == 4:
                 shown.append((text, len(run)))
@@ -192,9 +192,13 @@ class TextTokenizer:
             shown.append((self._tokenizer.decode(run, skip_special_tokens=False), len(run)))
         return shown
 
+    def id_in_file(self, token: int) -> int:
+        """Returns a token's id in the file's own numbering; see `moved_ids`."""
+        return self._theirs.get(token, token)
+
     def id_to_piece(self, token: int) -> str:
         """Returns the vocabulary's own spelling of a token."""
-        return self._tokenizer.id_to_token(self._theirs.get(token, token)) or "⁇"
+        return self._tokenizer.id_to_token(self.id_in_file(token)) or "⁇"
 
     def serialized(self) -> bytes:
         """Returns the whole tokenizer as the bytes of a `tokenizer.json`."""

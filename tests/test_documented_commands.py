@@ -78,7 +78,7 @@ def no_work(monkeypatch, tmp_path):
     nothing = lambda *_, **__: None  # noqa: E731
     monkeypatch.setattr(process, "set_up", nothing)
     monkeypatch.setattr(config_lib.GinConfig, "apply", nothing)
-    monkeypatch.setattr(main_lib, "_call", nothing)
+    monkeypatch.setattr(main_lib, "call", nothing)
     # The modules of the work are not imported either.
     stub = types.SimpleNamespace(import_module=lambda _: _Anything())
     monkeypatch.setattr(main_lib, "importlib", stub)

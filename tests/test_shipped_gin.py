@@ -285,5 +285,5 @@ def test_a_macro_is_bound_in_one_layer_only():
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_macro_is_used_by_some_file(name):
-    vocabulary = config_lib._shipped_vocabulary()
+    vocabulary = config_lib.shipped_macros()
     assert {b.name for b in own_bindings(name) if b.is_macro} <= vocabulary

@@ -49,9 +49,9 @@ def test_a_run_keeps_its_tokenizer(path, tmp_path):
 
 
 def test_the_vocabulary_of_tasks_gives_the_same_tokens(path):
-    from sbs_jax.data.vocabulary import _open
+    from sbs_jax.data.vocabulary import open_vocabulary
 
-    vocabulary, tokenizer = _open(str(path)), TextTokenizer(path)
+    vocabulary, tokenizer = open_vocabulary(str(path)), TextTokenizer(path)
     texts = ["ab", "", "c</s>d"]
     ragged = vocabulary.encode_tf(np.array(texts))
     assert ragged.to_list() == [tokenizer.encode(text) for text in texts]

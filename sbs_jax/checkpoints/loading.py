@@ -14,7 +14,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +31,6 @@ from sbs_jax.checkpoints.manager import restore_params
 from sbs_jax.checkpoints.safetensors_files import read_json
 from sbs_jax.errors import UserError
 from sbs_jax.models import stacking
-from sbs_jax.models.config import T5Config
-from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig, config_from_json
 from sbs_jax.text_tokenizer import FILE, TextTokenizer
 
@@ -40,44 +38,11 @@ Kind = Literal["sbs_jax", "huggingface", "gguf", "t5x", "t5x_orbax"]
 
 VOCABULARY_FILE = "spiece.model"
 
-_ADVICE = (
+ADVICE = (
     "use the MODEL of this checkpoint (--gin_file=models/from_checkpoint.gin reads it off, except "
     "for T5X's), or another checkpoint"
 )
 _STEP = re.compile(rf"{folders.PREFIX}_(\d+)")
-# What a T5Config says beyond the shapes of parameters and beyond how a run computes.
-_MEANING = (
-    "num_heads",
-    "head_dim",
-    "mlp_activations",
-    "scales_logits",
-    "relative_attention_max_distance",
-    "layer_norm_epsilon",
-)
-
-# What a DecoderConfig says only of how a run computes.
-_DECODER_COMPUTING = (
-    "dropout_rate",
-    "dropout_broadcast_length",
-    "dtype",
-    "product_dtype",
-    "float32_attention_logits",
-    "max_positions",
-    "embedding_lookup",
-    "remat",
-    "lora_rank",
-    "lora_alpha",
-    "lora_targets",
-    "attention_scalar",  # `attention_scale` is what it means
-)
-_DECODER_MEANING = (
-    "attention_scale",
-    *(
-        field.name
-        for field in dataclasses.fields(DecoderConfig)
-        if field.name not in _DECODER_COMPUTING
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +255,7 @@ _EXPECTED = (
 )
 
 
-def load_params(source: Source, abstract_params: Any, *, advice: str = _ADVICE) -> Any:
+def load_params(source: Source, abstract_params: Any, *, advice: str = ADVICE) -> Any:
     """Reads parameters straight into the shards of a mesh, one tensor at a time.
 
     All processes of a run call this together; each reads what its own devices hold.
@@ -393,105 +358,6 @@ def stored_params(source: Source) -> Mapping[str, tensors.StoredTensor]:
     if source.kind == "t5x_orbax":
         return t5x.open_orbax(source.folder).params
     raise ValueError(f"{source.kind} is read by restore_params")
-
-
-def require_same_network(source: Source, config: ModelConfig) -> None:
-    """Checks what the shapes of parameters cannot tell: that `config` computes the same function.
-
-    Raises:
-      UserError: a field differs; names it.
-    """
-    saved = source.config
-    if saved is None:
-        return
-    if type(saved) is not type(config):
-        raise UserError(
-            f"{source.folder}: does not fit: it holds a network of {type(saved).__name__}, but "
-            f"this run has a {type(config).__name__}; {_ADVICE}."
-        )
-    for name in _MEANING if isinstance(config, T5Config) else _DECODER_MEANING:
-        theirs, ours = getattr(saved, name), getattr(config, name)
-        if theirs != ours:
-            raise UserError(
-                f"{source.folder}: does not fit: {name} is {theirs!r} in this checkpoint but "
-                f"{ours!r} in this run; {_ADVICE}."
-            )
-
-
-def model_config(
-    path: str | None,
-    dropout_rate: float = T5Config.dropout_rate,
-    dtype: str = T5Config.dtype,
-    decoder_dropout_rate: float = DecoderConfig.dropout_rate,
-    *,
-    dropout_attention_weights: bool = T5Config.dropout_attention_weights,
-    attention: str = T5Config.attention,
-    remat: str = T5Config.remat,
-    scan_layers: bool = T5Config.scan_layers,
-    product_dtype: str | None = None,
-    lora_rank: int | None = None,
-    lora_alpha: float = DecoderConfig.lora_alpha,
-    lora_targets: Sequence[str] = DecoderConfig.lora_targets,
-) -> ModelConfig:
-    """The config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
-
-    Args:
-      path: as for `identify`.
-      dropout_rate: the dropout rate of this run, where the network is a T5.
-      dtype: the dtype of this run's activations.
-      decoder_dropout_rate: the decoder dropout rate of this run, where the network is a decoder.
-      dropout_attention_weights: the dropout attention weights of this run, see `T5Config`.
-      attention: the attention of this run, see `T5Config`.
-      remat: the remat of this run, see `T5Config`.
-      scan_layers: the scan layers of this run, see `T5Config`.
-      product_dtype: the dtype of projections' operands, where the network is a decoder.
-      lora_rank: the rank of adapters, see `DecoderConfig`.
-      lora_alpha: the scale of adapters, see `DecoderConfig`.
-      lora_targets: the projections with adapters, see `DecoderConfig`.
-
-    Raises:
-      UserError: there are no weights, or they do not say their dimensions.
-    """
-    if path is None:
-        raise UserError(
-            "models/from_checkpoint.gin takes the MODEL from INITIAL_CHECKPOINT_PATH; give "
-            "--gin.INITIAL_CHECKPOINT_PATH=PATH."
-        )
-    source = identify(path)
-    if source.config is None:
-        raise UserError(
-            f"{source.folder}: a T5X checkpoint does not say the dimensions of its network; name a "
-            "file of gin/models instead of models/from_checkpoint.gin."
-        )
-    if isinstance(source.config, DecoderConfig):
-        if scan_layers or attention == "cudnn":
-            raise UserError(
-                "SCAN_LAYERS = True and ATTENTION = 'cudnn' are for T5 alone; leave them out for a "
-                "decoder."
-            )
-        return dataclasses.replace(
-            source.config,
-            dropout_rate=decoder_dropout_rate,
-            dtype=dtype,
-            remat=remat,
-            product_dtype=product_dtype,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_targets=tuple(lora_targets),
-        )
-    if lora_rank is not None or product_dtype is not None:
-        raise UserError(
-            "LORA_RANK and PRODUCT_DTYPE are for decoder-only students; leave them out for a T5."
-        )
-    return dataclasses.replace(
-        source.config,
-        dropout_rate=dropout_rate,
-        dtype=dtype,
-        dropout_attention_weights=dropout_attention_weights,
-        attention=attention,
-        remat=remat,
-        scan_layers=scan_layers,
-    )
 
 
 def _folder_of_file(file: epath.Path) -> epath.Path:

@@ -274,7 +274,7 @@ class GinConfig:
         # What a file sets may be idle because its user was replaced, by another optimizer, say; and
         # a shipped file may set what only another shipped file uses. On the command line it is a
         # mistake, and so is a name that nothing ever refers to.
-        shipped = _shipped_vocabulary() if any(b.source.shipped for b in idle) else frozenset()
+        shipped = shipped_macros() if any(b.source.shipped for b in idle) else frozenset()
         for binding in idle:
             in_file = binding.source.line is not None
             if in_file and binding.name in self._ever_referred:
@@ -387,7 +387,7 @@ def _takes_back(later: Binding, earlier: Binding) -> bool:
     )
 
 
-def _shipped_vocabulary() -> frozenset[str]:
+def shipped_macros() -> frozenset[str]:
     """Every macro that some shipped file refers to."""
     names: set[str] = set()
     for name in reader.shipped_files():

@@ -31,6 +31,7 @@ MOVED = {
     "sbs_jax.data.report": "sbs_jax.programs.inspect_task",
     "sbs_jax.data.cache_writer.write_cache": "sbs_jax.programs.cache.write_cache",
     "sbs_jax.checkpoints.exporting": "sbs_jax.programs.export",
+    "sbs_jax.checkpoints.loading.model_config": "sbs_jax.checkpoints.networks.model_config",
     "sbs_jax.inference.batch": "sbs_jax.programs.infer",
     "sbs_jax.inference.interactive.interact": "sbs_jax.programs.infer.interact",
     "sbs_jax.inference.serving.run": "sbs_jax.programs.serve",

@@ -93,7 +93,7 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
         config.apply()
         function = getattr(importlib.import_module(module), function_name)
         try:
-            finished = is_finished(_call(function, flags, program, argv))
+            finished = is_finished(call(function, flags, program, argv))
         except InterruptedError:  # a signal, of a program that has no result without its end
             finished = False
         return 0 if finished or flags.exit_zero_when_stopped else UNFINISHED
@@ -125,7 +125,12 @@ def _fail(sentence: str, error: BaseException, debug: bool) -> int:
     return 1
 
 
-def _call(function: Callable[..., Any], flags: Flags, program: str, argv: Sequence[str]) -> Any:
+def call(function: Callable[..., Any], flags: Flags, program: str, argv: Sequence[str]) -> Any:
+    """Calls a program's function with what gin has bound and what the flags say.
+
+    Raises:
+      UserError: a parameter is missing, or the program has no dry run.
+    """
     parameters = inspect.signature(function).parameters
     arguments: dict[str, Any] = {}
     if flags.dry_run:

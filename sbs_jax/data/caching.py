@@ -92,8 +92,7 @@ def _changed(path: Path, task: ResolvedTask, split: str) -> str:
 
 def settings_of(settings: DataSettings) -> dict[str, Any]:
     """Returns the settings that decide what the tokens are."""
-    values = settings.record()
-    values["prefix_side"] = values["prefix_side"] or "encoder"  # as where there is no student
+    values = settings.record() | {"prefix_side": settings.side}
     return {name: values[name] for name in sorted(values) if name not in _NOT_TOKENIZED}
 
 

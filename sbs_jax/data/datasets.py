@@ -216,10 +216,10 @@ def _checked(dataset: Dataset, examples: list[Example]) -> list[Example]:
         for field in ("id", "input", "label"):
             if "\0" in example[field]:
                 raise UserError(f"{where(example)}: field '{field}' holds a NUL character.")
-    return _clean(examples)
+    return clean(examples)
 
 
-def _clean(examples: list[Example]) -> list[Example]:
+def clean(examples: list[Example]) -> list[Example]:
     """Replaces broken Unicode everywhere, and in targets the EOS string and NUL by a space.
 
     An EOS string in an input stays: data sets join premise and hypothesis with it.

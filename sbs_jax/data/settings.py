@@ -33,8 +33,28 @@ class _Frozen(dict[str, str]):
         return hash(frozenset(self.items()))
 
 
+class TemplateTexts:
+    """The texts that stand for names in capital letters in the templates of `parts.Part`.
+
+    The names are those of the attributes, which a subclass has.
+    """
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts by name, `LABEL_PREFIX` and so on."""
+        return {name.upper(): getattr(self, name) for name in _TEMPLATE_TEXTS}
+
+
+_TEMPLATE_TEXTS = (
+    "label_prefix",
+    "rationale_prefix",
+    "joint_separator",
+    "rationale_input_separator",
+)
+
+
 @dataclasses.dataclass(frozen=True)
-class DataSettings:
+class DataSettings(TemplateTexts):
     """How data sets are read. Every attribute has a gin macro (``gin/runs/data.gin``).
 
     None stands for the default of any of them: runs that evaluate bind None to what is to be as the
@@ -218,14 +238,9 @@ class DataSettings:
         return before + text + after
 
     @property
-    def texts(self) -> dict[str, str]:
-        """The texts that stand for names in capital letters in the templates of `parts.Part`."""
-        return {
-            "LABEL_PREFIX": self.label_prefix,
-            "RATIONALE_PREFIX": self.rationale_prefix,
-            "JOINT_SEPARATOR": self.joint_separator,
-            "RATIONALE_INPUT_SEPARATOR": self.rationale_input_separator,
-        }
+    def side(self) -> str:
+        """`prefix_side`; the encoder's where it is None and there is no student to decide."""
+        return self.prefix_side or PREFIX_SIDES[0]
 
     def source_of(self, dataset: str) -> str:
         """Returns one of `DATA_SOURCES`: where `dataset` is read."""

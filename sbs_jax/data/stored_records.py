@@ -67,7 +67,7 @@ def load_or_make(
     Raises:
       UserError: the folder cannot be written to; or as `make` does.
     """
-    origin = _origin(task, split)
+    origin = origin_of(task, split)
     if origin is None:
         return make()
     folder = _folder(task, split, lengths, origin)
@@ -79,7 +79,7 @@ def load_or_make(
     return found
 
 
-def _origin(task: ResolvedTask, split: str) -> list[Any] | None:
+def origin_of(task: ResolvedTask, split: str) -> list[Any] | None:
     """Returns names, sizes and times of change of all that is read; None where it is not known."""
     settings = task.settings
     info = task.info

@@ -183,7 +183,7 @@ class DatasetVocabulary(Vocabulary):
         found = self._resolved.get(settings)
         if found is None or not os.path.isfile(found.sentencepiece_model_file):
             path = settings.vocabulary_path or str(self._own(settings))
-            found = self._resolved[settings] = _open(path)
+            found = self._resolved[settings] = open_vocabulary(path)
         return found
 
     def _own(self, settings: DataSettings) -> Path:
@@ -465,7 +465,12 @@ class _Processor:
         return self.text.serialized()
 
 
-def _open(path: str) -> SentencePieceVocabulary | TokenizerVocabulary:
+def open_vocabulary(path: str) -> SentencePieceVocabulary | TokenizerVocabulary:
+    """Opens a SentencePiece model, a `tokenizer.json` or the tokenizer of a GGUF file.
+
+    Raises:
+      UserError: it cannot be read, or its PAD, EOS and UNK have other ids than a T5's.
+    """
     if text_tokenizer.is_tokenizer(path):
         return TokenizerVocabulary(path)
     try:

@@ -186,9 +186,9 @@ class Evaluator:
         examples = split.examples
         rationales, label_inputs = None, examples.label_inputs
         if examples.given_rationales is not None:
-            rationales = self._answers(params, examples.rationale_inputs, examples.rationale_prompt)
+            rationales = self.answers(params, examples.rationale_inputs, examples.rationale_prompt)
             label_inputs = examples.given_rationales(rationales)
-        answers = self._answers(params, label_inputs, examples.label_prompt)
+        answers = self.answers(params, label_inputs, examples.label_prompt)
         outputs = map(examples.take_apart, answers)
         own_rationales, predictions = map(list, zip(*outputs, strict=True))
         score = metrics.SCORERS[examples.scorer]
@@ -200,7 +200,7 @@ class Evaluator:
         if examples.explains:
             rationales = own_rationales
         elif self._with_rationales and rationales is None:
-            rationales = self._answers(params, examples.rationale_inputs, examples.rationale_prompt)
+            rationales = self.answers(params, examples.rationale_inputs, examples.rationale_prompt)
         stderr = metrics.standard_error(scores)
         values = {
             "accuracy": metrics.accuracy(scores),
@@ -213,13 +213,14 @@ class Evaluator:
         rows = _rows(examples, predictions, scores, rationales)
         if examples.expression_inputs is not None and self._with_rationales:
             assert examples.expression_prompt is not None
-            expressions = self._answers(
+            expressions = self.answers(
                 params, examples.expression_inputs, examples.expression_prompt
             )
             values |= _votes(examples, rows, expressions)
         return values, rows
 
-    def _answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
+    def answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
+        """Decodes the student's greedy answer to each row of inputs, behind `prompt`."""
         requests = [Request(row[: np.count_nonzero(row)].tolist()) for row in inputs]
         decoder = self._decoder(tuple(prompt.tolist()))
         # No more slots than inputs: those would only be computed in vain.

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before jax makes its threads: as many as there are CPUs that it may use.
         os.sched_setaffinity(0, {int(cpu) for cpu in arguments.cpus.split(",")})
     if arguments.watch_stdin:
-        threading.Thread(target=_stop_without_parent, daemon=True).start()
+        threading.Thread(target=stop_without_parent, daemon=True).start()
     try:
         work(SweepFolder(arguments.sweep_dir), arguments.names, until=arguments.until)
     except UserError as error:
@@ -90,7 +90,7 @@ def work(sweep: SweepFolder, names: Sequence[str], *, until: float = 1.0) -> Non
             vectorized.train_and_judge(sweep, base, chosen, until=until)
 
 
-def _stop_without_parent() -> None:
+def stop_without_parent() -> None:
     """Asks this process to save and stop once the engine that started it is gone."""
     # Not sys.stdin: a thread that holds its lock would keep the interpreter from ending.
     while os.read(0, 1):

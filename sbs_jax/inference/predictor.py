@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sbs_jax.checkpoints import loading, trees
+from sbs_jax.checkpoints import loading, networks, trees
 from sbs_jax.decoding import shapes
 from sbs_jax.errors import UserError
 from sbs_jax.inference.answerer import Answerer, ProgramsFn
@@ -371,7 +371,7 @@ def load_predictor(
     """
     source = loading.identify(checkpoint_path)
     if model_config is not None:
-        loading.require_same_network(source, model_config)
+        networks.require_same_network(source, model_config)
     config = model_config or source.config
     if config is None:
         raise UserError(

@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sbs_jax import parts as parts_lib
-from sbs_jax.data.settings import DEFAULT_JOINT_SEPARATOR, DEFAULT_RATIONALE_INPUT_SEPARATOR
+from sbs_jax.data.settings import (
+    DEFAULT_JOINT_SEPARATOR,
+    DEFAULT_RATIONALE_INPUT_SEPARATOR,
+    TemplateTexts,
+)
 from sbs_jax.errors import UserError
 from sbs_jax.metrics import normalize_answer
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX, Method, Target
@@ -21,7 +25,7 @@ _CHOICE = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompting:
+class Prompting(TemplateTexts):
     """The text around an input.
 
     Attributes:
@@ -63,16 +67,6 @@ class Prompting:
     def target(self, kind: Kind) -> Target:
         """Returns the target that holds labels, or rationales."""
         return self.definition.target_of(kind)
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """The texts that stand for names in capital letters in the templates of `parts.Part`."""
-        return {
-            "LABEL_PREFIX": self.label_prefix,
-            "RATIONALE_PREFIX": self.rationale_prefix,
-            "JOINT_SEPARATOR": self.joint_separator,
-            "RATIONALE_INPUT_SEPARATOR": self.rationale_input_separator,
-        }
 
     def prefix(self, kind: Kind) -> str:
         """Returns the task prefix of labels or of rationales."""

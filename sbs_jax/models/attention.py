@@ -89,14 +89,14 @@ class Attention(nn.Module):
         if not config.dropout_attention_weights:
             seed = None
         dropped = seed is not None and config.dropout_rate > 0
-        if config.attention == "cudnn" and not dropped and _cudnn_takes(queries, keys):
-            mixed = _attend_with_cudnn(queries, keys, values, biases)
+        if config.attention == "cudnn" and not dropped and cudnn_takes(queries, keys):
+            mixed = attend_with_cudnn(queries, keys, values, biases)
         else:
-            mixed = self._attend_plainly(queries, keys, values, biases, seed)
+            mixed = self.attend_plainly(queries, keys, values, biases, seed)
         mixed = mixed.swapaxes(1, 2).reshape(*inputs.shape[:-1], -1)
         return project(mixed, self.out(), config)
 
-    def _attend_plainly(
+    def attend_plainly(
         self,
         queries: Float[Array, "B H Q K"],
         keys: Float[Array, "B H L K"],
@@ -104,6 +104,7 @@ class Attention(nn.Module):
         biases: Sequence[Float[Array, "#B #H #Q L"]],
         seed: Seed | None,
     ) -> Float[Array, "B H Q K"]:
+        """Attends by products and a softmax, which XLA compiles; `seed` drops weights."""
         config = self.config
         logits_dtype = "float32" if config.float32_attention_logits else config.dtype
         logits = multiply("bhqk,bhlk->bhql", queries, keys, logits_dtype)
@@ -163,18 +164,18 @@ def choose_attention(config: T5Config, platform: str) -> str:
     return "xla"
 
 
-def _cudnn_takes(queries: Float[Array, "B H Q K"], keys: Float[Array, "B H L K"]) -> bool:
+def cudnn_takes(queries: Float[Array, "B H Q K"], keys: Float[Array, "B H L K"]) -> bool:
     """Whether the lengths are among those whose gradient cuDNN has; decoding is left to XLA."""
     return queries.shape[2] % 2 == 0 and keys.shape[2] % 2 == 0
 
 
-def _attend_with_cudnn(
+def attend_with_cudnn(
     queries: Float[Array, "B H Q K"],
     keys: Float[Array, "B H L K"],
     values: Float[Array, "B H L K"],
     biases: Sequence[Float[Array, "#B #H #Q L"]],
 ) -> Float[Array, "B H Q K"]:
-    """The same by cuDNN's kernel, which never writes the logits into memory; bfloat16 only."""
+    """Attends by cuDNN's kernel, which never writes the logits into memory; bfloat16 only."""
     bias = None
     if biases:
         # In the dtype of the logits that the kernel adds it to.

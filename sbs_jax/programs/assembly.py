@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sbs_jax import files
-from sbs_jax.checkpoints import folders, loading, record
+from sbs_jax.checkpoints import folders, loading, networks, record
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.data import auto_lengths, pipeline
@@ -303,7 +303,7 @@ class Assembly:
         if path is None or folders.complete_checkpoints(self.config.folder):
             return None
         source = loading.identify(path)
-        loading.require_same_network(source, self.config.model_config)
+        networks.require_same_network(source, self.config.model_config)
         return source
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from sbs_jax.checkpoints import loading
+from sbs_jax.checkpoints import loading, networks
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import AUTO
@@ -115,7 +115,7 @@ def evaluate(
     source = loading.identify(checkpoint_path)
     checkpoint, trained = source.folder, source.settings
     if model_config is not None:
-        loading.require_same_network(source, model_config)
+        networks.require_same_network(source, model_config)
     else:
         model_config = source.config
     if model_config is None:

@@ -21,6 +21,7 @@ from sbs_jax.checkpoints import (
     gguf_export,
     loading,
     model_card,
+    networks,
     record,
     tokenizer_files,
 )
@@ -203,7 +204,7 @@ def _export_adapters(source: loading.Source, config: ModelConfig, folder: Path, 
 
 def _config(source: loading.Source, given: ModelConfig | None) -> ModelConfig:
     if given is not None:
-        loading.require_same_network(source, given)
+        networks.require_same_network(source, given)
         return given
     if source.config is None:
         raise UserError(

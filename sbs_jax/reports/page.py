@@ -45,14 +45,14 @@ def make_page(
       figures: drawn ones.
       examples: see `examples.collect`; without any, the page has no browser of examples.
     """
-    script = _file("page.js")
+    script = page_file("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     title = " and ".join(sweep.name for sweep in results.sweeps)
     fields = {
         "title": escape(title),
         "version": escape(sbs_jax.__version__),
         "script_hash": f"sha256-{digest}",
-        "css": _file("page.css"),
+        "css": page_file("page.css"),
         "script": script,
         "summary": _summary(results),
         "main_tables": "\n".join(map(table_html, main_tables)),
@@ -61,11 +61,11 @@ def make_page(
         "published": "\n".join(map(table_html, published)),
         "configurations": _configurations(results, configurations),
         "runs": table_html(runs),
-        "examples": _file("examples.html") if examples else _NO_EXAMPLES,
+        "examples": page_file("examples.html") if examples else _NO_EXAMPLES,
         "data": script_json(list(examples)),
     }
     # One pass: what a field holds is never looked at again.
-    return _FIELD.sub(lambda found: fields[found[1]], _file("page.html"))
+    return _FIELD.sub(lambda found: fields[found[1]], page_file("page.html"))
 
 
 _NO_EXAMPLES = "<p>This report was made without examples.</p>"
@@ -169,6 +169,7 @@ def _visible(found: re.Match[str]) -> str:
     return "␡" if code == 0x7F else "�"
 
 
-def _file(name: str) -> str:
+def page_file(name: str) -> str:
+    """Returns the text of a file of `page_files/`."""
     folder = importlib.resources.files("sbs_jax.reports") / "page_files"
     return (folder / name).read_text(encoding="utf-8")

@@ -123,9 +123,9 @@ def _gains(
         if not pairs:
             continue
         mean = Mean.of(pairs)
-        low, high = _interval(mean)
+        low, high = interval_of(mean)
         shown = f"{100 * low:+.2f} to {100 * high:+.2f}" if mean.standard_error else NO_VALUE
-        rows.append((results.label(c), _signed(mean), shown, str(mean.n), _verdict(mean)))
+        rows.append((results.label(c), _signed(mean), shown, str(mean.n), verdict_of(mean)))
     if not rows:
         return None
     return Table(
@@ -270,8 +270,9 @@ def _signed(mean: Mean) -> str:
     return f"{100 * mean.mean:+.2f} ± {100 * mean.standard_error:.2f}"
 
 
-def _verdict(mean: Mean) -> str:
-    low, high = _interval(mean)
+def verdict_of(mean: Mean) -> str:
+    """Says in words whether a mean difference is above or below 0, at a level of 95 %."""
+    low, high = interval_of(mean)
     if mean.n < 3:
         # Two differences may agree by chance: accuracies are multiples of one example.
         return f"{'one seed' if mean.n == 1 else 'two seeds'} cannot tell"
@@ -282,7 +283,7 @@ def _verdict(mean: Mean) -> str:
     return "better" if low > 0 else "worse"
 
 
-def _interval(mean: Mean) -> tuple[float, float]:
+def interval_of(mean: Mean) -> tuple[float, float]:
     """Student's 95 % interval of a mean."""
     if mean.standard_error is None:
         return -math.inf, math.inf

@@ -20,7 +20,7 @@ def of_task(mixture_or_task_name: str) -> seqio.Vocabulary:
         data settings ask for what T5X's programs cannot do.
     """
     for macro, value, needed in (
-        ("PREFIX_SIDE", settings_lib.current().prefix_side or "encoder", "encoder"),
+        ("PREFIX_SIDE", settings_lib.current().side, "encoder"),
         ("RATIONALES_PER_EPOCH", settings_lib.current().rationales_per_epoch, "all"),
     ):
         if value != needed:

@@ -16,10 +16,9 @@ from sbs_jax.checkpoints.huggingface import load_huggingface
 from sbs_jax.checkpoints.loading import (
     identify,
     load_params,
-    model_config,
-    require_same_network,
     stored_params,
 )
+from sbs_jax.checkpoints.networks import model_config, require_same_network
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
 from sbs_jax.models.network import Transformer

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sbs_jax import files
-from sbs_jax.checkpoints import folders
+from sbs_jax.checkpoints import folders, store
 from sbs_jax.checkpoints.manager import CheckpointManager, restore_params
 from sbs_jax.errors import UserError
 from tests import disks
@@ -413,7 +413,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path, states, monkeypatch):
                 "bytes to file 8: No space left on device [os_error_code='28']"
             )
 
-        monkeypatch.setattr(manager._store, "save", fail)
+        monkeypatch.setattr(store.Steps, "save", fail)
         words = r"MODEL_DIR .*run: a checkpoint cannot be written \(No space left on device\)\.$"
         with pytest.raises(UserError, match=words):
             manager.save(1, states[1])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sbs_jax.checkpoints.loading import identify, load_params, require_same_network
+from sbs_jax.checkpoints.loading import identify, load_params
+from sbs_jax.checkpoints.networks import require_same_network
 from sbs_jax.errors import UserError
 from sbs_jax.models import stacking
 from sbs_jax.models.config import T5Config

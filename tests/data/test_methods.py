@@ -199,7 +199,7 @@ def test_eos_in_an_input_is_one_token_and_in_a_target_none():
     found = pipeline.load_eval_examples(resolve_task(NAME), "train", LENGTHS)
     assert list(found.label_inputs[0][: first.size]) == list(first)
     hostile = {"id": "i", "input": "x", "label": "a</s>b", "rationale": ["</s>", "r\ud800"]}
-    datasets._clean([hostile])
+    datasets.clean([hostile])
     assert hostile["label"] == "a b"
     assert hostile["rationale"] == [" ", "r?"]
 

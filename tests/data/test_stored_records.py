@@ -96,7 +96,7 @@ def test_damaged_records_are_made_again(settings, damage, caplog):
 def test_what_reads_unknown_files_is_not_kept(settings, caplog, monkeypatch):
     task = resolve_task("cqa_sbs", settings)
     assert task.info.dataset.origin is None  # it has people's rationales from elsewhere
-    assert stored_records._origin(task, "train") is None
+    assert stored_records.origin_of(task, "train") is None
     assert "it is not known which files 'cqa_sbs' reads" in caplog.text
 
 

@@ -41,7 +41,7 @@ def ids_of(path, *, chat):
     """The framed question's ids in the file's own numbering."""
     tokenizer = TextTokenizer(path)
     before, after = tokenizer.frame(chat=chat)
-    return [tokenizer._theirs.get(i, i) for i in tokenizer.encode(before + QUESTION + after)]
+    return list(map(tokenizer.id_in_file, tokenizer.encode(before + QUESTION + after)))
 
 
 def test_a_chat_has_the_tokens_of_apply_chat_template(folder):

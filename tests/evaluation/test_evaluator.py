@@ -79,7 +79,7 @@ def test_accuracy_is_the_tasks_own_metric(student, params, monkeypatch):
     answers = [str(3 * i + 1) for i in range(13)]  # The value of i + (2 i + 1).
     answers[3] = "3 and 7"
     answers[5] = "16.5"
-    monkeypatch.setattr(evaluator, "_answers", lambda params, inputs, prompt: answers)
+    monkeypatch.setattr(evaluator, "answers", lambda params, inputs, prompt: answers)
     evaluation = evaluator(params)
     result = evaluation.metrics["validation"]
     p = 11 / 13
@@ -207,7 +207,7 @@ def test_a_joint_students_label_is_taken_out_of_its_output(student, params, monk
     evaluator = _evaluator(student, task="evaluator_toy_joint")
     monkeypatch.setattr(
         evaluator,
-        "_answers",
+        "answers",
         lambda params, inputs, prompt: ["It is so. Answer: (0 + 1)"] * len(inputs),
     )
     evaluation = evaluator(params)
@@ -262,7 +262,7 @@ def test_a_cascaded_label_reads_the_students_own_rationale(student, params):
         said = [f"since {number}" * (number % 3 > 0) for number in range(len(texts))]
         return said if kind == "explain" else ["7"] * len(texts)
 
-    evaluator._answers = answers
+    evaluator.answers = answers
     rows = evaluator(params).predictions["validation"]
     examples = toy.load("validation", None)
     for number, (row, example) in enumerate(zip(rows, examples, strict=True)):
@@ -285,7 +285,7 @@ def test_expressions_vote(student, params):
         "expression": ["0 + 1", "1 + 3", "2 + 5"] + ["nothing"] * 10,
     }
     order = iter(("predict", "explain", "expression"))
-    evaluator._answers = lambda params, inputs, prompt: said[next(order)]
+    evaluator.answers = lambda params, inputs, prompt: said[next(order)]
     evaluation = evaluator(params)
     values, rows = evaluation.metrics["validation"], evaluation.predictions["validation"]
     assert values["accuracy"] == pytest.approx(1 / 13)

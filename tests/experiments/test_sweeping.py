@@ -102,7 +102,7 @@ def test_workers_end_when_their_sweep_is_killed(tmp_path):
     program = (
         "import os, sys, threading, time\n"
         "from sbs_jax.experiments import worker\n"
-        "threading.Thread(target=worker._stop_without_parent, daemon=True).start()\n"
+        "threading.Thread(target=worker.stop_without_parent, daemon=True).start()\n"
         "print('up', flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -88,7 +88,7 @@ def arrays(dtype, rows=2, queries=6, keys=10):
 
 def plain(config, *given):
     layer = attention.Attention(config)
-    return layer._attend_plainly(*given, None)
+    return layer.attend_plainly(*given, None)
 
 
 def test_it_stands_for_the_plain_computation(monkeypatch):
@@ -108,7 +108,7 @@ def test_it_stands_for_the_plain_computation(monkeypatch):
         jax.jit(jax.value_and_grad(functools.partial(loss, function), argnums=(0, 1, 2, 3)))(*given)
         for function in (
             functools.partial(plain, dataclasses.replace(CONFIG, dtype="float32")),
-            attention._attend_with_cudnn,
+            attention.attend_with_cudnn,
         )
     )
     jax.tree.map(
@@ -120,7 +120,7 @@ def test_a_gpu_is_asked_for_both_kernels(installed):
     queries, keys, values, biases = arrays(jnp.bfloat16)
 
     def loss(queries, keys, values, bias):
-        mixed = attention._attend_with_cudnn(queries, keys, values, (bias, *biases[1:]))
+        mixed = attention.attend_with_cudnn(queries, keys, values, (bias, *biases[1:]))
         return mixed.astype(jnp.float32).sum()
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
@@ -135,5 +135,5 @@ def test_a_gpu_is_asked_for_both_kernels(installed):
 def test_odd_lengths_are_left_to_xla():
     queries = jnp.zeros((1, 4, 1, 8))
     keys = jnp.zeros((1, 4, 6, 8))
-    assert not attention._cudnn_takes(queries, keys)
-    assert attention._cudnn_takes(keys, keys)
+    assert not attention.cudnn_takes(queries, keys)
+    assert attention.cudnn_takes(keys, keys)

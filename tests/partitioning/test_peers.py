@@ -34,12 +34,6 @@ def connected():
         peers.leave()
 
 
-def close(peers):
-    """What the system does when a process ends."""
-    for connection in peers._connections.values():
-        connection.shutdown(2)
-
-
 def wait_for(condition):
     deadline = time.monotonic() + 10
     while not condition():
@@ -49,16 +43,14 @@ def wait_for(condition):
 
 def test_all_hear_who_died(connected):
     made, heard = connected
-    made[1]._leaving = True  # It is dead: it hears nothing any more.
-    close(made[1])
+    made[1].drop()
     wait_for(lambda: heard[0] and heard[2])
     assert heard == [[1], [], [1]]
 
 
 def test_all_hear_that_process_0_died(connected):
     made, heard = connected
-    made[0]._leaving = True
-    close(made[0])
+    made[0].drop()
     wait_for(lambda: heard[1] and heard[2])
     assert heard == [[], [0], [0]]
 
@@ -66,9 +58,9 @@ def test_all_hear_that_process_0_died(connected):
 def test_a_good_bye_is_no_death(connected):
     made, heard = connected
     made[1].leave()
-    close(made[1])
+    made[1].drop()
     made[2].leave()
-    close(made[2])
+    made[2].drop()
     time.sleep(0.2)
     assert heard == [[], [], []]
 
@@ -77,7 +69,7 @@ def test_who_leaves_hears_no_more(connected):
     made, heard = connected
     made[0].leave()
     for peers in made[1:]:
-        close(peers)
+        peers.drop()
     time.sleep(0.2)
     assert heard == [[], [], []]
 

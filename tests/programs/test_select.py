@@ -7,6 +7,7 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.loader import Loader
+from sbs_jax.inference.predictor import Predictor
 from sbs_jax.inference.selection import Selection, selected_row
 from sbs_jax.programs import select as select_lib
 from tests.inference import toy
@@ -153,7 +154,7 @@ def test_scores_are_differences_of_log_softmax_and_a_stopped_call_goes_on(
     assert again["counts"] == run["counts"]
 
     # Another rule asks the student nothing; other rationales or another checkpoint are refused.
-    monkeypatch.setattr(select_lib, "_score", None)
+    monkeypatch.setattr(Predictor, "log_probabilities", None)
     best = select(model_dir, taught, whole, rule={"best": 1, "weight": "sigmoid"})
     assert best["counts"]["kept_rationales"] == best["counts"]["examples_with_rationale"]
     write(taught, rows()[:-1])

@@ -244,7 +244,7 @@ def test_predictions_that_are_missing_leave_a_page_without_examples(tmp_path):
 
 
 def test_the_first_field_of_the_template_is_known():
-    names = set(re.findall(r"\$([a-z_]+)\$", page._file("page.html")))
+    names = set(re.findall(r"\$([a-z_]+)\$", page.page_file("page.html")))
     assert {"title", "data", "script", "script_hash"} <= names
 
 

@@ -96,14 +96,14 @@ def test_only_common_seeds_are_paired(sweeps, tmp_path):
     ],
 )
 def test_verdicts_follow_students_interval(values, verdict):
-    assert tables._verdict(Mean.of(values)) == verdict
+    assert tables.verdict_of(Mean.of(values)) == verdict
 
 
 def test_students_quantiles():
     # From a table of Student's t: 2.571 with 5 degrees of freedom, 2.048 with 28.
-    low, high = tables._interval(Mean(0.0, 1.0, 6))
+    low, high = tables.interval_of(Mean(0.0, 1.0, 6))
     assert (low, high) == (-2.571, 2.571)
-    assert tables._interval(Mean(0.0, 1.0, 29))[1] == pytest.approx(2.048, abs=0.02)
+    assert tables.interval_of(Mean(0.0, 1.0, 29))[1] == pytest.approx(2.048, abs=0.02)
 
 
 def test_standard_without_a_weight_of_its_own_is_found(sweeps, tmp_path):

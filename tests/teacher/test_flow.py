@@ -6,7 +6,7 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.teacher import flow as flow_lib
-from sbs_jax.teacher.backends.openai_compat import OpenAICompatBackend, _retry_after
+from sbs_jax.teacher.backends.openai_compat import OpenAICompatBackend, retry_after_of
 from sbs_jax.teacher.flow import Breaker, Bucket, Flow, GaveUp
 
 
@@ -83,7 +83,7 @@ def test_cost():
     ],
 )
 def test_retry_after(headers, seconds):
-    assert _retry_after(headers) == seconds
+    assert retry_after_of(headers) == seconds
 
 
 @pytest.mark.parametrize(

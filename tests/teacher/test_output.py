@@ -136,7 +136,7 @@ def test_garbage_that_begins_with_the_key_shows_no_part_of_it(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     backend = OpenAICompatBackend("mock", "http://127.0.0.1:9/v1")
     with pytest.raises(Exception, match=r"not a completion: '<p>\[key\]") as caught:
-        backend._completions(f"<p>{key}".encode(), [None], 0.0)
+        backend.completions_in(f"<p>{key}".encode(), [None], 0.0)
     assert "kkkk" not in str(caught.value)
 
 

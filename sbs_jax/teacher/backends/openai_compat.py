@@ -145,7 +145,7 @@ class OpenAICompatBackend:
             raise Transient(self._safe(f"{type(error).__name__}: {error}")) from error
         if response.status != 200:
             self._raise_for(response, data, len(requests))
-        return self._completions(data, requests, time.monotonic() - started)
+        return self.completions_in(data, requests, time.monotonic() - started)
 
     def count_tokens(self, prompt: str | list[dict[str, str]]) -> tuple[int, bool]:
         """Estimates: only the server has the tokenizer, and a preview sends it nothing."""
@@ -156,9 +156,14 @@ class OpenAICompatBackend:
         """Returns the server's address (without credentials) and the client."""
         return {"base_url": self._public_url, "client": f"aiohttp {aiohttp.__version__}"}
 
-    def _completions(
+    def completions_in(
         self, data: bytes, requests: Sequence[Request], seconds: float
     ) -> list[Completion]:
+        """Reads the completions from the body of a response; secrets in it are blotted out.
+
+        Raises:
+          Transient: it holds no completions.
+        """
         try:
             body = json.loads(data)
             said = completions_of(body, len(requests), seconds, self.model)
@@ -178,11 +183,11 @@ class OpenAICompatBackend:
         said = self._safe(_message(data))
         summary = f"{self._public_url} answered {status}" + (f": {said}" if said else "")
         if status == 429 and not _QUOTA.search(said):
-            raise Transient(summary, retry_after=_retry_after(response.headers) or 0.0)
+            raise Transient(summary, retry_after=retry_after_of(response.headers) or 0.0)
         if status in (408, 409, 425) or status >= 500:
             if _LONG.search(said) and status == 500:
                 raise Refused(summary, row=True)
-            raise Transient(summary, retry_after=_retry_after(response.headers), row=True)
+            raise Transient(summary, retry_after=retry_after_of(response.headers), row=True)
         if status == 401 or status == 403:
             raise Refused(
                 f"{summary} (the key is read from the environment variable {self._key_env}, which "
@@ -307,7 +312,7 @@ def _message(data: bytes) -> str:
     return str(error)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after_of(headers: Mapping[str, str]) -> float | None:
     """Returns the seconds that `Retry-After` asks for (a number or a date), or None."""
     try:
         if "retry-after-ms" in headers:

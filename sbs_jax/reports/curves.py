@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from sbs_jax import metrics
+from sbs_jax.parts import NAMES
 from sbs_jax.reports import drawing, style
 from sbs_jax.reports.aggregate import Configuration, Results, describe
 
@@ -17,14 +19,69 @@ Curve = list[tuple[int, float, float | None]]
 
 def draw_curves(results: Results, output_dir: Path) -> drawing.Drawn | None:
     """Validation accuracy against training steps, a line a configuration; None without records."""
-    curves = [(c, mean_curve(c)) for c in results.configurations]
-    curves = [(c, curve) for c, curve in curves if len(curve) > 1]
-    if not curves:
+    line_axis = _line_axis(results)
+    lines = [
+        (_panel_title(results, c, line_axis), c, mean_curve(c, "validation", "accuracy", 100.0))
+        for c in results.configurations
+    ]
+    return _draw(
+        results,
+        lines,
+        output_dir,
+        "learning_curves",
+        "Learning curves",
+        "validation accuracy, %",
+        "Accuracy on validation during training",
+    )
+
+
+def draw_losses(results: Results, output_dir: Path) -> drawing.Drawn | None:
+    """The loss of each part against training steps, a panel a part; None without records.
+
+    They are those of validation where it was evaluated at least twice, else of training.
+    """
+    line_axis = _line_axis(results)
+    for split, where in (("validation", "on validation"), ("train", "in training")):
+        parts = dict.fromkeys(
+            part for c in results.configurations for run in c.runs for part in run.parts(split)
+        )
+        lines = [
+            (f"{part}, {panel}" if panel else part, c, mean_curve(c, split, f"{part}_loss"))
+            for part in (*(n for n in NAMES if n in parts), *(n for n in parts if n not in NAMES))
+            for c in results.configurations
+            for panel in [_panel_title(results, c, line_axis)]
+        ]
+        drawn = _draw(
+            results,
+            lines,
+            output_dir,
+            "losses_of_parts",
+            "Losses of the parts",
+            f"loss {where}, nats a token",
+            f"Loss of each part {where}, not weighted",
+        )
+        if drawn is not None:
+            return drawn
+    return None
+
+
+def _draw(
+    results: Results,
+    lines: Sequence[tuple[str, Configuration, Curve]],
+    output_dir: Path,
+    name: str,
+    title: str,
+    axis: str,
+    what: str,
+) -> drawing.Drawn | None:
+    """Draws lines, each in the panel of its title; None without two points of any."""
+    panels: dict[str, list[tuple[Configuration, Curve]]] = {}
+    for panel, c, curve in lines:
+        if len(curve) > 1:
+            panels.setdefault(panel, []).append((c, curve))
+    if not panels:
         return None
     line_axis = _line_axis(results)
-    panels: dict[str, list[tuple[Configuration, Curve]]] = {}
-    for c, curve in curves:
-        panels.setdefault(_panel_title(results, c, line_axis), []).append((c, curve))
     left_out = max(0, len(panels) - drawing.MAX_PANELS)
     panels = dict(list(panels.items())[: drawing.MAX_PANELS])
     figure, all_axes = style.new_figure(len(panels))
@@ -33,52 +90,54 @@ def draw_curves(results: Results, output_dir: Path) -> drawing.Drawn | None:
     )
     shades = style.shades(len(values))
     methods = sorted({c.method for c in results.configurations})
-    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
-        for c, curve in lines:
+    for axes, (panel, shown) in zip(all_axes, panels.items(), strict=True):
+        for c, curve in shown:
             if line_axis in ("METHOD", ""):
                 color, marker = style.look(c.method, methods)
-                label = c.method or "accuracy"
+                label = c.method or "all runs"
             else:
                 value = values.index(json.dumps(c.settings.get(line_axis)))
                 color, marker = shades[value], style.MARKERS[value % len(style.MARKERS)]
                 label = describe(c, [line_axis])
             steps = [step for step, _, _ in curve]
-            means = [100 * mean for _, mean, _ in curve]
+            means = [mean for _, mean, _ in curve]
             axes.plot(
                 steps, means, color=color, label=label, linewidth=1.7, zorder=3, marker=marker,
                 markersize=5, markeredgecolor="white", markeredgewidth=0.7,
                 markevery=max(1, len(steps) // 8),
             )  # fmt: skip
-            errors = [100 * (error or 0.0) for _, _, error in curve]
+            errors = [error or 0.0 for _, _, error in curve]
             if any(errors):
                 low = [mean - error for mean, error in zip(means, errors, strict=True)]
                 high = [mean + error for mean, error in zip(means, errors, strict=True)]
                 axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.set(title=title, xlabel="training step", ylabel="validation accuracy, %")
+        axes.set(title=panel, xlabel="training step", ylabel=axis)
     # All panels share an axis: it may be fixed only when all is drawn.
     for axes in all_axes:
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
     caption = (
-        "Accuracy on validation during training, means over seeds; bands are ± one standard error "
-        "where there are several seeds."
+        f"{what}, means over seeds; bands are ± one standard error where there are several seeds."
     )
     if left_out:
         caption += f" {left_out} further panels are left out."
-    return drawing.finish(
-        figure, all_axes, output_dir, "learning_curves", "Learning curves", caption
-    )
+    return drawing.finish(figure, all_axes, output_dir, name, title, caption)
 
 
-def mean_curve(configuration: Configuration) -> Curve:
-    """`(step, mean, standard error)` at the steps that every seed was evaluated at."""
-    curves = [dict(run.metrics("validation", "accuracy")) for run in configuration.runs]
+def mean_curve(
+    configuration: Configuration,
+    split: str = "validation",
+    name: str = "accuracy",
+    scale: float = 1.0,
+) -> Curve:
+    """`(step, mean, standard error)` of a metric, at the steps that every seed has it of."""
+    curves = [dict(run.metrics(split, name)) for run in configuration.runs]
     curves = [curve for curve in curves if curve]
     if not curves:
         return []
     result: Curve = []
     for step in sorted(set.intersection(*map(set, curves))):
-        values = [curve[step] for curve in curves]
+        values = [scale * curve[step] for curve in curves]
         stderr = metrics.standard_error(values)
         mean = math.fsum(values) / len(values)
         result.append((step, mean, None if math.isnan(stderr) else stderr))

@@ -42,6 +42,7 @@ def draw_all(results: Results, output_dir: Path) -> list[Drawn]:
         draw_size,
         frontier_figure.draw_frontier,
         curves.draw_curves,
+        curves.draw_losses,
     )
     with style.style():
         drawn = [maker(results, output_dir) for maker in makers]

@@ -77,6 +77,7 @@ def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Repor
 
     collected = examples_lib.collect(results, choice)
     main_tables = (tables.results_table(results), *tables.gain_tables(results))
+    losses = tables.losses_table(results)
     published = published_tables(results)
     runs = tables.runs_table(results)
     target.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,7 @@ def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Repor
     page = make_page(
         results,
         main_tables=main_tables,
+        losses=losses,
         published=published,
         configurations=tables.differing_lines_table(results),
         runs=runs,
@@ -93,7 +95,10 @@ def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Repor
     texts = {
         "results.csv": tables.results_csv(results),
         "results.md": "\n".join(
-            [table.markdown() for table in (*main_tables, *published)]
+            [
+                table.markdown()
+                for table in (*main_tables, *([losses] if losses else []), *published)
+            ]
             + ([_unfinished(results)] if results.unfinished else [])
         ),
         "report.html": page,

@@ -28,6 +28,7 @@ def make_page(
     results: Results,
     *,
     main_tables: Sequence[Table],
+    losses: Table | None,
     published: Sequence[Table],
     configurations: Table | None,
     runs: Table,
@@ -39,6 +40,7 @@ def make_page(
     Args:
       results: what it reports on.
       main_tables: shown first.
+      losses: of the parts, shown below the figures; None where they are not known.
       published: the paper's tables.
       configurations: lines of `config.gin` that differ, if any do.
       runs: every run.
@@ -58,6 +60,7 @@ def make_page(
         "main_tables": "\n".join(map(table_html, main_tables)),
         "figures": "\n".join(_figure(figure) for figure in figures)
         or "<p>Nothing was varied that a figure could show.</p>",
+        "losses": "" if losses is None else table_html(losses),
         "published": "\n".join(map(table_html, published)),
         "configurations": _configurations(results, configurations),
         "runs": table_html(runs),

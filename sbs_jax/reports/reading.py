@@ -26,12 +26,16 @@ _LOG_LINES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """An accuracy, 0 to 1, with its standard error (None for one value) and what it counts."""
+    """An accuracy, 0 to 1, with its standard error (None for one value) and what it counts.
+
+    `losses` are the losses of the method's parts by name, where they are known.
+    """
 
     accuracy: float
     standard_error: float | None = None
     examples: int | None = None
     name: str = ""
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,21 @@ class Run:
                     raise UserError(f"{path}, line {line}: lacks the field '{name}'.")
             rows.append(row)
         return rows
+
+    def parts(self, split: str) -> list[str]:
+        """The parts that its `metrics.jsonl` has losses of, in the order of the file."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        found: dict[str, None] = {}
+        for _, row in _jsonl_but_a_torn_end(path):
+            if row.get("split") == split:
+                found |= {
+                    name.removesuffix("_loss"): None
+                    for name, value in row.items()
+                    if name.endswith("_loss") and name != "z_loss" and _is_number(value)
+                }
+        return list(found)
 
     def metrics(self, split: str, name: str) -> list[tuple[int, float]]:
         """`(step, value)` of a metric in its `metrics.jsonl`, in the order of steps."""
@@ -254,6 +273,11 @@ def _score(path: Path, what: str, value: Any) -> Score:
         float(error) if _is_number(error) else None,
         int(count) if _is_number(count) else None,
         str(value.get("name") or ""),
+        {
+            name.removesuffix("_loss"): float(loss)
+            for name, loss in value.items()
+            if name.endswith("_loss") and _is_number(loss)
+        },
     )
 
 

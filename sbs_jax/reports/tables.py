@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Callable, Sequence, Set
 
+from sbs_jax.parts import NAMES
 from sbs_jax.reports.aggregate import (
     Configuration,
     Mean,
@@ -104,6 +105,58 @@ def results_table(results: Results) -> Table:
     )
 
 
+def losses_table(results: Results) -> Table | None:
+    """The loss of each part of each configuration; None if the runs do not say."""
+    split = results.split
+    parts = parts_of(results, split)
+    if not parts:
+        return None
+    rows = []
+    for c in results.configurations:
+        row = [format_setting(name, c.settings.get(name)) for name in results.varied]
+        for part in parts:
+            mean = mean_loss(c, split, part)
+            row.append(NO_VALUE if mean is None else _plain(mean))
+        rows.append(tuple(row))
+    first = len(results.varied)
+    return Table(
+        f"Losses of the parts on {split}",
+        (*map(short, results.varied), *parts),
+        tuple(rows),
+        frozenset(range(first, first + len(parts))),
+        (
+            "Nats for each token: mean over seeds ± standard error of that mean. Parts are not "
+            "weighted here, and those of different methods have other targets: a loss is "
+            "compared within a column, among methods that read the same.",
+        ),
+    )
+
+
+def parts_of(results: Results, split: str) -> list[str]:
+    """The parts that any run knows a loss of, label and rationale first."""
+    found = {
+        part: None
+        for c in results.configurations
+        for run in c.runs
+        if split in run.scores
+        for part in run.scores[split].losses
+    }
+    return [*(name for name in NAMES if name in found), *(n for n in found if n not in NAMES)]
+
+
+def mean_loss(configuration: Configuration, split: str, part: str) -> Mean | None:
+    """The mean of a part's loss over the seeds; None unless all of them know it."""
+    scores = [run.scores[split] for run in configuration.runs if split in run.scores]
+    found = [score.losses[part] for score in scores if part in score.losses]
+    return Mean.of(found) if found and len(found) == len(scores) else None
+
+
+def _plain(mean: Mean) -> str:
+    if mean.standard_error is None:
+        return f"{mean.mean:.4f}"
+    return f"{mean.mean:.4f} ± {mean.standard_error:.4f}"
+
+
 def gain_tables(results: Results) -> list[Table]:
     """What rationales gain, paired by seed: each method on `standard`, each λ on λ = 0."""
     tables = (
@@ -186,7 +239,9 @@ def results_csv(results: Results) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     heads = [f"{s}_{k}" for s in SPLITS for k in ("mean", "standard_error", "n", "examples")]
-    writer.writerow([*names, *heads, "planned", "seconds", "seeds", "sweeps"])
+    losses = [(split, part) for split in SPLITS for part in parts_of(results, split)]
+    of_parts = [f"{split}_{part}_loss" for split, part in losses]
+    writer.writerow([*names, *heads, "planned", "seconds", "seeds", "sweeps", *of_parts])
     for c in results.configurations:
         row = [_csv_value(c.settings.get(name)) for name in names]
         for split in SPLITS:
@@ -198,7 +253,9 @@ def results_csv(results: Results) -> str:
             )
         seeds = " ".join(_csv_value(seed) for seed in c.seeds)
         sweeps = " ".join(dict.fromkeys(run.sweep for run in c.runs))
-        writer.writerow([*row, c.planned, _csv_value(c.seconds), seeds, sweeps])
+        means = [mean_loss(c, split, part) for split, part in losses]
+        values = [_csv_value(None if mean is None else mean.mean) for mean in means]
+        writer.writerow([*row, c.planned, _csv_value(c.seconds), seeds, sweeps, *values])
     return file.getvalue()
 
 

@@ -184,15 +184,15 @@ def ask(
 
     Returns:
       What was written. A field is not asked for where an earlier field that its template uses is
-      missing or empty.
+      missing or empty; a verdict that cannot be asked for is a no.
     """
     written = Written()
     values = {"input": readable_input(example.input), "label": label, "rationale": rationale}
     for field in fields:
         if not all(values[name] for name in field.used):
-            values[field.name] = ""
-            if field.accept is None:
-                written.values[field.name] = ""
+            # What cannot be judged, for want of a part of it, is not kept either.
+            for name in (field.name,) if field.accept is None else field.rejects:
+                values[name] = written.values[name] = ""
             continue
         text, error = yield field, dict(values)
         if text is None and error is None:

@@ -1,14 +1,18 @@
 """Weights of words from a field of the data: where they end up among the tokens, and errors."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sbs_jax.data import pipeline, registration
+from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import eval_batches
 from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.token_weights import word_weights
 from sbs_jax.errors import UserError
+from sbs_jax.programs.cache import write_cache
 
 NAME = "weighed_toy"
 LENGTHS = {"inputs": 32, "targets": 64}
@@ -30,6 +34,7 @@ if not registration.is_dataset(NAME):
             {**EXAMPLE, **one, "id": f"{split}{i}"} for i, one in enumerate(WEIGHED)
         ],
         own_validation=True,
+        origin=lambda split, settings: [f"the {split} examples above"],
     )
 
 
@@ -74,6 +79,25 @@ def test_weights_of_words_reach_all_their_tokens(folder, method, side):
     (batch,) = eval_batches(records, 8, LENGTHS)
     assert batch["decoder_token_weights"].dtype == np.float32
     assert batch["decoder_token_weights"].sum() == pytest.approx(records.target_weights.sum())
+
+
+@pytest.mark.parametrize("cache", ["SeqIO's", "records"])
+def test_cached_weights_are_those_that_are_read(folder, tmp_path, cache, monkeypatch):
+    settings = DataSettings(model_dir=folder, vocabulary_size=400)
+    plain = pipeline.load_records(resolve_task(f"{NAME}_sbs", settings), "train", LENGTHS)
+    if cache == "records":
+        settings = dataclasses.replace(settings, records_cache_dir=str(tmp_path))
+        pipeline.load_records(resolve_task(f"{NAME}_sbs", settings), "train", LENGTHS)
+        monkeypatch.setattr(pipeline, "read_columns", None)  # nothing is tokenized again
+    else:
+        settings = dataclasses.replace(settings, cache_dir=str(tmp_path))
+        with settings_lib.override(settings):
+            write_cache(mixture_or_task_name=f"{NAME}_sbs", splits=["train"], shards=2)
+        settings = dataclasses.replace(settings, use_cached_tasks=True)
+    cached = pipeline.load_records(resolve_task(f"{NAME}_sbs", settings), "train", LENGTHS)
+    assert {0.0, 0.25, 0.5, 2.0, 3.0} < set(plain.target_weights.tolist())
+    for name in ("target_tokens", "target_parts", "target_weights", "target_offsets"):
+        np.testing.assert_array_equal(getattr(cached, name), getattr(plain, name))
 
 
 def test_data_without_weights_has_none(folder):

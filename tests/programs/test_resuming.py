@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from sbs_jax import files
@@ -13,8 +15,9 @@ from sbs_jax.data.batching import AUTO, Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.programs.assembly import EvaluationSettings, assemble
+from sbs_jax.programs.assembly import EvaluationSettings, Saving, assemble
 from sbs_jax.programs.train import train
+from sbs_jax.training.balancing import Balancing
 from sbs_jax.training.step import Loss
 from sbs_jax.training.writers import MetricsWriter
 from tests.evaluation import toy
@@ -108,6 +111,26 @@ def test_row_lengths_that_are_left_to_the_data_stay_those_of_the_run(
     assert run.proposed_lengths.lengths["inputs"] > proposed["inputs"]
     with pytest.raises(UserError, match="position in the data belongs to other data"):
         start(finished, batching=auto, train_steps=3)
+
+
+def test_weights_that_find_themselves_go_on_to_the_bit(tmp_path):
+    """The weights of parts, and the first losses that the rule remembers, come back from Orbax."""
+    options = {
+        "loss": Loss(balancing=Balancing("gradient_norm", rate=0.1)),
+        "saving": Saving(log_period=1),
+    }
+    whole = start(tmp_path / "whole", train_steps=3, **options).state
+    start(tmp_path / "cut", train_steps=2, **options)
+    resumed = start(tmp_path / "cut", train_steps=3, **options).state
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    balance = jax.device_get(whole.opt_state.balance)
+    assert (balance.values != 1.0).all()
+    recorded = []
+    for name in ("whole", "cut"):
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        recorded += [line for line in lines if (line["step"], line["split"]) == (3, "train")]
+    for name in ("label_weight", "rationale_weight", "label_gradient_norm"):
+        assert 0 < recorded[0][name] == recorded[1][name] != 1.0, name
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):

@@ -34,6 +34,7 @@ def write_sweep(
     config=True,
     predictions=True,
     name=None,
+    parts=(),
 ):
     """Writes a sweep whose runs are all done.
 
@@ -47,6 +48,7 @@ def write_sweep(
       config: whether runs have a config.gin.
       predictions: whether they have predictions.
       name: of the sweep, the folder's by default.
+      parts: whose losses are recorded, 0.5 and so on by their places, and more in training.
     """
     folder = Path(folder)
     runs = []
@@ -65,7 +67,7 @@ def write_sweep(
             mean = min(1.0, max(0.0, rng.gauss(mean, 0.015)))
         write_run(
             folder / "runs" / runs[-1]["name"], bindings, settings, mean, rng, examples,
-            config=config, predictions=predictions,
+            config=config, predictions=predictions, parts=parts,
         )  # fmt: skip
     write_json(
         folder / "sweep.json",
@@ -84,12 +86,15 @@ def write_sweep(
     return folder
 
 
-def write_run(folder, bindings, settings, mean, rng, examples, *, config=True, predictions=True):
+def write_run(
+    folder, bindings, settings, mean, rng, examples, *, config=True, predictions=True, parts=()
+):
     rows = make_rows(settings, mean, rng, examples)
     accuracy = sum(row["score"] for row in rows) / len(rows)
     if not predictions:  # Not bound to multiples of 1 / examples.
         accuracy = min(1.0, max(0.0, rng.gauss(mean, 0.01)))
-    score = {"accuracy": accuracy, "standard_error": 0.03, "n": examples}
+    losses = {f"{part}_loss": 0.5 + place for place, part in enumerate(parts)}
+    score = {"accuracy": accuracy, "standard_error": 0.03, "n": examples, **losses}
     write_json(
         folder / "run.json",
         {
@@ -102,6 +107,7 @@ def write_run(folder, bindings, settings, mean, rng, examples, *, config=True, p
     for step in range(50, 501, 50):
         seen = min(1.0, max(0.0, rng.gauss(mean * (1 - 0.75 ** (step / 50)), 0.01)))
         lines.append({"step": step, "split": "validation", "accuracy": seen, "label_loss": None})
+        lines[-1] |= {name: value + 50 / step for name, value in losses.items()}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if predictions:
         for split in ("validation", "test"):

@@ -1,10 +1,13 @@
+import csv
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from sbs_jax.reports import curves, drawing, figures, frontier_figure, style
+from sbs_jax.reports import curves, drawing, figures, frontier_figure, style, tables
 from sbs_jax.reports.aggregate import aggregate
+from sbs_jax.reports.make import make_report
 from sbs_jax.reports.reading import read_sweep
 from tests.reports import synthetic
 
@@ -46,6 +49,27 @@ def test_figures_are_made_of_what_was_varied(drawn, sweep, names):
     for name in names:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
         assert (folder / f"{name}.svg").read_text() == found[name].svg
+
+
+def test_losses_of_parts_have_a_panel_each_and_a_table(tmp_path):
+    """Whatever a method's parts are called."""
+    axes = {"METHOD": ("sbs", "hinted"), "SEED": (0, 1)}
+    folder = synthetic.write_sweep(tmp_path / "sweep", axes, parts=("label", "rationale", "hint"))
+    results = _read(folder)
+    (figure,) = [f for f in figures.draw_all(results, tmp_path) if f.name == "losses_of_parts"]
+    assert figure.caption.startswith("Loss of each part on validation, not weighted, means over")
+    assert len(re.findall(r'id="axes_\d+"', figure.svg)) == 3
+    curve = curves.mean_curve(results.configurations[0], "validation", "hint_loss")
+    assert curve[-1] == (500, pytest.approx(2.6), 0.0)
+    table = tables.losses_table(results)
+    assert table.columns == ("method", "label", "rationale", "hint")
+    assert table.rows[1] == (
+        "hinted",
+        *(f"{value} ± 0.0000" for value in ("0.5000", "1.5000", "2.5000")),
+    )
+    (row, _) = csv.DictReader(io.StringIO(tables.results_csv(results)))
+    assert (row["test_hint_loss"], row["validation_label_loss"]) == ("2.5", "0.5")
+    assert table.title in (make_report([folder]).files[2]).read_text()
 
 
 def test_the_same_numbers_make_the_same_file(sweeps, drawn, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.loss_step import make_loss_step
-from sbs_jax.parts import RATIONALE
+from sbs_jax.parts import RATIONALE, Method, Part
 from sbs_jax.training import placement
 from sbs_jax.training.optimizers import Optimizer
 from sbs_jax.training.step import Loss, make_train_step
@@ -21,6 +21,15 @@ STEPS = 3
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 LAMBDA = 0.5
 PARTS = ("label", "rationale")
+OF_FOUR = Method(
+    "four",
+    (
+        Part("label"),
+        Part("rationale"),
+        Part("hint", weight=0.3),
+        Part("plan", normalization="example_mean"),
+    ),
+)
 # Of 8 devices. T5X's CPU mesh ignores num_partitions, and heeds a submesh.
 MESHES = {
     "data": {"num_partitions": None, "model_parallel_submesh": (1, 1, 1, 1)},
@@ -41,11 +50,16 @@ def params(tiny):
     return tiny.plain(tiny.student(data=1, devices=jax.devices()[:1]).init_params(0))
 
 
-def batches(tiny):
-    return [
+def batches(tiny, method=None):
+    """Batches of labels and rationales; with `OF_FOUR` every other target is of a further part."""
+    made = [
         random_batch(rows=tiny.ROWS, inputs=tiny.INPUTS, targets=tiny.TARGETS, seed=seed)
         for seed in range(STEPS)
     ]
+    for batch in made if method is OF_FOUR else []:
+        parts = batch["decoder_target_parts"]
+        parts += 2 * ((parts > 0) & (batch["decoder_segment_ids"] % 4 > 1))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +67,20 @@ def ours(tiny, params):
     """Our metrics of each step and our last parameters; on one device, in one piece."""
 
     @functools.cache
-    def run(normalization, rationale_weight=LAMBDA):
+    def run(normalization, rationale_weight=LAMBDA, method=None):
         student = tiny.student(data=1, devices=jax.devices()[:1])
         sgd = Optimizer(optax.sgd(tiny.LEARNING_RATE), lambda step: tiny.LEARNING_RATE)
-        step = make_train_step(
-            student.apply,
-            sgd,
-            Loss(
-                rationale_weight=rationale_weight,
-                normalization=normalization,
-                label_smoothing=0.1,
-                z_loss=0.001,
-            ),
+        loss = Loss(
+            rationale_weight=rationale_weight,
+            normalization=normalization,
+            label_smoothing=0.1,
+            z_loss=0.001,
         )
+        step = make_train_step(student.apply, sgd, loss if method is None else loss.of(method))
         state = placement.create_state(student, jax.tree.map(jax.numpy.array, params), sgd, 0)
         step = placement.jit_train_step(student, step, placement.abstract_state(student, sgd, 0))
         measured = []
-        for batch in batches(tiny):
+        for batch in batches(tiny, method):
             state, metrics = step(state, batch)
             measured.append({name: float(value) for name, value in metrics.items()})
         return measured, tiny.plain(state.params)
@@ -83,7 +94,7 @@ def theirs(tiny, params, *, mesh="data", microbatches=None, weight=LAMBDA, **opt
     assert dict(partitioner.mesh.shape) == SHAPES[mesh]
     with tiny.trainer(model, params, partitioner, num_microbatches=microbatches) as trainer:
         measured = []
-        for number, batch in enumerate(batches(tiny)):
+        for number, batch in enumerate(batches(tiny, options.get("method"))):
             summary = trainer.train(iter([batch]), 1, start_step=number).result()
             jax.block_until_ready(trainer.train_state)
             measured.append({name: value.value for name, value in summary.items()})
@@ -117,13 +128,21 @@ def test_losses_and_updates_are_ours(tiny, params, ours, mesh, microbatches, nor
     )
 
 
-def test_a_schedule_of_lambda(tiny, params, ours):
+def test_a_schedule_of_lambda_among_four_parts(tiny, params, ours):
     ramp = optax.linear_schedule(0.0, 1.0, STEPS - 1)
-    expected, expected_params = ours("token_mean", ramp)
-    measured, new_params = theirs(tiny, params, microbatches=4, weight=ramp)
+    expected, expected_params = ours("token_mean", ramp, OF_FOUR)
+    measured, new_params = theirs(tiny, params, microbatches=4, weight=ramp, method=OF_FOUR)
     assert [float(m["rationale_weight"]) for m in measured] == [0.0, 0.5, 1.0]
+    names = ["loss", "hint_weight"]
+    names += [
+        f"{part.name}_{name}"
+        for part in OF_FOUR.parts
+        for name in ("loss", "accuracy", "tokens", "targets")
+    ]
     for mine, other in zip(expected, measured, strict=True):
-        np.testing.assert_allclose(other["loss"], mine["loss"], **TOLERANCE)
+        assert all(mine[f"{part.name}_tokens"] > 20 for part in OF_FOUR.parts)
+        for name in names:
+            np.testing.assert_allclose(other[name], mine[name], **TOLERANCE, err_msg=name)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, **TOLERANCE), new_params, expected_params
     )

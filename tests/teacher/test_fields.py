@@ -89,6 +89,10 @@ def test_a_verdict_rejects_what_it_judges_and_an_empty_field_asks_nothing_more(t
     silent = Counting(lambda example, name: "")
     _, (row,), _ = ask(tmp_path / "b", examples(1), backend=silent, fields=["reverse"])
     assert silent.asked == 2 and row["flags"].get("rejected_by") is None
+    # A question without its rationale cannot be judged, and is not kept.
+    half = Counting(lambda example, name: "Why?" if name == "backward_question" else "")
+    _, (row,), _ = ask(tmp_path / "d", examples(1), backend=half, fields=["reverse"])
+    assert half.asked == 3 and [row[name] for name in REVERSE] == ["", ""]
     # Where no rationale passes, nothing that belongs to it is written.
     unparsed = Counting(script=lambda example, sample: "I do not know.")
     _, (row,), _ = ask(tmp_path / "c", examples(1), backend=unparsed, fields=["reverse"])

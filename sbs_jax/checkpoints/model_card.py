@@ -150,7 +150,8 @@ def _score_table(
             found.setdefault(split, {})[metric] = value
     rows = []
     for split, values in sorted(found.items()):
-        for metric in _SCORES:
+        others = [n for n in values if n.endswith("_loss") and n not in (*_SCORES, "z_loss")]
+        for metric in (*_SCORES, *others):
             score = values.get(metric)
             if not isinstance(score, int | float) or not math.isfinite(score):
                 continue

@@ -7,13 +7,12 @@ import pytest
 
 from sbs_jax.data import datasets, pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.joint import split_joint
 from sbs_jax.data.registration import choose_task, load_examples, register_dataset
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
-from sbs_jax.parts import LABEL, RATIONALE
+from sbs_jax.parts import LABEL, METHODS, RATIONALE
 
 LENGTHS = {"inputs": 64, "targets": 48}
 NAME = "methods_toy"
@@ -129,8 +128,9 @@ def test_evaluation_shows_the_rationale_of_the_evaluated_example():
         ("", ("", "")),
     ],
 )
-def test_split_joint(text, expected):
-    assert split_joint(text, " Answer: ") == expected
+def test_joint_answers_are_taken_apart(text, expected):
+    found = METHODS["joint"].target_of("label").take_apart(text, {"JOINT_SEPARATOR": " Answer: "})
+    assert (found["rationale"], found["label"]) == expected
 
 
 def test_labels_come_once_beside_several_rationales():

@@ -132,7 +132,6 @@ def beam_decode(
         "num_beams",
         "length_penalty",
         "early_stopping",
-        "eos_id",
     ),
 )
 def _search(

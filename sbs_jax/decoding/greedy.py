@@ -14,7 +14,7 @@ from sbs_jax.decoding.begin import PAD_ID, begin
 from sbs_jax.models.interface import Network
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id"))
+@functools.partial(jax.jit, static_argnames=("model", "max_decode_len"))
 def greedy_decode(
     model: Network,
     params: Any,
@@ -47,7 +47,7 @@ def greedy_decode(
     )[0]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id"))
+@functools.partial(jax.jit, static_argnames=("model", "max_decode_len"))
 def greedy_decode_scored(
     model: Network,
     params: Any,

@@ -87,7 +87,7 @@ def sample_decode(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "max_decode_len", "top_k", "top_p", "num_samples", "eos_id"),
+    static_argnames=("model", "max_decode_len", "top_k", "top_p", "num_samples"),
 )
 def _sample(
     model: Network,

@@ -11,9 +11,6 @@ import numpy as np
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 
-QUANTIZATIONS = ("float32", "int8")
-"""Kinds of weights; int8 ones have a scale for each output, and inputs are rounded as well."""
-
 
 def save(
     folder: str | os.PathLike[str], params: Mapping[str, Any], config: T5Config, quantization: str
@@ -26,7 +23,8 @@ def save(
       folder: an empty folder.
       params: T5X's tree of arrays, float32.
       config: the network's dimensions.
-      quantization: one of `QUANTIZATIONS`.
+      quantization: `float32`, or `int8`: then every output has a scale, and inputs are
+        rounded as well.
 
     Raises:
       UserError: ctranslate2 is not installed, or cannot run the network.

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
 from jax.sharding import Mesh
 
 from sbs_jax.checkpoints.decoder_gguf import open_gguf
@@ -88,12 +87,6 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh, dtype: str = "float32") -> A
     )
     advice = "the files of this model may be damaged"
     return place_tree(checkpoint.stored, abstract, where=str(checkpoint.source), advice=advice)
-
-
-def read_params(stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
-    """Reads stored parameters whole, as a nested dict of numpy arrays."""
-    whole = {path: tensor[(slice(None),) * len(tensor.shape)] for path, tensor in stored.items()}
-    return traverse_util.unflatten_dict(whole, sep="/")
 
 
 def _ids(value: Any) -> list[int]:

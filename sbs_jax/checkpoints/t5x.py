@@ -32,7 +32,6 @@ ORBAX_ITEM = "state"
 _TARGET = "target"
 _OCDBT_MANIFEST = "manifest.ocdbt"
 _ORBAX_TREE = "_METADATA"
-_ZARR_METADATA = ".zarray"
 # T5X's scalable networks run `lax.scan` over layers, whose parameters are stacked in one array.
 _STACKED = re.compile(r"(encoder|decoder)/(\1|layers)/")
 _EMBEDDING = "token_embedder/embedding"

@@ -114,12 +114,6 @@ class TaskInfo:
         return self.definition.uses_rationales
 
     @property
-    def uses_teacher(self) -> bool:
-        """Whether training needs completions."""
-        explained = self.uses_rationales and self.rationale_source == TEACHER
-        return self.label_source == TEACHER or explained
-
-    @property
     def rationale_key(self) -> str:
         """The field of an `Example` that holds the rationales."""
         return "llm_rationale" if self.rationale_source == TEACHER else "rationale"

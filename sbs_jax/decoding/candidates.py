@@ -82,7 +82,7 @@ def candidate_tree(
     size = -(-count // groups)
     # The last group is filled up with candidates that nobody asks for.
     filled = np.minimum(np.arange(groups * size), count - 1).reshape(groups, size)
-    built = [_build(rows[:, group], paths[:, group], shared) for group in filled]
+    built = [_build(rows[:, group], paths[:, group]) for group in filled]
     most = _round_up(max(tokens.shape[1] for tokens, *_ in built))
     arrays = [
         np.stack(parts) for parts in zip(*(_pad(parts, most) for parts in built), strict=True)
@@ -153,7 +153,7 @@ def _is_first(rows: np.ndarray, paths: np.ndarray) -> np.ndarray:
     return changed & needed
 
 
-def _build(rows: np.ndarray, paths: np.ndarray, shared: bool) -> tuple[np.ndarray, ...]:
+def _build(rows: np.ndarray, paths: np.ndarray) -> tuple[np.ndarray, ...]:
     """One group: tokens, depths, visible, nodes, candidates; rows of fewer nodes are padded."""
     batch, count, steps = paths.shape
     first = _is_first(rows, paths)

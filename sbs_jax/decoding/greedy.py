@@ -42,38 +42,6 @@ def greedy_decode(
     Returns:
       int32 ids without the start token, EOS included, then 0.
     """
-    return _greedy(
-        model, params, encoder_input_tokens, max_decode_len, eos_id, decoder_prompt, scored=False
-    )[0]
-
-
-@functools.partial(jax.jit, static_argnames=("model", "max_decode_len"))
-def greedy_decode_scored(
-    model: Network,
-    params: Any,
-    encoder_input_tokens: Int[Array, "B S"],
-    *,
-    max_decode_len: int,
-    eos_id: int = 1,
-    decoder_prompt: Int[Array, " P"] | None = None,
-) -> tuple[Int[Array, "B T"], Float[Array, " B"]]:
-    """What `greedy_decode` writes, and the float32 log-probability of each row's tokens."""
-    return _greedy(
-        model, params, encoder_input_tokens, max_decode_len, eos_id, decoder_prompt, scored=True
-    )
-
-
-def _greedy(
-    model: Network,
-    params: Any,
-    encoder_input_tokens: Int[Array, "B S"],
-    max_decode_len: int,
-    eos_id: int,
-    decoder_prompt: Int[Array, " P"] | None,
-    *,
-    scored: bool,
-) -> tuple[Int[Array, "B T"], Float[Array, " B"]]:
-    """Tokens and their log-probabilities, which are 0 unless `scored`."""
     variables = {"params": params}
     memory, cache, token, offset = begin(
         model, params, encoder_input_tokens, max_decode_len, decoder_prompt
@@ -84,26 +52,22 @@ def _greedy(
     decoded = jnp.full((max_decode_len, batch_size), PAD_ID, jnp.int32)
 
     def unfinished(state: tuple[Any, ...]) -> Bool[Array, ""]:
-        step, _, _, finished, *_ = state
+        step, _, _, finished, _ = state
         return (step < max_decode_len) & ~jnp.all(finished)
 
     def decode(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, tokens, decoded, finished, scores, cache = state
+        step, tokens, decoded, finished, cache = state
         logits, cache = model.apply(
             variables, tokens, offset + step, memory, cache, method="decode_step"
         )
         tokens = jnp.where(finished, PAD_ID, most_likely(logits))
         decoded = lax.dynamic_update_index_in_dim(decoded, tokens, step, axis=0)
-        if scored:
-            chosen = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-            scores += jnp.where(finished, 0.0, chosen)
-        return step + 1, tokens, decoded, finished | (tokens == eos_id), scores, cache
+        return step + 1, tokens, decoded, finished | (tokens == eos_id), cache
 
     padding_rows = ~jnp.any(encoder_input_tokens > 0, axis=1)
-    scores = jnp.zeros((batch_size,), jnp.float32)
-    state = (jnp.int32(0), start, decoded, padding_rows, scores, cache)
-    _, _, decoded, _, scores, _ = lax.while_loop(unfinished, decode, state)
-    return decoded.T, scores
+    state = (jnp.int32(0), start, decoded, padding_rows, cache)
+    _, _, decoded, _, _ = lax.while_loop(unfinished, decode, state)
+    return decoded.T
 
 
 def most_likely(logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:

@@ -41,7 +41,7 @@ class CTranslate2Programs:
         Args:
           params: T5X's tree of float32 arrays.
           config: the network's dimensions.
-          quantization: one of `ctranslate2_weights.QUANTIZATIONS`.
+          quantization: see `ctranslate2_weights`.
           prompts: tokens that the decoder is fed first, for `label` and `rationale`.
           max_decode_len: maximum number of tokens of an answer.
           strategy: how rationales are decoded; greedily here.

@@ -79,7 +79,6 @@ class Style:
             None if fields.get("stop") is None else tuple(fields["stop"])
         )
         self.parser: str | None = fields.get("parser")
-        self._exemplars = exemplars
         self._shows_label = name == ANSWER_CONDITIONED
 
         def template(field: str) -> Callable[..., str] | None:

@@ -16,7 +16,7 @@ from sbs_jax.checkpoints.decoder_huggingface import (
     open_decoder,
     params_to_huggingface,
 )
-from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint, read_params
+from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint
 from sbs_jax.errors import UserError
 from sbs_jax.models.decoder.network import DecoderOnly
 from sbs_jax.models.decoder.stack import as_prefix
@@ -28,6 +28,12 @@ TOLERANCE = 1e-4  # absolute, in float32
 
 def one_device():
     return make_mesh(devices=jax.devices()[:1])
+
+
+def read_params(stored):
+    """Stored parameters, whole, as a nested dict of numpy arrays."""
+    whole = {path: tensor[(slice(None),) * len(tensor.shape)] for path, tensor in stored.items()}
+    return traverse_util.unflatten_dict(whole, sep="/")
 
 
 def hf_logits(network, tokens):

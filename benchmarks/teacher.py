@@ -3,6 +3,7 @@
     python benchmarks/teacher.py client       # needs nothing; `pip install openai` for the peer
     python benchmarks/teacher.py memory
     python benchmarks/teacher.py local        # needs the extras smollm2 and test
+    python benchmarks/teacher.py single       # needs the extras smollm2 and parity
 
 `client`: a mock server of its own process with 50 ms latency and 256 slots: its ceiling is 5,120
 answers a second. Measured is a whole session (prompts rendered, hashed, sent, parsed, journaled),
@@ -13,6 +14,9 @@ and beside it the `openai` package's async client under a semaphore, which only 
 `local`: SmolLM2-135M-Instruct on few-shot SVAMP-like prompts: tokens a second with and without the
 shared prefix, at 1, 8 and 32 sequences; beside it llama.cpp (xllamacpp's server) and transformers.
 Every way gets the same prompts and generates the same number of tokens (no stop strings).
+
+`single`: the same prompts one after the other, each by itself, and transformers by turns: CPU
+seconds of a prompt, one thread each. The first has nothing to share; the others share with it.
 """
 
 from __future__ import annotations
@@ -335,10 +339,47 @@ def local(new: int, sizes: list[int], peers: list[str]) -> None:
     Console().print(table)
 
 
+def single(new: int, number: int = 4) -> None:
+    """Compares prompts that come one at a time; both sides have been warmed up."""
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    import torch
+
+    from sbs_jax.decoding.completions import Job
+    from sbs_jax.programs.teach import smollm2_path
+
+    torch.set_num_threads(1)
+    path, prompts = smollm2_path(), local_prompts(number)
+    engines: dict = {}
+    model: dict = {}
+    ours_local(path, prompts[:1], new, True, engines)
+    ours_local(path, prompts[:1], new, False, engines)
+    hugging_face(prompts[:1], 2, model, path)
+    engine, plain = engines[True], engines[False]
+
+    def ours(prompt: str) -> list[int]:
+        return engine.generate([Job(tuple(engine.tokenizer.encode(prompt)), new)])[0].tokens
+
+    for prompt in prompts[:2]:  # compiles what the second prompt needs besides
+        ours(prompt)
+    engine._prefix_tokens = ()
+    for place, prompt in enumerate(prompts):
+        started = time.process_time()
+        tokens = ours(prompt)
+        middle = time.process_time()
+        hugging_face([prompt], new, model, path)
+        seconds = (middle - started, time.process_time() - middle)
+        print(
+            f"prompt {place + 1}: ours {seconds[0]:.2f} CPU s, transformers {seconds[1]:.2f} "
+            f"({seconds[1] / seconds[0]:.2f} times ours), {len(tokens)} tokens",
+            flush=True,
+        )
+        assert tokens == plain.generate([Job(tuple(plain.tokenizer.encode(prompt)), new)])[0].tokens
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("client", "memory", "local"))
+    parser.add_argument("what", choices=("client", "memory", "local", "single"))
     parser.add_argument("--number", type=int, default=30_000, help="requests, or examples")
     parser.add_argument("--new", type=int, default=40, help="tokens generated for a prompt")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 32])
@@ -349,6 +390,8 @@ def main() -> None:
         client(given.number)
     elif given.what == "local":
         local(given.new, given.sizes, given.peers)
+    elif given.what == "single":
+        single(given.new)
     elif given.alone:
         print(json.dumps(session_memory(given.number)))
     else:

@@ -118,7 +118,7 @@ class CompletionEngine:
         # The dtype of activations is that of the weights.
         self._network = DecoderOnly(dataclasses.replace(config, dtype=dtype))
         self._prefix_tokens: tuple[int, ...] = ()
-        self._prefix: Memory | None = None
+        self._prefix: Cache | None = None
         even = self.config.num_kv_heads % mesh.shape[MODEL_AXIS] == 0
         self._heads = MODEL_AXIS if even else None
         self._ends = jnp.asarray(tokenizer.end_ids or (-1,), jnp.int32)
@@ -134,20 +134,28 @@ class CompletionEngine:
         beginning = shared_beginning([job.tokens for job in jobs])
         if common is not None:
             beginning = beginning[: len(shared_beginning([beginning, common]))]
-        prefix = self._prefix_for(tuple(beginning)) if self._share else None
-        shared = len(self._prefix_tokens) if prefix is not None else 0
+        prefix, shared = self._prefix_for(tuple(beginning), len(jobs)) if self._share else (None, 0)
         self.work.batches += 1
         self.work.shared += shared * len(jobs)
         self.work.prompts += sum(len(job.tokens) for job in jobs)
         return _Batch(self, jobs, prefix, shared).run()
 
-    def _prefix_for(self, beginning: tuple[int, ...]) -> Memory | None:
-        """Returns the stored prefix if it serves, else computes a new one."""
+    def _prefix_for(self, beginning: tuple[int, ...], rows: int) -> tuple[Memory | None, int]:
+        """Returns what rows need not compute, and its tokens: a stored prefix or a new one.
+
+        Of the stored prefix any beginning serves, so that prompts that come one at a time share
+        what each has in common with an earlier one. It is used where a new one would not have been
+        quicker for these rows.
+        """
         known = self._prefix_tokens
-        if known and beginning[: len(known)] == known and 2 * len(known) >= len(beginning):
-            return self._prefix
+        same = _same(known, beginning)
+        extra = (len(beginning) - same) * rows
+        whole = same == len(known) or extra <= len(beginning)
+        if same >= _MIN_PREFIX and whole and 2 * same >= len(beginning):
+            assert self._prefix is not None
+            return as_prefix(self._prefix, jnp.int32(same)), same
         if len(beginning) < _MIN_PREFIX:
-            return None
+            return None, 0
         length = len(beginning)
         padded = _round_up(length, 128)
         tokens = np.zeros((1, padded), np.int32)
@@ -156,10 +164,10 @@ class CompletionEngine:
         _, cache = self._prefill(tokens, np.zeros(1, np.int32), cache, None)
         everywhere = NamedSharding(self._mesh, PartitionSpec(None, self._heads))
         cache = jax.tree.map(lambda array: jax.device_put(array, everywhere), cache)
-        self._prefix = as_prefix(cache, jnp.int32(length))
+        self._prefix = cache
         self._prefix_tokens = beginning
         self.work.prefix += length
-        return self._prefix
+        return as_prefix(cache, jnp.int32(length)), length
 
     def _prefill(
         self,
@@ -436,6 +444,12 @@ def shared_beginning(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
         if low[place] != high[place]:
             return low[:place]
     return low[: max(end, 0)]
+
+
+def _same(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of tokens with which both begin."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _round_up(number: int, unit: int) -> int:

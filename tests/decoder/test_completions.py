@@ -116,6 +116,23 @@ def test_a_new_kind_of_prompt_gets_a_new_prefix_and_an_old_one_is_reused(llama):
     assert engine.work.shared == 9 * 40
 
 
+def test_prompts_that_come_one_at_a_time_share_what_they_have_in_common(llama):
+    folder, network = llama
+    engine = engine_of(folder)
+    texts = prompts(3)
+    for prompt in (*texts, texts[0][:43]):
+        (said,) = engine.generate([Job(prompt, 5)])
+        assert said.tokens == [t for t in hf_greedy(network, prompt, 5) if t != 2]
+    # The first is computed; of it the others need no more than they have in common with it.
+    assert engine.work.prefix == len(texts[0]) - 1
+    assert engine.work.shared == len(texts[0]) - 1 + 40 + 40 + 42
+    # Many rows that would each have to compute what is missing get a prefix of their own.
+    jobs = [Job((*texts[1], 50 + row), 5) for row in range(4)]
+    for job, said in zip(jobs, engine.generate(jobs), strict=True):
+        assert said.tokens == [t for t in hf_greedy(network, job.tokens, 5) if t != 2]
+    assert engine.work.prefix == len(texts[0]) - 1 + len(texts[1])
+
+
 def test_logprobs(llama):
     folder, network = llama
     import torch

@@ -36,6 +36,7 @@ METHODS = {
     "standard": (96, 16),
     "sbs": (96, 48),
     "joint": (96, 96),
+    "rationale_input": (128, 16),
     "weighted_joint": (96, 96),
     "answer_first": (96, 96),
     "several_teachers": (96, 48),
@@ -44,7 +45,7 @@ METHODS = {
     "cascaded": (128, 48),
     "reverse": (96, 96),
 }
-OF_THE_TABLE = ("standard", "sbs", "joint")  # the others have a file of gin/methods
+OF_THE_TABLE = ("standard", "sbs", "joint", "rationale_input")  # the others have a file of gin/methods
 
 
 @dataclasses.dataclass

@@ -45,7 +45,8 @@ METHODS = {
     "cascaded": (128, 48),
     "reverse": (96, 96),
 }
-OF_THE_TABLE = ("standard", "sbs", "joint", "rationale_input")  # the others have a file of gin/methods
+OF_THE_TABLE = ("standard", "sbs", "joint", "rationale_input")
+"""The methods of `parts.METHODS`; the others have a file of gin/methods."""
 
 
 @dataclasses.dataclass

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _write(folder: Path, examples: int) -> None:
-    from sbs_jax.data.vocabulary import train_sentencepiece
+    from sbs_jax.data.sentencepiece_training import train_sentencepiece
 
     rng = random.Random(0)
     words = [stem + ending for stem in STEMS for ending in ENDINGS]

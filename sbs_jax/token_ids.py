@@ -1,12 +1,12 @@
-"""Ids of padding and EOS: 0 and 1 here, as T5 has them; other ids in most pretrained vocabularies.
+"""Ids of padding, EOS and unknown text: 0, 1 and 2 here, as T5 has them.
 
-Where they differ, two pairs of ids are exchanged, in texts (`text_tokenizer`) and in the rows of
-the weights (`checkpoints`).
+Most pretrained vocabularies have other ids of padding and EOS. Then two pairs of ids are exchanged,
+in texts (`text_tokenizer`) and in the rows of the weights (`checkpoints`).
 """
 
 from __future__ import annotations
 
-PAD_ID, EOS_ID = 0, 1
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 
 
 def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:

@@ -67,7 +67,7 @@ def test_the_text_of_eos_is_eos(tmp_path):
 def test_real_texts(tmp_path, name):
     from sbs_jax.data import settings
     from sbs_jax.data.registration import find_dataset, import_tasks, load_examples
-    from sbs_jax.data.vocabulary import train_sentencepiece
+    from sbs_jax.data.sentencepiece_training import train_sentencepiece
 
     import_tasks(f"sbs_jax.tasks.{name}")
     with settings.override(settings.DataSettings(data_dir=RELEASE)):

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import sentencepiece
 
-from sbs_jax.data import datasets, registration, vocabulary
+from sbs_jax.data import datasets, registration, sentencepiece_training
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
+from sbs_jax.data.sentencepiece_training import train_sentencepiece
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import tf
 from sbs_jax.data.vocabulary import (
@@ -17,7 +18,6 @@ from sbs_jax.data.vocabulary import (
     DatasetVocabulary,
     removed_on_error,
     require_fit,
-    train_sentencepiece,
 )
 from sbs_jax.errors import UserError
 
@@ -201,7 +201,7 @@ def test_of_very_many_texts_evenly_spaced_ones_are_taken(monkeypatch):
     texts = [f"text number {i} of a hundred" for i in range(100)]
     half = train_sentencepiece(texts[::2], 400)
     assert train_sentencepiece(texts, 400) != half
-    monkeypatch.setattr(vocabulary, "MOST_TEXTS", 60)
+    monkeypatch.setattr(sentencepiece_training, "MOST_TEXTS", 60)
     assert train_sentencepiece(texts, 400) == half
 
 

@@ -65,7 +65,7 @@ def test_a_wheel_holds_tasks_and_every_gin_file(wheel):
         assert len(files) > 2
         for file in files:
             assert f"sbs_jax/{file.relative_to(source).as_posix()}" in names
-    assert "sbs_jax/reports/page_files/page.js" in names
+    assert {"sbs_jax/reports/page_files/page.js", "sbs_jax/py.typed"} <= names
     # Nothing that would shadow a user's own module, or gin-config.
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"sbs_jax"}
     assert "sbs_jax/gin/__init__.py" not in names

@@ -36,8 +36,8 @@ DECODER_WEIGHT = 2.0
 """Cost of a target position in those of an input position: it attends twice and has the head."""
 
 ATTENTION_LENGTH = 1024
-"""Tokens of a row at which attention costs as much as all else. Measured with `cpu_small` on CPUs:
-attention takes 20 % of a step in rows of 256 tokens."""
+"""Tokens of a row at which attention costs as much as all else. An estimate: by docs/benchmarks.md
+attention takes some 20 % of a step of `cpu_small` in rows of 256 tokens on CPUs."""
 
 SAMPLE = 1024
 """Examples that are packed to count rows."""

@@ -42,6 +42,7 @@ def train_and_judge(
     folder = sweep.folder(run.name)
     started = time.monotonic() - sweep.record(run.name).get("seconds", 0.0)
     config = apply(base, run, folder)
+    require_judged_splits(config)
     finished = train(
         dataclasses.replace(config, train_steps=steps_until(config.train_steps, until)),
         config_text=f"# {run.name}\n\n{dump.config_text()}",
@@ -64,6 +65,20 @@ def apply(base: runs_lib.Base, run: Run, folder: Path) -> TrainConfig:
     config.check()
     config.apply()
     return gin.get_bindings(runs_lib.TRAIN)["config"]
+
+
+def require_judged_splits(config: TrainConfig) -> None:
+    """Reads validation and test, so that what is missing ends a run before it is trained.
+
+    Raises:
+      UserError: a split cannot be read.
+    """
+    task = assemble(config, writes=False).task
+    if task.info is None:
+        return  # A SeqIO task of the user's own, or a mixture: the evaluator reads these.
+    with settings_lib.override(task.settings):
+        for split in runs_lib.SPLITS:
+            registration.load_examples(task.info.dataset, split)
 
 
 def steps_until(train_steps: int, share: float) -> int:

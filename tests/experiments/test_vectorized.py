@@ -55,6 +55,24 @@ def record(sweep, name):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.usefixtures("_stays_here")
+def test_a_missing_test_split_is_found_before_a_run_is_trained(tmp_path):
+    (tmp_path / "tiny.gin").write_text(
+        processes.TINY.replace("tasks/svamp.gin", "tasks/your_data.gin")
+        + "\ninclude 'runs/sweep.gin'\n"
+    )
+    rows = [{"input": f"{i} and 1?", "label": str(i), "rationale": "count"} for i in range(9)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    macros = {"TRAIN_FILE": str(tmp_path / "train.jsonl"), "TRAIN_STEPS": 2}
+    flags = tuple((name, repr(value)) for name, value in macros.items())
+    base = Base((str(tmp_path / "tiny.gin"),), flags=flags, working_dir=str(tmp_path))
+    sweep, (name,) = make(base, tmp_path / "sweep", {"a": {"SEED": 3}})
+    with pytest.raises(UserError, match="no test examples: give"):
+        worker.work(sweep, [name])
+    assert not (sweep.folder(name) / "metrics.jsonl").exists()
+    gin.clear_config()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_stays_here")
 def test_runs_trained_together_are_what_they_are_alone(base, tmp_path):

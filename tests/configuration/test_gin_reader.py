@@ -13,6 +13,7 @@ NAME = "runs/data.gin"
 
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
+    gin.clear_config()  # a program that another test ran leaves it locked
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "_FILE_READERS", [*config._FILE_READERS])
     gin_reader.install()

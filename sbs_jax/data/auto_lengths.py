@@ -19,7 +19,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sbs_jax.data.batching import Batching, first_examples, place_records
+from sbs_jax.data.batch_arrays import place_records
+from sbs_jax.data.batching import Batching
+from sbs_jax.data.epochs import first_examples
 from sbs_jax.data.records import Records
 from sbs_jax.errors import UserError
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sbs_jax.data import datasets, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import row_lengths
+from sbs_jax.data.batch_arrays import row_lengths
 from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.record_texts import decoder_prompt, encoder_prefix
 from sbs_jax.data.records import cut_sequences

@@ -14,15 +14,8 @@ import numpy as np
 
 from sbs_jax.data import registration, stored_records, token_weights
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import (
-    Batching,
-    EvalBatches,
-    Fill,
-    TrainBatches,
-    eval_batches,
-    measure_fill,
-    row_lengths,
-)
+from sbs_jax.data.batch_arrays import Fill, measure_fill, row_lengths
+from sbs_jax.data.batching import Batching, EvalBatches, TrainBatches
 from sbs_jax.data.eval_examples import EvalExamples, load_eval_examples, refuse_cuts
 from sbs_jax.data.reading import Columns, read_columns
 from sbs_jax.data.record_texts import WEIGHING
@@ -48,7 +41,6 @@ __all__ = [
     "Fill",
     "Records",
     "TrainBatches",
-    "eval_batches",
     "load_eval_examples",
     "load_records",
     "load_whole_records",

@@ -353,7 +353,7 @@ def _load(
     if not len(examples):
         raise UserError(f"The split '{split}' of '{task.name}' holds no examples to evaluate.")
     records = pipeline.load_records(task, split, feature_lengths)
-    batches = list(pipeline.eval_batches(records, rows, feature_lengths, pack))
+    batches = list(pipeline.EvalBatches(records, rows, feature_lengths, pack))
     if eval_steps is not None:
         examples = _first(examples, eval_steps * rows)
         batches = batches[:eval_steps]

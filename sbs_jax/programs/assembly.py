@@ -25,7 +25,8 @@ from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.data import auto_lengths, pipeline
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import AUTO, Batching, TrainBatches, array_shapes
+from sbs_jax.data.batch_arrays import array_shapes
+from sbs_jax.data.batching import AUTO, Batching, TrainBatches
 from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit

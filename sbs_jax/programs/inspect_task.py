@@ -12,7 +12,8 @@ import numpy as np
 from sbs_jax import metrics
 from sbs_jax.data import auto_lengths, pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import AUTO, Batching, row_lengths
+from sbs_jax.data.batch_arrays import row_lengths
+from sbs_jax.data.batching import AUTO, Batching
 from sbs_jax.data.records import Records, cut_sequences
 from sbs_jax.data.registration import TaskInfo
 from sbs_jax.data.release import Example

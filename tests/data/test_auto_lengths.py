@@ -8,7 +8,8 @@ import pytest
 
 from sbs_jax.data import auto_lengths
 from sbs_jax.data.auto_lengths import propose
-from sbs_jax.data.batching import AUTO, Batching, TrainBatches, eval_batches, measure_fill
+from sbs_jax.data.batch_arrays import measure_fill
+from sbs_jax.data.batching import AUTO, Batching, EvalBatches, TrainBatches
 from sbs_jax.errors import UserError
 from tests.data.synthetic import make_records
 
@@ -45,7 +46,7 @@ def test_rows_without_packing_are_as_long_as_the_longest():
     longest = (records.input_lengths.max(), records.target_lengths.max())
     found = propose(records, Batching(AUTO, pack=False))
     assert tuple(found.lengths.values()) == tuple(-(-length // 16) * 16 for length in longest)
-    assert next(iter(eval_batches(records, 4, found.lengths, False)))
+    assert next(iter(EvalBatches(records, 4, found.lengths, False)))
 
 
 def test_one_record_in_a_thousand_may_be_cut_unless_none_may():
@@ -90,4 +91,4 @@ def test_without_records_there_is_nothing_to_propose():
 def test_other_words_are_refused():
     records = make_records()
     with pytest.raises(UserError, match="must be 'auto' or like"):
-        eval_batches(records, 4, "autos")
+        EvalBatches(records, 4, "autos")

@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sbs_jax.data import batching
-from sbs_jax.data.batching import Batching, TrainBatches, eval_batches, measure_fill
+from sbs_jax.data import batch_arrays
+from sbs_jax.data.batch_arrays import measure_fill
+from sbs_jax.data.batching import Batching, EvalBatches, TrainBatches
 from sbs_jax.errors import UserError
 from tests.data.synthetic import expected_records, make_records, unpack
 
@@ -32,7 +33,7 @@ def same(one, two):
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(batching, "WINDOW", 20)
+    monkeypatch.setattr(batch_arrays, "WINDOW", 20)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -158,7 +159,7 @@ def test_packed_rows_do_not_come_sorted_by_length():
 @pytest.mark.parametrize("examples", [1, 4, 57])
 def test_eval_batches_hold_every_record_once(pack, examples):
     records = make_records(examples=examples)
-    batches = eval_batches(records, 8, LENGTHS, pack)
+    batches = EvalBatches(records, 8, LENGTHS, pack)
     for _ in range(2):  # it may be gone through again
         made = list(batches)
         assert len(made) == len(batches)
@@ -171,14 +172,14 @@ def test_eval_batches_hold_every_record_once(pack, examples):
 
 def test_eval_batches_of_nothing():
     records = make_records(examples=2, records_of=lambda index: 0)
-    assert len(eval_batches(records, 8, LENGTHS)) == 0
-    assert list(eval_batches(records, 8, LENGTHS)) == []
+    assert len(EvalBatches(records, 8, LENGTHS)) == 0
+    assert list(EvalBatches(records, 8, LENGTHS)) == []
 
 
 @pytest.mark.parametrize("pack", [True, False])
 def test_fill_counts_what_batches_hold(pack):
     records = make_records(examples=57)
-    batches = eval_batches(records, 1, LENGTHS, pack)
+    batches = EvalBatches(records, 1, LENGTHS, pack)
     made = list(batches)
     tokens = sum(int((batch["encoder_segment_ids"] > 0).sum()) for batch in made)
     assert batches.fill.inputs == pytest.approx(tokens / (len(made) * 40))

@@ -9,7 +9,8 @@ import pytest
 
 from sbs_jax.data import batching, pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import Batching, TrainBatches, eval_batches, measure_fill
+from sbs_jax.data.batch_arrays import measure_fill
+from sbs_jax.data.batching import Batching, EvalBatches, TrainBatches
 from sbs_jax.data.records import join_records, shared_sources
 from sbs_jax.data.registration import register_dataset
 from sbs_jax.data.resolving import resolve_task
@@ -115,7 +116,7 @@ def test_every_target_comes_once_an_epoch_beside_its_inputs(shared, mode):
 
 def test_inputs_are_there_once_where_their_targets_fit(shared, monkeypatch):
     monkeypatch.setattr(batching, "WINDOW", 1000)  # or a window may end within an example
-    batches = eval_batches(shared, 4, LENGTHS, pack=True)
+    batches = EvalBatches(shared, 4, LENGTHS, pack=True)
     inputs = np.concatenate([batch["encoder_input_tokens"].reshape(-1) for batch in batches])
     counts = Counter(inputs[inputs > 1].tolist())  # tokens of different examples all differ
     repeated = {token for token, count in counts.items() if count > 1}

@@ -7,7 +7,7 @@ import pytest
 
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batching import eval_batches
+from sbs_jax.data.batching import EvalBatches
 from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.token_weights import word_weights
@@ -76,7 +76,7 @@ def test_weights_of_words_reach_all_their_tokens(folder, method, side):
     assert all(weight == 1.0 for _, weight in first[start + 5 :])  # separator, label and EOS
     assert second[start : start + 2] == [("First,", 0.25), ("apples", 1.0)]
     assert {weight for _, weight in third} == {1.0}
-    (batch,) = eval_batches(records, 8, LENGTHS)
+    (batch,) = EvalBatches(records, 8, LENGTHS)
     assert batch["decoder_token_weights"].dtype == np.float32
     assert batch["decoder_token_weights"].sum() == pytest.approx(records.target_weights.sum())
 
@@ -104,7 +104,7 @@ def test_data_without_weights_has_none(folder):
     settings = DataSettings(model_dir=folder, vocabulary_size=400)
     records = pipeline.load_records(resolve_task(f"{NAME}_standard", settings), "train", LENGTHS)
     assert records.target_weights is None
-    assert "decoder_token_weights" not in next(iter(eval_batches(records, 8, LENGTHS)))
+    assert "decoder_token_weights" not in next(iter(EvalBatches(records, 8, LENGTHS)))
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def _expected_losses(student, params, normalization):
     records = pipeline.load_records(resolve_task(toy.TASK), "validation", toy.LENGTHS)
     totals = {1: [0.0, 0.0], 2: [0.0, 0.0]}
     apply = student.jit(lambda params, batch: student.apply(params, batch, None))
-    for batch in pipeline.eval_batches(records, 1, toy.LENGTHS, pack=False):
+    for batch in pipeline.EvalBatches(records, 1, toy.LENGTHS, pack=False):
         logits = apply(params, batch)
         loss, _ = losses.token_cross_entropy(logits, batch["decoder_target_tokens"])
         for part, total in totals.items():

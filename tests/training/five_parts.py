@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from sbs_jax.data.batching import eval_batches
+from sbs_jax.data.batching import EvalBatches
 from sbs_jax.data.records import Counts, Records
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
@@ -75,7 +75,7 @@ def train(records, params, mesh, *, pack=True, microbatches=1):
         ),
         placement.abstract_state(student, optimizer, seed=0),
     )
-    (batch,) = eval_batches(records, ROWS, LENGTHS, pack)
+    (batch,) = EvalBatches(records, ROWS, LENGTHS, pack)
     state = placement.create_state(student, placed, optimizer, seed=0)
     state, metrics = step(state, to_global(batch, mesh))
     whole = jax.jit(lambda params: params, out_shardings=student.replicated)  # of all processes

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from sbs_jax.data.batching import eval_batches
+from sbs_jax.data.batching import EvalBatches
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
@@ -61,7 +61,7 @@ def in_numpy(logits, batch):
 
 
 def test_equals_the_formula(records, params, plain):
-    (batch,) = eval_batches(records, ROWS, LENGTHS, pack=False)
+    (batch,) = EvalBatches(records, ROWS, LENGTHS, pack=False)
     student = Student(CONFIG, make_mesh(devices=jax.devices()[:1]))
     logits = np.asarray(jax.jit(lambda p: student.apply(p, batch, None))(params), np.float64)
     expected = in_numpy(logits, batch)

@@ -155,7 +155,7 @@ def test_targets_and_loss(folder, name):
     )  # fmt: skip
     task = resolve_task(TaskChoice(NAME, method=macros["METHOD"]), settings)
     records = pipeline.load_records(task, "train", LENGTHS)
-    (batch,) = pipeline.eval_batches(records, 24, LENGTHS)
+    (batch,) = pipeline.EvalBatches(records, 24, LENGTHS)
     expected = {}
     for example in load("train", settings):
         expected |= texts(example)

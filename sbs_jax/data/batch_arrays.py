@@ -1,0 +1,261 @@
+"""Batches as arrays: which there are, how records are placed in rows, and how the rows are filled.
+
+A batch is a dict of arrays, int32 but for the last one; B rows, S and T the feature lengths of
+inputs and targets:
+
+    encoder_input_tokens   [B, S]
+    encoder_segment_ids    [B, S]  1.. within a row, 0 on padding, also when rows are not packed
+    decoder_input_tokens   [B, T]  the targets, shifted right within each segment, starting with 0
+    decoder_target_tokens  [B, T]
+    decoder_target_parts   [B, T]  the code of each target token's part, PADDING elsewhere
+    decoder_segment_ids    [B, T]
+
+and where records share their inputs (`Records.source`)
+
+    decoder_source_ids     [B, T]  the encoder's segment that each target's token is about
+
+and where the data weighs tokens (`Records.target_weights`)
+
+    decoder_token_weights  [B, T]  float32, 0 on padding
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from sbs_jax.data.packing import Placement, one_per_row, pack, share_inputs
+from sbs_jax.data.records import Records
+from sbs_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+WEIGHTS = "decoder_token_weights"
+
+WINDOW = 2048
+"""Examples that are shuffled first and then packed together. Large enough for full rows, small
+enough that a window is packed in some tens of milliseconds."""
+
+
+@dataclasses.dataclass
+class Fill:
+    """How full batches are.
+
+    Attributes:
+      rows: so far, empty ones included.
+      records: in them.
+      input_tokens: that are not padding.
+      target_tokens: that are not padding.
+      row_inputs: room for input tokens in a row.
+      row_targets: room for target tokens in a row.
+    """
+
+    row_inputs: int
+    row_targets: int
+    rows: int = 0
+    records: int = 0
+    input_tokens: int = 0
+    target_tokens: int = 0
+
+    @property
+    def inputs(self) -> float:
+        """Share of the encoder's tokens that are not padding, 0 to 1."""
+        return self.input_tokens / max(1, self.rows * self.row_inputs)
+
+    @property
+    def targets(self) -> float:
+        """Share of the decoder's tokens that are not padding, 0 to 1."""
+        return self.target_tokens / max(1, self.rows * self.row_targets)
+
+    def __str__(self) -> str:
+        return (
+            f"inputs {self.inputs:.1%} and targets {self.targets:.1%} full, "
+            f"{self.records / max(1, self.rows):.2f} records a row"
+        )
+
+
+class BatchMaker:
+    """Turns placed records into arrays, and keeps the books on how full they are."""
+
+    def __init__(self, records: Records, feature_lengths: Mapping[str, int]) -> None:
+        self.records = records
+        self.row_inputs, self.row_targets = row_lengths(feature_lengths)
+        if len(records) and (
+            records.input_lengths.max() > self.row_inputs
+            or records.target_lengths.max() > self.row_targets
+        ):
+            raise ValueError("records are longer than these feature lengths: load them with these")
+        self.fill = Fill(self.row_inputs, self.row_targets)
+
+    def place(self, ids: np.ndarray, packed: bool) -> Placement:
+        """Returns the placement of the records `ids` [R]."""
+        records = self.records
+        lengths = (records.input_lengths[ids], records.target_lengths[ids])
+        return place_records(records, ids, *lengths, self.row_inputs, self.row_targets, packed)
+
+    def place_all(self, packed: bool) -> Placement:
+        """Returns the placement of all records in their own order, some thousands at a time."""
+        pieces, rows = [], 0
+        for start in range(0, len(self.records), 2 * WINDOW):
+            ids = np.arange(start, min(start + 2 * WINDOW, len(self.records)))
+            pieces.append(self.place(ids, packed).moved(rows))
+            rows += pieces[-1].rows
+        return Placement.joined(pieces, rows)
+
+    def make(self, ids: np.ndarray, placement: Placement, rows: int) -> Batch:
+        """Returns the batch of `rows` rows with the records `ids` [R], placed so."""
+        records = self.records
+        lengths = {"inputs": self.row_inputs, "targets": self.row_targets}
+        shapes = array_shapes(lengths, rows, shared_inputs=records.source is not None)
+        batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
+        if records.target_weights is not None:
+            batch[WEIGHTS] = np.zeros((rows, self.row_targets), np.float32)
+        flat = {name: array.reshape(-1) for name, array in batch.items()}
+
+        start = placement.row * self.row_inputs + placement.input_start
+        # Several records of a row may have the same inputs in the same place.
+        shared = records.source is not None
+        once = np.unique(start, return_index=True)[1] if shared else np.s_[:]
+        source, goal, sizes = _gather(records.input_offsets, ids[once], start[once])
+        flat["encoder_input_tokens"][goal] = records.input_tokens[source]
+        flat["encoder_segment_ids"][goal] = np.repeat(placement.source[once], sizes)
+        self.fill.input_tokens += source.size
+
+        start = placement.row * self.row_targets + placement.target_start
+        source, goal, sizes = _gather(records.target_offsets, ids, start)
+        targets = records.target_tokens[source]
+        flat["decoder_target_tokens"][goal] = targets
+        flat["decoder_target_parts"][goal] = records.target_parts[source]
+        flat["decoder_segment_ids"][goal] = np.repeat(placement.segment, sizes)
+        if records.target_weights is not None:
+            flat[WEIGHTS][goal] = records.target_weights[source]
+        if records.source is not None:
+            flat["decoder_source_ids"][goal] = np.repeat(placement.source, sizes)
+        shifted = np.empty_like(targets)
+        shifted[1:] = targets[:-1]
+        shifted[np.cumsum(sizes) - sizes] = 0
+        flat["decoder_input_tokens"][goal] = shifted
+        self.fill.target_tokens += source.size
+
+        self.fill.rows += rows
+        self.fill.records += ids.size
+        return batch
+
+
+def _gather(
+    offsets: np.ndarray, ids: np.ndarray, goal_starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns flat indices to copy sequences from and to, and the sequences' lengths."""
+    starts = offsets[ids]
+    lengths = offsets[ids + 1] - starts
+    before = np.cumsum(lengths) - lengths
+    step = np.arange(lengths.sum())
+    return (
+        step + np.repeat(starts - before, lengths),
+        step + np.repeat(goal_starts - before, lengths),
+        lengths,
+    )
+
+
+def place_records(
+    records: Records,
+    ids: np.ndarray,
+    input_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    row_inputs: int,
+    row_targets: int,
+    packed: bool,
+) -> Placement:
+    """Places records in rows as training does.
+
+    Args:
+      records: of a split; they say which records share their inputs.
+      ids: integers [R], the records that are placed.
+      input_lengths: integers [R], each in 1 .. `row_inputs`.
+      target_lengths: integers [R], each in 1 .. `row_targets`.
+      row_inputs: input tokens that a row holds.
+      row_targets: target tokens that a row holds.
+      packed: whether a row holds several records.
+    """
+    lengths = (input_lengths, target_lengths, row_inputs, row_targets)
+    if records.source is not None:
+        return share_inputs(records.source[ids], *lengths, packed)
+    return pack(*lengths) if packed else one_per_row(ids.size)
+
+
+def row_lengths(feature_lengths: Mapping[str, int] | str) -> tuple[int, int]:
+    """Returns the lengths of inputs and targets in ``TASK_FEATURE_LENGTHS``.
+
+    Raises:
+      UserError: one is missing or no positive whole number.
+    """
+    if not isinstance(feature_lengths, Mapping):
+        raise UserError(
+            "TASK_FEATURE_LENGTHS must be 'auto' or like {'inputs': 256, 'targets': 128}; it is "
+            f"{feature_lengths!r}."
+        )
+    for key in ("inputs", "targets"):
+        value = feature_lengths.get(key)
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(
+                f"TASK_FEATURE_LENGTHS must give a positive whole number for '{key}', as in "
+                f"{{'inputs': 256, 'targets': 128}}; it gives {value!r}."
+            )
+    return int(feature_lengths["inputs"]), int(feature_lengths["targets"])
+
+
+def array_shapes(
+    feature_lengths: Mapping[str, int], rows: int, *, shared_inputs: bool
+) -> dict[str, tuple[int, int]]:
+    """Returns the shape of each int32 array of a batch.
+
+    Args:
+      feature_lengths: row lengths in tokens, of `inputs` and `targets`.
+      rows: of the batch.
+      shared_inputs: whether records share their inputs (`Records.source`).
+
+    Raises:
+      UserError: a length is missing or no positive whole number.
+    """
+    inputs, targets = row_lengths(feature_lengths)
+    encoder = ("encoder_input_tokens", "encoder_segment_ids")
+    decoder = (
+        "decoder_input_tokens",
+        "decoder_target_tokens",
+        "decoder_target_parts",
+        "decoder_segment_ids",
+        *(("decoder_source_ids",) if shared_inputs else ()),
+    )
+    shapes = dict.fromkeys(encoder, (rows, inputs))
+    return shapes | dict.fromkeys(decoder, (rows, targets))
+
+
+class WindowRows:
+    """The placed records of one window, to be had by row."""
+
+    def __init__(self, ids: np.ndarray, placement: Placement) -> None:
+        by_row = np.argsort(placement.row, kind="stable")
+        self.ids = ids[by_row]
+        self.placement = placement.take(by_row)
+
+    def slice(self, start: int, stop: int, to_row: int) -> tuple[np.ndarray, Placement]:
+        """Returns the records of rows `start` .. `stop`, moved to row `to_row` and after."""
+        first, last = np.searchsorted(self.placement.row, [start, stop])
+        part = np.s_[first:last]
+        return self.ids[part], self.placement.take(part).moved(to_row - start)
+
+
+def measure_fill(records: Records, feature_lengths: Mapping[str, int], pack: bool = True) -> Fill:
+    """Returns how full the rows of one epoch are, without making any batch."""
+    maker = BatchMaker(records, feature_lengths)
+    fill = maker.fill
+    placement = maker.place_all(pack)
+    fill.rows = placement.rows
+    fill.records = len(records)
+    # Inputs that several records share lie in one place.
+    _, once = np.unique(np.stack([placement.row, placement.source]), axis=1, return_index=True)
+    fill.input_tokens = int(records.input_lengths[once].sum())
+    fill.target_tokens = records.target_tokens.size
+    return fill

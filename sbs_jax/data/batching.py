@@ -68,8 +68,8 @@ class TrainBatches(Iterator[Batch]):
     through its own examples in orders of its own, and on where the epoch before stopped.
 
     * With `batch_size`, a batch has that many rows. Packed, the shuffled examples are taken in
-      windows of `batch_arrays.WINDOW`; the records of a window are packed together and its rows shuffled. What
-      is left over at the end of an epoch is filled up from the next one.
+      windows of `batch_arrays.WINDOW`; the records of a window are packed together and its rows
+      shuffled. What is left over at the end of an epoch is filled up from the next one.
     * With `examples_per_batch`, a batch has exactly that many examples and as many rows as they
       need, rounded up to a multiple of `row_multiple` so that few shapes occur.
 

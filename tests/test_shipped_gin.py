@@ -11,8 +11,8 @@ import gin
 import pytest
 
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.configuration import dump, reader
-from sbs_jax.configuration.reader import Binding
+from sbs_jax.configuration import dump, reader, statements
+from sbs_jax.configuration.statements import Binding
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.decoder.config import DecoderConfig
@@ -218,7 +218,7 @@ def test_every_argument_of_evaluate_has_a_macro():
     bound = values_of("runs/eval.gin", EVAL)
     left_out = {"mesh", "dry_run", "config_text", "write"}
     assert set(bound) == set(inspect.signature(named(EVAL)).parameters) - left_out
-    assert all(isinstance(value, reader.Macro) for value in bound.values())
+    assert all(isinstance(value, statements.Macro) for value in bound.values())
 
 
 TRAIN_CONFIG = "sbs_jax.programs.assembly.TrainConfig"
@@ -238,19 +238,19 @@ def test_every_setting_of_a_training_has_a_macro_whose_default_is_the_classs():
         "@assembly.TrainConfig()"
     ]
     config = values_of("runs/train.gin", TRAIN_CONFIG)
-    assert {name for name, value in config.items() if isinstance(value, reader.Reference)} == set(
-        GROUPS
-    )
+    assert {
+        name for name, value in config.items() if isinstance(value, statements.Reference)
+    } == set(GROUPS)
     macros = {b.name: b for b in own_bindings("runs/train.gin") if b.is_macro}
     for full_name in (TRAIN_CONFIG, *GROUPS.values(), *INNER.values()):
         bound = values_of("runs/train.gin", full_name)
         fields = {field.name: field for field in dataclasses.fields(named(full_name))}
         assert set(bound) == set(fields) - {"data"}, full_name
         for name, value in bound.items():
-            if isinstance(value, reader.Reference):
+            if isinstance(value, statements.Reference):
                 assert value.selector.endswith((GROUPS | INNER)[name].rsplit(".", 1)[1])
                 continue
-            assert isinstance(value, reader.Macro), (full_name, name)
+            assert isinstance(value, statements.Macro), (full_name, name)
             default, macro = fields[name].default, macros[value.name]
             if default is dataclasses.MISSING:
                 assert macro.is_required or value.name == "SEED", value.name

@@ -19,7 +19,8 @@ import gin.config
 
 from sbs_jax.configuration import data_settings, former_names, lookup, reader, value_types
 from sbs_jax.configuration.dump import format_value
-from sbs_jax.configuration.reader import (
+from sbs_jax.configuration.reader import nearest
+from sbs_jax.configuration.statements import (
     REQUIRED,
     Binding,
     Block,
@@ -27,7 +28,6 @@ from sbs_jax.configuration.reader import (
     Import,
     Macro,
     Reference,
-    nearest,
 )
 from sbs_jax.errors import UserError
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import gin.config
 
 import sbs_jax
-from sbs_jax.configuration.reader import Binding
+from sbs_jax.configuration.statements import Binding
 from sbs_jax.files import atomic_write_text
 from sbs_jax.redaction import holds_secret, is_secret, redact
 

@@ -8,7 +8,7 @@ import textwrap
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump, reader
 from sbs_jax.configuration.flags import Flags, parser
-from sbs_jax.configuration.reader import Binding
+from sbs_jax.configuration.statements import Binding
 
 
 def help_text(program: str, description: str, flags: Flags, config: config_lib.GinConfig) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import gin.config
 
-from sbs_jax.configuration.reader import Binding, Import, Location, Macro, Reference, nearest
+from sbs_jax.configuration.reader import nearest
+from sbs_jax.configuration.statements import Binding, Import, Location, Macro, Reference
 from sbs_jax.errors import UserError
 
 _REGISTRY = gin.config._REGISTRY

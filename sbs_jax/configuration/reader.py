@@ -6,7 +6,6 @@ remembers the file and the line that it comes from.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import io
 import os
@@ -20,146 +19,20 @@ from gin import config_parser
 
 import sbs_jax
 from sbs_jax.configuration import former_names
+from sbs_jax.configuration.names import Names
+from sbs_jax.configuration.statements import (
+    Binding,
+    Block,
+    GinFile,
+    Import,
+    Location,
+    Macro,
+    Reference,
+)
 from sbs_jax.errors import UserError
 from sbs_jax.redaction import holds_secret
 
-REQUIRED = "gin.REQUIRED"
 _BINDING_KEY = re.compile(r"([A-Za-z_]\w*/)*[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-
-@dataclasses.dataclass(frozen=True)
-class Macro:
-    """`%name` on the right-hand side of a binding."""
-
-    name: str
-
-    def __repr__(self) -> str:
-        return f"%{self.name}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """`@scope/module.function`, or its call, on the right-hand side of a binding."""
-
-    scoped_selector: str
-    evaluate: bool
-
-    @property
-    def selector(self) -> str:
-        """The name without its scopes."""
-        return self.scoped_selector.rsplit("/", 1)[-1]
-
-    def __repr__(self) -> str:
-        return f"@{self.scoped_selector}{'()' if self.evaluate else ''}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """Where something was written.
-
-    Attributes:
-      name: a gin file as the user may name it, or a flag.
-      line: line number from 1; None for a flag.
-      shipped: whether it is one of sbs_jax's own gin files.
-    """
-
-    name: str
-    line: int | None = None
-    shipped: bool = False
-
-    @property
-    def is_default(self) -> bool:
-        """Whether it is a file of gin/runs: what these bind are defaults."""
-        return self.shipped and self.name.startswith("runs/")
-
-    def __str__(self) -> str:
-        return self.name if self.line is None else f"{self.name}, line {self.line}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Binding:
-    """One `key = value`.
-
-    Attributes:
-      scope: gin scopes joined by `/`, often empty. For a macro, part of its name.
-      selector: the configurable, or the macro's name.
-      parameter: the configurable's parameter; empty for a macro.
-      value: a Python literal that may hold `Macro` and `Reference`.
-      source: where it was written.
-      comment: the comment at the end of its line, without the `#`.
-      heading: the comment line that heads it and its neighbours in a file, else the file's name.
-      full_name: the configurable's dotted name, as far as the file's imports tell.
-      text: what was typed, where it was typed plainly after `--gin.NAME=`.
-    """
-
-    scope: str
-    selector: str
-    parameter: str
-    value: Any
-    source: Location
-    comment: str = ""
-    heading: str = ""
-    full_name: str = ""
-    text: str | None = None
-
-    @property
-    def is_macro(self) -> bool:
-        """Whether this binds a macro rather than a parameter."""
-        return not self.parameter
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Two bindings with the same key override one another."""
-        return self.scope, self.selector if self.is_macro else self.full_name, self.parameter
-
-    @property
-    def name(self) -> str:
-        """The left-hand side, as it was written."""
-        parts = [self.selector, self.parameter] if self.parameter else [self.selector]
-        return (f"{self.scope}/" if self.scope else "") + ".".join(parts)
-
-    @property
-    def place(self) -> str:
-        """Where it was written, and its name: the beginning of a sentence about it."""
-        return (
-            str(self.source)
-            if self.source.name == f"--gin.{self.name}"
-            else (f"{self.source}: {self.name}")
-        )
-
-    @property
-    def is_required(self) -> bool:
-        """Whether this only says that somebody has to give a value."""
-        return self.value == Macro(REQUIRED)
-
-
-@dataclasses.dataclass(frozen=True)
-class Import:
-    """An import statement of a gin file."""
-
-    statement: config_parser.ImportStatement
-    source: Location
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """`module.function:`, which heads an indented group of bindings."""
-
-    selector: str
-    source: Location
-
-
-@dataclasses.dataclass(frozen=True)
-class GinFile:
-    """A parsed file, or the flags of the command line as if they stood in one.
-
-    Attributes:
-      name: for messages.
-      statements: in the order of the file; an included file is one statement.
-    """
-
-    name: str
-    statements: tuple[Binding | Import | Block | GinFile, ...]
 
 
 def read_files(
@@ -273,123 +146,6 @@ class _Delegate(config_parser.ParserDelegate):
         return Macro(macro_name)
 
 
-class _Names:
-    """What the names in one gin file mean, by its imports; former names become today's.
-
-    Args:
-      imports: all import statements of the file.
-      known: full names of the functions that were bound so far, in any file; is added to.
-    """
-
-    def __init__(self, imports: Sequence[config_parser.ImportStatement], known: set[str]) -> None:
-        self._known = known
-        # What the file says: bound name to module.
-        self._modules = {
-            statement.bound_name(): (
-                statement.module
-                if statement.is_from or statement.alias
-                else statement.module.split(".")[0]
-            )
-            for statement in imports
-        }
-        # What gin is given: module to the words by which its functions are found.
-        self._bound = {
-            statement.module: statement.bound_name()
-            for statement in imports
-            if (statement.is_from or statement.alias)
-            and former_names.today(statement.module) == statement.module
-        }
-        self._new: list[config_parser.ImportStatement] = []
-
-    def imported(self, statement: config_parser.ImportStatement) -> config_parser.ImportStatement:
-        """The import statement, of the module's present name."""
-        module = former_names.today(statement.module)
-        if module == statement.module:
-            return statement
-        return self._import(module, statement.location)
-
-    def new_imports(self, source: Location) -> Iterator[Import]:
-        """Imports that the names given out since the last call need besides the file's own."""
-        new, self._new = self._new, []
-        return (Import(statement, source) for statement in new)
-
-    def selector(self, selector: str) -> str:
-        """How gin finds a function or a class: `selector`, unless that is a former name."""
-        full = self._full_name(selector)
-        function = former_names.today(full)
-        self._known.add(function)
-        return selector if function == full else self._short(function, selector)
-
-    def translate(self, binding: Binding) -> Iterator[Binding]:
-        """The binding with its full name, and what else an earlier version's file means by it."""
-        value = self._translate_value(binding.value)
-        if binding.is_macro:
-            self._known.add(binding.selector)
-            yield dataclasses.replace(binding, value=value, full_name=binding.selector)
-            return
-        full = self._full_name(binding.selector)
-        place = former_names.place(full, binding.parameter)
-        for function, parameter, built_by in place.built_by:
-            # As if the shipped file stood here, which binds the same.
-            yield Binding(
-                binding.scope,
-                self._short(function, binding.selector),
-                parameter,
-                Reference(self._short(built_by, binding.selector), evaluate=True),
-                dataclasses.replace(binding.source, shipped=True),
-                full_name=function,
-            )
-        self._known.add(place.function)
-        selector = binding.selector
-        if place.function != full:
-            selector = self._short(place.function, selector)
-        yield dataclasses.replace(
-            binding,
-            selector=selector,
-            parameter=place.parameter,
-            value=value,
-            full_name=place.function,
-        )
-
-    def _translate_value(self, value: Any) -> Any:
-        if isinstance(value, Reference):
-            *scopes, selector = value.scoped_selector.split("/")
-            return Reference("/".join([*scopes, self.selector(selector)]), value.evaluate)
-        if isinstance(value, dict):
-            translate = self._translate_value
-            return {translate(key): translate(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._translate_value(item) for item in value)
-        return value
-
-    def _full_name(self, selector: str) -> str:
-        first, *rest = selector.split(".")
-        if first in self._modules:
-            return ".".join([self._modules[first], *rest])
-        matches = [k for k in self._known if k == selector or k.endswith("." + selector)]
-        if matches:
-            return matches[0] if len(matches) == 1 else selector
-        return former_names.by_suffix(selector)
-
-    def _short(self, function: str, written: str) -> str:
-        """How gin finds a function of that full name, where the file wrote `written`."""
-        if written.split(".")[0] not in self._modules:
-            return function  # A flag, or a file without imports: gin searches what it knows.
-        module, _, name = function.rpartition(".")
-        if module not in self._bound:
-            self._new.append(self._import(module, config_parser.Location("", 0, 0, "")))
-        return f"{self._bound[module]}.{name}"
-
-    def _import(
-        self, module: str, location: config_parser.Location
-    ) -> config_parser.ImportStatement:
-        name = module.rpartition(".")[2]
-        taken = name in self._bound.values() or self._modules.get(name, module) != module
-        self._bound.setdefault(module, module if taken else name)
-        # Not `as` another name: gin would know the functions by that name, on the command line too.
-        return config_parser.ImportStatement(module, self._bound[module] == name, None, location)
-
-
 class _Reader:
     """Parses files; remembers which are open (circles) and which functions have been named."""
 
@@ -429,7 +185,7 @@ class _Reader:
             statements = list(config_parser.ConfigParser(text + "\n", _Delegate()))
         except (SyntaxError, tokenize.TokenError) as error:
             raise _syntax_error(error, name, is_flag, lines) from error
-        names = _Names(
+        names = Names(
             [s for s in statements if isinstance(s, config_parser.ImportStatement)], self._known
         )
         for statement in statements:
@@ -469,7 +225,7 @@ class _Reader:
         value, plain = parse_flag_value(name, text)
         text_or_none = text if plain else None
         binding = Binding(scope, selector, parameter, value, source, text=text_or_none)
-        return _Names((), self._known).translate(binding)
+        return Names((), self._known).translate(binding)
 
     def _find(self, name: str, included_at: Location | None) -> Path:
         expanded = Path(name).expanduser()

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.configuration.reader import Macro, Reference
+from sbs_jax.configuration.statements import Macro, Reference
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.costs import num_params, step_flops

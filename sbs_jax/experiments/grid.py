@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from sbs_jax.configuration import reader
+from sbs_jax.configuration import reader, statements
 from sbs_jax.errors import UserError
 
 GIN_FILE = "gin_file"
@@ -183,7 +183,7 @@ def _values(name: str, values: Any) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     """A value that JSON can hold; references become their source."""
-    if isinstance(value, reader.Macro | reader.Reference):
+    if isinstance(value, statements.Macro | statements.Reference):
         return repr(value)
     if isinstance(value, tuple):
         return list(value)

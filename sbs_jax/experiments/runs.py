@@ -20,7 +20,7 @@ from typing import Any
 
 from sbs_jax import files
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.configuration import reader
+from sbs_jax.configuration import statements
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
@@ -247,7 +247,7 @@ def check(config: config_lib.GinConfig) -> None:
     """
     config.check()
     splits = macro(config, "EVAL_SPLITS", ["validation"])
-    if isinstance(splits, reader.Macro | reader.Reference):
+    if isinstance(splits, statements.Macro | statements.Reference):
         return
     if "test" in splits:
         raise UserError(

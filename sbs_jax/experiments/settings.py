@@ -8,7 +8,7 @@ from typing import Any
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import value_types
-from sbs_jax.configuration.reader import Macro
+from sbs_jax.configuration.statements import Macro
 from sbs_jax.errors import UserError
 
 SELECTOR = "sbs_jax.experiments.settings.SweepSettings"

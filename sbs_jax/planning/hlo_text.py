@@ -69,7 +69,7 @@ Computation = dict[str, Instruction]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Returns the computations of a program by name, and the name of the one that it begins with."""
+    """Returns the computations of a program by name, and the name of its entry."""
     computations: dict[str, Computation] = {}
     entry = ""
     current: Computation = {}

@@ -10,7 +10,7 @@ import gin
 import pytest
 
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.configuration import former_names, reader
+from sbs_jax.configuration import former_names, reader, statements
 from sbs_jax.configuration.flags import parse_flags
 
 TRAIN = "sbs_jax.programs.train.train"
@@ -50,14 +50,16 @@ sbs_jax.data.report.inspect_task.examples = 3
 
 def test_modules_and_references_are_translated():
     assert bindings(OLD) == {
-        f"{TRAIN}.config": reader.Reference("assembly.TrainConfig", True),
-        f"{CONFIG}.batching": reader.Reference("batching.Batching", True),
+        f"{TRAIN}.config": statements.Reference("assembly.TrainConfig", True),
+        f"{CONFIG}.batching": statements.Reference("batching.Batching", True),
         "sbs_jax.data.batching.Batching.batch_size": 8,
         "sbs_jax.data.batching.Batching.feature_lengths": {
-            "path": [reader.Reference("teach.smollm2_path", True)]
+            "path": [statements.Reference("teach.smollm2_path", True)]
         },
-        f"{CONFIG}.loss": reader.Reference("step.Loss", True),
-        "sbs_jax.training.step.Loss.rationale_weight": reader.Reference("train.linear_ramp", True),
+        f"{CONFIG}.loss": statements.Reference("step.Loss", True),
+        "sbs_jax.training.step.Loss.rationale_weight": statements.Reference(
+            "train.linear_ramp", True
+        ),
         "sbs_jax.programs.inspect_task.inspect_task.examples": 3,
     }
 
@@ -78,8 +80,8 @@ def test_a_parameter_that_became_a_field_of_a_dataclass(monkeypatch):
     )
     new = bindings("from sbs_jax import trainer\ntrainer.train.fsdp = True")
     assert new == {
-        f"{TRAIN}.mesh": reader.Reference("mesh.Mesh", True),
-        "sbs_jax.partitioning.mesh.Mesh.shape": reader.Reference("config.Shape", True),
+        f"{TRAIN}.mesh": statements.Reference("mesh.Mesh", True),
+        "sbs_jax.partitioning.mesh.Mesh.shape": statements.Reference("config.Shape", True),
         "sbs_jax.models.config.Shape.fsdp": True,
     }
 

@@ -2,7 +2,7 @@ import pytest
 
 from sbs_jax import redaction
 from sbs_jax.configuration import reader
-from sbs_jax.configuration.reader import Macro, Reference
+from sbs_jax.configuration.statements import Macro, Reference
 from sbs_jax.errors import UserError
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from sbs_jax.configuration import value_types
-from sbs_jax.configuration.reader import Macro
+from sbs_jax.configuration.statements import Macro
 
 
 @pytest.mark.parametrize(

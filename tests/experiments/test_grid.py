@@ -1,6 +1,6 @@
 import pytest
 
-from sbs_jax.configuration.reader import Macro, Reference
+from sbs_jax.configuration.statements import Macro, Reference
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import grid
 

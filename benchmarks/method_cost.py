@@ -46,7 +46,7 @@ METHODS = {
     "reverse": (96, 96),
 }
 OF_THE_TABLE = ("standard", "sbs", "joint", "rationale_input")
-"""The methods of `parts.METHODS`; the others have a file of gin/methods."""
+"""The methods of `methods.METHODS`; the others have a file of gin/methods."""
 
 
 @dataclasses.dataclass

@@ -2,9 +2,8 @@
 
 A *part* says which of the losses a target token belongs to: the label's or the rationale's (Hsieh
 et al. 2023, Eq. 3), or that of any further part of a method. A *method* is a set of parts;
-`METHODS` is the table of those that have a name here, and gin's macro PARTS describes one of a
-user's own.
-This module is a leaf: everything may import it, it imports nothing but the errors.
+`sbs_jax.methods` has the table of those that have a name.
+This module is a leaf: everything may import it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sbs_jax.errors import UserError
+from sbs_jax.part_templates import Pieces, as_template, fields_of, pieces, split_fields
 
 PADDING = 0
 """Part code of a padding token: it belongs to no loss."""
@@ -38,11 +38,8 @@ DEFAULT_LABEL_PREFIX = "predict: "
 DEFAULT_RATIONALE_PREFIX = "explain: "
 """Prefix of the published code; the paper's own is ``[rationale] ``."""
 
-CUSTOM = "custom"
-"""Name of the method that PARTS describes where METHOD gives none."""
 
 Weight = float | Callable[[Any], Any] | None
-Pieces = tuple[tuple[str, str | None], ...]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = ("z", "input", "target", "source", "grad")  # z_loss, input_tokens, … are metrics already
@@ -151,6 +148,7 @@ class Target:
         The label is what follows the last occurrence of the text in front of it. White space around
         such texts does not matter: vocabularies may change it.
 
+        >>> from sbs_jax.methods import METHODS
         >>> target = METHODS["joint"].target_of("label")
         >>> target.take_apart("2 + 3 = 5. Answer: 5", {"JOINT_SEPARATOR": " Answer: "})
         {'rationale': '2 + 3 = 5.', 'label': '5'}
@@ -175,29 +173,10 @@ class Target:
                 in_front, label = text, ""
         elif at:
             in_front, label = text, ""
-        result = _split(in_front, found[:at]) | _split(
+        result = split_fields(in_front, found[:at]) | split_fields(
             label, [("", found[at][1]), *found[at + 1 :]]
         )
         return {name: result.get(name, "").strip() for name in names}
-
-
-def _split(text: str, found: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Cuts a text at the first occurrences of what stands in front of each field but the first."""
-    result: dict[str, str] = {}
-    last: str | None = None
-    for between, field in found:
-        if last is None:
-            rest = text
-            stripped = between.strip()
-            text = rest.removeprefix(stripped) if stripped else rest
-        else:
-            result[last], _, text = text.partition(between.strip() or "\0")
-        if field is None:
-            return result
-        last = field
-    if last is not None:
-        result[last] = text
-    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +195,7 @@ class Method:
     parts: tuple[Part, ...]
 
     def __post_init__(self) -> None:
-        _check(self.name, self.parts)
+        check_parts(self.name, self.parts)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -302,95 +281,7 @@ def part_words(codes: Iterable[int], names: Sequence[str] = NAMES) -> str:
     return " + ".join(names[code - 1] for code in dict.fromkeys(map(int, codes)) if code != PADDING)
 
 
-def as_template(text: str) -> str:
-    """Returns a template; a single word stands for the field of that name."""
-    return f"{{{text}}}" if text.isidentifier() else text
-
-
-def pieces(template: str, settings: Mapping[str, str]) -> Pieces:
-    """Takes a template apart into fields, each with the text in front of it.
-
-    >>> pieces("{rationale}{JOINT_SEPARATOR}{label}", {"JOINT_SEPARATOR": " Answer: "})
-    (('', 'rationale'), (' Answer: ', 'label'))
-
-    Args:
-      template: see `Part`.
-      settings: the texts that stand for names in capital letters.
-
-    Returns:
-      Text and field, one after the other; a text at the end has the field None.
-    """
-    result: list[tuple[str, str | None]] = []
-    text = ""
-    for literal, name, _, _ in string.Formatter().parse(template):
-        text += literal
-        if name is None:
-            continue
-        if name.isupper():
-            text += settings[name]
-            continue
-        result.append((text, name))
-        text = ""
-    return (*result, (text, None)) if text else tuple(result)
-
-
-def fields_of(template: str) -> tuple[str, ...]:
-    """Returns the fields that a template names, those of the settings left out."""
-    found = (name for _, name, _, _ in string.Formatter().parse(template))
-    return tuple(name for name in found if name and not name.isupper())
-
-
-def fill(template: str, settings: Mapping[str, str]) -> str:
-    """Returns a template without fields as a text."""
-    return "".join(text for text, _ in pieces(template, settings))
-
-
-def read_parts(value: Any) -> tuple[Part, ...]:
-    """Reads the macro PARTS, a dict of the parts' attributes by name.
-
-    >>> read_parts({"label": {}, "hint": {"prefix": "hint: ", "weight": 0.5}})[1].weight
-    0.5
-
-    Args:
-      value: a dict of dicts (of `Part`'s attributes); or a sequence of such dicts that give the
-        name, as records of runs hold it; or of parts.
-
-    Raises:
-      UserError: it is something else, or a part is not well described; names the part and the key.
-    """
-    if isinstance(value, Mapping):
-        value = [
-            {**attributes, "name": name} if isinstance(attributes, Mapping) else (name, attributes)
-            for name, attributes in value.items()
-        ]
-    if not isinstance(value, list | tuple) or not value:
-        raise UserError(
-            f"PARTS = {value!r} must be a dict of parts by name, as in {{'label': {{}}, 'hint': "
-            "{'weight': 0.5}}."
-        )
-    parts = []
-    known = [field.name for field in dataclasses.fields(Part)]
-    for one in value:
-        if isinstance(one, Part):
-            parts.append(one)
-            continue
-        if not isinstance(one, Mapping):
-            raise UserError(
-                f"PARTS: the part {one[0] if isinstance(one, tuple) else one!r} must be a dict of "
-                f"{', '.join(known[1:])}, which may be empty."
-            )
-        for key in one:
-            if key not in known:
-                raise UserError(
-                    f"PARTS: the part '{one.get('name')}' has the key {key!r}, but a part has "
-                    f"{', '.join(known[1:])}."
-                )
-        parts.append(Part(**one))
-    _check(CUSTOM, tuple(parts))
-    return tuple(parts)
-
-
-def _check(method: str, parts: tuple[Part, ...]) -> None:
+def check_parts(method: str, parts: tuple[Part, ...]) -> None:
     """Raises a `UserError` if parts are not well described, or contradict each other."""
     if not isinstance(method, str) or not _NAME.fullmatch(method):
         raise UserError(
@@ -477,48 +368,3 @@ def _check_template(where: str, value: Any) -> None:
             raise UserError(f"{where} = {value!r} must not name a field of an example.")
     elif not value.isidentifier() and not fields_of(value):
         raise UserError(f"{where} = {value!r} names no field of an example, as {{input}} does.")
-
-
-_LABEL_PART, _RATIONALE_PART = Part("label"), Part("rationale")
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("sbs", (_LABEL_PART, _RATIONALE_PART)),
-        Method("standard", (_LABEL_PART,)),
-        Method("joint", (Part("label", writes="{rationale}{JOINT_SEPARATOR}{label}"),)),
-        Method(
-            "rationale_input",
-            (Part("label", reads="{input}{RATIONALE_INPUT_SEPARATOR}{rationale}"),),
-        ),
-        Method("rationale", (_RATIONALE_PART,)),
-        Method("weighted_joint", (_RATIONALE_PART, Part("label", after="rationale"))),
-    )
-}
-"""The methods that have a name here (docs/methods.md). The tasks of the first five are registered
-with their data set, those of others when they are asked for."""
-
-REGISTERED = tuple(METHODS)[:5]
-"""The methods whose tasks are registered with a data set."""
-
-
-def find_method(name: str, parts: tuple[Part, ...] | None = None) -> Method:
-    """Returns the method of a name: the one that `parts` describe, or else one of `METHODS`.
-
-    Args:
-      name: METHOD.
-      parts: PARTS, read.
-
-    Raises:
-      UserError: `parts` are given for a name of the table, or the name is not in it.
-    """
-    if parts:
-        if name in METHODS:
-            raise UserError(
-                f"METHOD = {name!r} is a method of its own, but PARTS describes another one: give "
-                "that another name, or leave METHOD out."
-            )
-        return Method(name, parts)
-    if name not in METHODS:
-        raise UserError(f"METHOD = {name!r} is unknown; there are {', '.join(METHODS)}.")
-    return METHODS[name]

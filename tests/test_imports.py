@@ -10,7 +10,9 @@ import pytest
 from tests.paths import ROOT
 
 CORE = (
+    "part_templates",
     "parts",
+    "methods",
     "errors",
     "files",
     "student",
@@ -64,7 +66,10 @@ def imported(packages, forbidden):
         (("teacher",), ("tensorflow", "jax", "torch")),
         (("report", "reports"), ("tensorflow", "jax", "torch")),
         (("student", "inference", "evaluation"), ("sbs_jax.training", "optax")),
-        (("parts", "errors", "files", "metrics", "parsers"), ("jax", "tensorflow", "numpy")),
+        (
+            ("part_templates", "parts", "methods", "errors", "files", "metrics", "parsers"),
+            ("jax", "tensorflow", "numpy"),
+        ),
         (("configuration", *COMMANDS), ("jax", "tensorflow")),
         (("data.settings", "data.packing"), ("gin",)),
         (PROGRAMS_OF_THE_CORE, ("tensorflow", "seqio")),

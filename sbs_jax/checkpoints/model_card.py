@@ -10,17 +10,11 @@ from typing import Any
 
 import sbs_jax
 from sbs_jax.checkpoints import decoder_huggingface
+from sbs_jax.methods import CUSTOM, METHODS, find_method, read_parts
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig
-from sbs_jax.parts import (
-    CUSTOM,
-    DEFAULT_LABEL_PREFIX,
-    DEFAULT_RATIONALE_PREFIX,
-    METHODS,
-    fill,
-    find_method,
-    read_parts,
-)
+from sbs_jax.part_templates import fill
+from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
 
 _METHODS = {
     "sbs": "Distilling step-by-step: it learned to give the label and, when asked, the rationale "

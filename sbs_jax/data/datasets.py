@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from sbs_jax import metrics
-from sbs_jax import parts as parts_lib
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.rationales import join_rationales
 from sbs_jax.data.release import Example, LoadFn, own_fields, rationale_texts, where
@@ -23,6 +22,8 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.token_weights import word_weights
 from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
 from sbs_jax.errors import UserError
+from sbs_jax.methods import CUSTOM, find_method
+from sbs_jax.part_templates import fields_of, fill
 from sbs_jax.parts import Method
 
 JudgeFn = Callable[[], tuple[str, Sequence[str]]]
@@ -264,8 +265,8 @@ def vocabulary_texts(dataset: Dataset) -> list[str]:
 
 def _own_texts(example: Example, settings: DataSettings) -> list[str]:
     """The texts that parts of the user's own add: their prefixes, and fields of the example."""
-    method = parts_lib.find_method(parts_lib.CUSTOM, settings.parts)
-    prefixes = [parts_lib.fill(target.prefix, settings.texts) for target in method.targets]
+    method = find_method(CUSTOM, settings.parts)
+    prefixes = [fill(target.prefix, settings.texts) for target in method.targets]
     return prefixes + [own_text(example, field) for field in method.own_fields]
 
 
@@ -356,7 +357,7 @@ def _weights_of(task: TaskInfo, example: Example, texts: Mapping[str, str]) -> d
     given = own_fields(example)
     found = {}
     for target in task.definition.targets:
-        for field in (name for part in target.parts for name in parts_lib.fields_of(part.content)):
+        for field in (name for part in target.parts for name in fields_of(part.content)):
             name = f"{field}_weights"
             if given.get(name) is None:
                 continue

@@ -19,7 +19,8 @@ from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
-from sbs_jax.parts import NAMES, Target, fields_of, pieces
+from sbs_jax.part_templates import fields_of, pieces
+from sbs_jax.parts import NAMES, Target
 
 EXPRESSION = "expression"
 """Name of the part whose arithmetic votes on the answer, see `sbs_jax.scores.voting`."""

@@ -17,7 +17,7 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.datasets import WEIGHTS_OF
 from sbs_jax.data.record_texts import WEIGHING, RecordMaker
 from sbs_jax.data.tensorflow_setup import seqio, tf
-from sbs_jax.parts import METHODS as METHODS
+from sbs_jax.methods import METHODS as METHODS
 from sbs_jax.parts import PADDING, Method
 
 Elements = Mapping[str, tf.Tensor]
@@ -38,7 +38,7 @@ def to_records(
 
     Args:
       dataset: of elements.
-      method: or its name in `parts.METHODS`.
+      method: or its name in `methods.METHODS`.
       output_features: whose vocabularies tokenize; the texts are kept as ``inputs_pretokenized``
         and ``targets_pretokenized``, as SeqIO's own preprocessor does, but many at a time. None
         leaves the texts as they are. Of a target with several parts each is tokenized by itself,

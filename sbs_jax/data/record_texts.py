@@ -13,11 +13,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from sbs_jax import parts as parts_lib
 from sbs_jax.data import token_weights
 from sbs_jax.data.datasets import WEIGHTS_OF, element_key
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.parts import Method, Pieces, Target
+from sbs_jax.part_templates import Pieces, fill
+from sbs_jax.parts import Method, Target
 
 Element = Mapping[str, Any]
 
@@ -174,12 +174,12 @@ def encoder_prefix(settings: DataSettings, target: Target) -> str:
     """Returns what stands in front of an input that asks for `target`."""
     if settings.prefix_side == "decoder":
         return ""
-    return parts_lib.fill(target.prefix, settings.texts)
+    return fill(target.prefix, settings.texts)
 
 
 def decoder_prompt(settings: DataSettings, target: Target, vocabulary: _Encodes) -> list[int]:
     """Returns the tokens that the decoder is given before it writes `target`; none by default."""
     if settings.prefix_side != "decoder":
         return []
-    prefix = parts_lib.fill(target.prefix, settings.texts)
+    prefix = fill(target.prefix, settings.texts)
     return list(vocabulary.encode(prefix)) if prefix else []

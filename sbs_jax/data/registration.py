@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from sbs_jax import parts as parts_lib
 from sbs_jax.data import datasets
 from sbs_jax.data.datasets import (
     GOLD as GOLD,
@@ -74,8 +73,9 @@ from sbs_jax.data.release import ConvertFn, Example, ParseFn, load_release
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
+from sbs_jax.methods import CUSTOM, METHODS, REGISTERED, find_method
 from sbs_jax.parsers import find_parser
-from sbs_jax.parts import METHODS, Method, Part
+from sbs_jax.parts import Method, Part
 
 if TYPE_CHECKING:
     from sbs_jax.data.tensorflow_setup import seqio
@@ -154,7 +154,7 @@ def register_dataset(
     )
     if judge is None:
         _ = dataset.scorer  # checks it
-    for method in parts_lib.REGISTERED:
+    for method in REGISTERED:
         _register_method(dataset, METHODS[method])
     _DATASETS[name] = dataset
     return dataset
@@ -188,7 +188,7 @@ def _define(name: str, parts: Sequence[Part] | None) -> None:
         if not parts and method not in METHODS:
             continue
         own = tuple(parts) if parts and method not in METHODS else None
-        definition = parts_lib.find_method(method, own)
+        definition = find_method(method, own)
         known = _TASKS.get(_task_name(dataset, definition, GOLD, TEACHER))
         if known is not None and known.definition == definition:
             return
@@ -265,7 +265,7 @@ def choose_task(
     Args:
       name: a data set's, for which the others choose a task; or a task's or mixture's, which then
         have to agree with it.
-      method: a key of `parts.METHODS`, or with `parts` any other name; None is ``sbs``, or with
+      method: a key of `methods.METHODS`, or with `parts` any other name; None is ``sbs``, or with
         `parts` ``custom``.
       label_source: ``gold`` or ``teacher``; None is ``gold``.
       rationale_source: ``teacher`` or ``human``; None is ``teacher``.
@@ -275,8 +275,8 @@ def choose_task(
       UserError: a value is unknown, or contradicts `name`.
     """
     if parts and method is None and name in _DATASETS:
-        method = parts_lib.CUSTOM
-    own = parts_lib.find_method(method, tuple(parts)) if parts and method is not None else None
+        method = CUSTOM
+    own = find_method(method, tuple(parts)) if parts and method is not None else None
     given = {
         "METHOD": (method, (*METHODS, *(() if own is None else (own.name,)))),
         "LABEL_SOURCE": (label_source, (GOLD, TEACHER)),

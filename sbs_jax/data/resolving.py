@@ -16,7 +16,8 @@ from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
-from sbs_jax.parts import METHODS, Method, find_method
+from sbs_jax.methods import METHODS, find_method
+from sbs_jax.parts import Method
 
 if TYPE_CHECKING:
     from sbs_jax.data.tensorflow_setup import seqio
@@ -31,7 +32,7 @@ class TaskChoice:
       name: MIXTURE_OR_TASK_NAME: a registered task or mixture (`svamp_sbs`), or a data set
         (`svamp`), of which METHOD and the sources choose a task.
       module: MIXTURE_OR_TASK_MODULE: a module that registers the task; it is imported first.
-      method: a key of `parts.METHODS` (None is `sbs`); where the data settings have parts of the
+      method: a key of `methods.METHODS` (None is `sbs`); where the data settings have parts of the
         user's own, what these are called (None is `custom`).
       label_source: whose labels are trained, `gold` (or None) or `teacher`.
       rationale_source: whose rationales are trained, `teacher` (or None) or `human`.

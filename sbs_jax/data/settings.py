@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from sbs_jax import parts as parts_lib
 from sbs_jax.errors import UserError
+from sbs_jax.methods import CUSTOM, find_method, read_parts
+from sbs_jax.part_templates import fill
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
 
 DEFAULT_JOINT_SEPARATOR = " Answer: "
@@ -102,9 +103,9 @@ class DataSettings(TemplateTexts):
       cache_dir: the folder of SeqIO's cache.
       records_cache_dir: a folder in which tokenized records are kept, see `stored_records`; None
         tokenizes at every start.
-      parts: PARTS, the parts of a method of the user's own (`parts.read_parts`), which METHOD
-        names. None leaves METHOD to name one of `parts.METHODS`. Weights and normalisations are the
-        loss's alone: settings that differ in them are equal, and `record` leaves them out.
+      parts: PARTS, the parts of a method of the user's own (`methods.read_parts`), which METHOD
+        names. None leaves METHOD to name one of `methods.METHODS`. Weights and normalisations are
+        the loss's alone: settings that differ in them are equal, and `record` leaves them out.
 
     Raises:
       UserError: a value is out of its range.
@@ -207,7 +208,7 @@ class DataSettings(TemplateTexts):
                 raise UserError(f"{name.upper()} must be a text, not {getattr(self, name)!r}.")
 
         if self.parts is not None:
-            object.__setattr__(self, "parts", parts_lib.read_parts(self.parts))
+            object.__setattr__(self, "parts", read_parts(self.parts))
             self._check_prompts()
 
     def _check_prompts(self) -> None:
@@ -215,8 +216,8 @@ class DataSettings(TemplateTexts):
         if self.prefix_side != "decoder":
             return
         asked: dict[tuple[str, str], str] = {}
-        for target in parts_lib.find_method(parts_lib.CUSTOM, self.parts).targets:
-            key = (parts_lib.fill(target.prefix, self.texts), target.reads)
+        for target in find_method(CUSTOM, self.parts).targets:
+            key = (fill(target.prefix, self.texts), target.reads)
             name = target.parts[0].name
             if key in asked:
                 raise UserError(

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from sbs_jax.errors import UserError
 from sbs_jax.inference.predictor import CHOICES, TASK, Predictor, load_predictor
 from sbs_jax.inference.programs import Strategy
+from sbs_jax.methods import METHODS
 from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.parts import METHODS
 
 
 @dataclasses.dataclass(frozen=True)

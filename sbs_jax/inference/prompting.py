@@ -7,14 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sbs_jax import parts as parts_lib
 from sbs_jax.data.settings import (
     DEFAULT_JOINT_SEPARATOR,
     DEFAULT_RATIONALE_INPUT_SEPARATOR,
     TemplateTexts,
 )
 from sbs_jax.errors import UserError
+from sbs_jax.methods import METHODS, find_method, read_parts
 from sbs_jax.metrics import normalize_answer
+from sbs_jax.part_templates import fields_of, fill
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX, Method, Target
 
 Kind = Literal["label", "rationale"]
@@ -29,7 +30,7 @@ class Prompting(TemplateTexts):
     """The text around an input.
 
     Attributes:
-      method: a key of `parts.METHODS`, or what `parts` are called.
+      method: a key of `methods.METHODS`, or what `parts` are called.
       label_prefix: the task prefix of labels.
       rationale_prefix: the task prefix of rationales.
       prefix_side: `encoder`: the prefix stands before the input; `decoder`: it is what the decoder
@@ -37,8 +38,8 @@ class Prompting(TemplateTexts):
       input_frame: the texts before and after every input; see `DataSettings`.
       joint_separator: the text that a `joint` student writes between its rationale and its label.
       rationale_input_separator: the text between input and rationale for `rationale_input`.
-      parts: those of a method of the user's own (`parts.read_parts`), of which label and rationale
-        are asked for here.
+      parts: those of a method of the user's own (`methods.read_parts`), of which label and
+        rationale are asked for here.
 
     Raises:
       UserError: the method is unknown, or its parts are not well described.
@@ -55,14 +56,14 @@ class Prompting(TemplateTexts):
 
     def __post_init__(self) -> None:
         if self.parts is not None:
-            object.__setattr__(self, "parts", parts_lib.read_parts(self.parts))
+            object.__setattr__(self, "parts", read_parts(self.parts))
         _ = self.definition  # checks the name
 
     @property
     def definition(self) -> Method:
         """The parts that the student was trained with."""
-        own = None if self.method in parts_lib.METHODS else self.parts
-        return parts_lib.find_method(self.method, own)
+        own = None if self.method in METHODS else self.parts
+        return find_method(self.method, own)
 
     def target(self, kind: Kind) -> Target:
         """Returns the target that holds labels, or rationales."""
@@ -70,7 +71,7 @@ class Prompting(TemplateTexts):
 
     def prefix(self, kind: Kind) -> str:
         """Returns the task prefix of labels or of rationales."""
-        return parts_lib.fill(self.target(kind).prefix, self.texts)
+        return fill(self.target(kind).prefix, self.texts)
 
     def encoder_text(self, kind: Kind, text: str, rationale: str = "") -> str:
         """Returns the encoder's text.
@@ -112,7 +113,7 @@ class Prompting(TemplateTexts):
     @property
     def reads_rationales(self) -> bool:
         """Whether the encoder's text that asks for a label holds a rationale."""
-        return "rationale" in parts_lib.fields_of(self.target(LABEL).reads)
+        return "rationale" in fields_of(self.target(LABEL).reads)
 
     @property
     def separator(self) -> str:

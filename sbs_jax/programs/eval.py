@@ -22,9 +22,9 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, Value, write_predictions
 from sbs_jax.files import atomic_write_text
 from sbs_jax.losses import Normalization
+from sbs_jax.methods import read_parts
 from sbs_jax.models.interface import ModelConfig, default_prefix_side
 from sbs_jax.partitioning.mesh import MeshSettings
-from sbs_jax.parts import read_parts
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 

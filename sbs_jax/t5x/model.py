@@ -17,7 +17,8 @@ from sbs_jax.data.feature_converter import PartFeatureConverter
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
-from sbs_jax.parts import METHODS, Method
+from sbs_jax.methods import METHODS
+from sbs_jax.parts import Method
 from sbs_jax.t5x import part_metrics
 from sbs_jax.training.schedules import Schedule
 from sbs_jax.training.step import Loss

@@ -12,7 +12,8 @@ from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
-from sbs_jax.parts import LABEL, METHODS, RATIONALE
+from sbs_jax.methods import METHODS
+from sbs_jax.parts import LABEL, RATIONALE
 
 LENGTHS = {"inputs": 64, "targets": 48}
 NAME = "methods_toy"

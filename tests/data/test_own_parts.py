@@ -1,16 +1,18 @@
 """Methods of a user's own (PARTS), and several parts in one target: records, errors, names."""
 
+import doctest
 import json
 
 import numpy as np
 import pytest
 
-from sbs_jax import parts as parts_lib
+from sbs_jax import methods, part_templates, parts
 from sbs_jax.data import pipeline, registration
 from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.parts import LABEL, METHODS, RATIONALE, Method, Part
+from sbs_jax.methods import METHODS, find_method
+from sbs_jax.parts import LABEL, RATIONALE, Method, Part
 
 LENGTHS = {"inputs": 64, "targets": 48}
 NAME = "own_parts_toy"
@@ -201,7 +203,7 @@ def test_names_that_contradict():
         resolve_task(TaskChoice(NAME, method="hintd"), DataSettings())
     with pytest.raises(UserError, match=r"have the same prefix 'predict: '; with PREFIX_SIDE"):
         DataSettings(parts={"label": {}, "hint": {"prefix": "predict: "}}, prefix_side="decoder")
-    assert parts_lib.find_method("sbs") is METHODS["sbs"]
+    assert find_method("sbs") is METHODS["sbs"]
 
 
 def test_files_of_several_teachers_are_fields(folder, tmp_path):
@@ -226,3 +228,9 @@ def test_files_of_several_teachers_are_fields(folder, tmp_path):
     assert json.loads(json.dumps(task.settings.record()))["rationales_file"] == files
     with pytest.raises(UserError, match="must be a file, or a dict of files by the field"):
         DataSettings(rationales_file={"a b": "c"})
+
+
+@pytest.mark.parametrize("module", [parts, methods, part_templates])
+def test_examples_of_the_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted

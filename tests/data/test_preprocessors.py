@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sbs_jax import parts
+from sbs_jax import methods
 from sbs_jax.data import preprocessors
 from sbs_jax.data.settings import DataSettings, override
 from sbs_jax.data.tensorflow_setup import tf
@@ -69,4 +69,4 @@ def test_more_examples_than_a_chunk_keep_their_order(monkeypatch):
 
 
 def test_every_method_has_records():
-    assert set(preprocessors.METHODS) == set(parts.METHODS)
+    assert set(preprocessors.METHODS) == set(methods.METHODS)

@@ -33,7 +33,7 @@ import rich.table
 import sbs_jax.tasks  # noqa: F401 (registers them)
 from sbs_jax import metrics
 from sbs_jax.checkpoints import loading
-from sbs_jax.data import registration
+from sbs_jax.data import choosing
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.inference.inputs import read_task
 from sbs_jax.inference.loader import Loader
@@ -63,7 +63,7 @@ def main() -> int:
     settings = loading.identify(options.checkpoint).settings
     task = settings["mixture_or_task_name"]
     items = list(read_task(task, options.split, settings.get("mixture_or_task_module")))
-    info = registration.task_info(task)
+    info = choosing.task_info(task)
     assert info is not None
     score = metrics.SCORERS[info.dataset.scorer]
     texts = [item.input for item in items]

@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 if TYPE_CHECKING:
-    from sbs_jax.data.registration import (
-        find_dataset as find_dataset,
-    )
-    from sbs_jax.data.registration import (
-        register_dataset as register_dataset,
-    )
+    from sbs_jax.data.registration import register_dataset as register_dataset
+    from sbs_jax.data.registry import find_dataset as find_dataset
     from sbs_jax.data.release import Example as Example
     from sbs_jax.data.rows import Row as Row
     from sbs_jax.data.rows import read_rows as read_rows
@@ -37,7 +33,7 @@ _PUBLIC = {
     "TrainConfig": "sbs_jax.programs.assembly",
     "Example": "sbs_jax.data.release",
     "Row": "sbs_jax.data.rows",
-    "find_dataset": "sbs_jax.data.registration",
+    "find_dataset": "sbs_jax.data.registry",
     "read_rows": "sbs_jax.data.rows",
     "register_dataset": "sbs_jax.data.registration",
     "register_public": "sbs_jax.data.sources",

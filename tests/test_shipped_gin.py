@@ -141,10 +141,11 @@ def test_every_optimizer_works_with_every_schedule(optimizer, schedule):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_registered_by_its_file(task):
-    from sbs_jax.data import registration
+
+    from sbs_jax.data import choosing
 
     config = train_with(task=task)
-    assert registration.task_info(config.macros["MIXTURE_OR_TASK_NAME"].value) is not None
+    assert choosing.task_info(config.macros["MIXTURE_OR_TASK_NAME"].value) is not None
     assert set(config.macros["TASK_FEATURE_LENGTHS"].value) == {"inputs", "targets"}
 
 

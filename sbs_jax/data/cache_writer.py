@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data import caching, registration
+from sbs_jax.data import caching, datasets, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.tensorflow_setup import seqio, tf
@@ -36,7 +36,7 @@ SHARDS = 8
 def cache_task(
     task: ResolvedTask,
     *,
-    splits: Sequence[str] = registration.SPLITS,
+    splits: Sequence[str] = datasets.SPLITS,
     shards: int = SHARDS,
     writer: str = LOCAL,
 ) -> Path:

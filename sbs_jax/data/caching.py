@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.data import datasets
+from sbs_jax.data import elements
 from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
@@ -107,7 +107,7 @@ def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
 def examples_hash(info: TaskInfo, split: str) -> str:
     """Returns a hash of all texts of a split that a task of ours may use."""
     digest = hashlib.sha256()
-    for element in datasets.read_targets(info, split):
+    for element in elements.read_targets(info, split):
         digest.update(json.dumps(element, sort_keys=True).encode())
     return digest.hexdigest()
 

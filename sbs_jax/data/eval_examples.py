@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sbs_jax.data import datasets, registration
+from sbs_jax.data import datasets, elements
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import row_lengths
 from sbs_jax.data.datasets import TaskInfo
@@ -118,7 +118,7 @@ def load_eval_examples(
     task.check_split(split)
     settings = task.settings
     with settings_lib.override(settings):
-        examples = registration.load_examples(info.dataset, split)
+        examples = datasets.load_examples(info.dataset, split)
         method = info.definition
         names = (*NAMES, *((EXPRESSION,) if EXPRESSION in method.names else ()))
         targets = [method.target_of(name) for name in names]
@@ -127,7 +127,7 @@ def load_eval_examples(
             for target in targets
         ]
         if "rationale" in fields_of(targets[0].reads) and not method.is_cascaded:
-            datasets.require_rationales(info, split, examples)
+            elements.require_rationales(info, split, examples)
     inputs = [example["input"] for example in examples]
     asked = [
         _asked(info, target, example, settings, "" if method.is_cascaded else None)

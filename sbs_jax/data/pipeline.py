@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sbs_jax.data import registration, stored_records, token_weights
+from sbs_jax.data import datasets, stored_records, token_weights
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import Fill, measure_fill, row_lengths
 from sbs_jax.data.batching import Batching, EvalBatches, TrainBatches
@@ -112,7 +112,7 @@ def _make_records(task: ResolvedTask, split: str, input_limit: int, target_limit
         counts=counts,
         target_weights=_token_weights(task, columns, target_lengths, cut_targets),
         variant=columns["variant"][0] if columns["variant"][0].size else None,
-        draw=split == registration.TRAIN and settings.rationales_per_epoch == "one",
+        draw=split == datasets.TRAIN and settings.rationales_per_epoch == "one",
         source=shared_sources(cut_inputs.tokens, cut_inputs.offsets, columns["example"][0])
         if settings.prefix_side == "decoder"
         else None,
@@ -140,7 +140,7 @@ def _place_of(task: ResolvedTask, split: str, example: np.ndarray, record: int) 
     """Returns the file and the line of a record's example, which is read again for it."""
     info = task.require_info("be read")
     with settings_lib.override(task.settings):
-        examples = registration.load_examples(info.dataset, split)
+        examples = datasets.load_examples(info.dataset, split)
     return place(examples[int(example[record])])
 
 

@@ -1,7 +1,7 @@
 """SeqIO's preprocessors of our tasks: `record_texts` and what finishes a target, in TensorFlow.
 
 The input pipeline does not go this way (`reading`): these are for SeqIO's own programs, its cache,
-and T5X. An *element* here is a dict of scalar tensors, with what `datasets.read_targets` gives of
+and T5X. An *element* here is a dict of scalar tensors, with what `elements.read_targets` gives of
 an example, and the features `KEPT`.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from sbs_jax.data import record_texts
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.datasets import WEIGHTS_OF
+from sbs_jax.data.elements import WEIGHTS_OF
 from sbs_jax.data.record_texts import WEIGHING, RecordMaker
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.methods import METHODS as METHODS

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sbs_jax.data import datasets, record_texts
+from sbs_jax.data import record_texts
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.datasets import TaskInfo
+from sbs_jax.data.elements import WEIGHTS_OF, read_targets
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import DatasetVocabulary
@@ -49,7 +50,7 @@ def read_columns(task: ResolvedTask, split: str) -> Columns:
             chunks = seqio_reading.read(task, split)
         else:
             task.info.dataset.vocabulary.resolve()
-            elements = datasets.read_targets(task.info, split)
+            elements = read_targets(task.info, split)
             chunks = tokenized(task.info, elements, task.settings)
         columns = joined(chunks)
     count = columns["inputs"][1].size
@@ -88,11 +89,11 @@ def tokenized(
 
     Args:
       task: of ours.
-      elements: from `datasets.read_targets`.
+      elements: from `elements.read_targets`.
       settings: of the data; they are in force.
     """
     vocabulary, method = task.dataset.vocabulary, task.definition
-    weighs = any(key.startswith(datasets.WEIGHTS_OF) for key in (elements or [{}])[0])
+    weighs = any(key.startswith(WEIGHTS_OF) for key in (elements or [{}])[0])
     make = record_texts.RecordMaker(method, settings, weighs=weighs)
     finish = _Finish(method, settings, vocabulary)
     examples = elements[-1]["example"] + 1 if elements else 0

@@ -1,6 +1,6 @@
 """From examples to records, as texts: what the student reads and writes for each target.
 
-An *element* is what `datasets.read_targets` makes of an example: its texts under `element_key`, and
+An *element* is what `elements.read_targets` makes of an example: its texts under `element_key`, and
 ``variant``, which tells the elements of an example with several rationales apart.
 
 The input pipeline makes its records with these functions (`reading`), and so do the SeqIO tasks
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from sbs_jax.data import token_weights
-from sbs_jax.data.datasets import WEIGHTS_OF, element_key
+from sbs_jax.data.elements import WEIGHTS_OF, element_key
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.part_templates import Pieces, fill
 from sbs_jax.parts import Method, Target
@@ -77,7 +77,7 @@ class RecordMaker:
         Args:
           method: what is trained.
           settings: give prefixes and separators, and say whether blank rationales are kept.
-          weighs: whether elements weigh words (under `datasets.WEIGHTS_OF` and a field's name).
+          weighs: whether elements weigh words (under `elements.WEIGHTS_OF` and a field's name).
         """
         self._weighs = weighs
         self._keep = settings.keep_blank_rationales

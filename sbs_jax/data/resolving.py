@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sbs_jax.data import registration
+from sbs_jax.data import choosing, registration, registry
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.settings import DataSettings
@@ -65,7 +65,7 @@ class ResolvedTask:
     @property
     def is_mixture(self) -> bool:
         """Whether this is a mixture of tasks."""
-        return self.info is None and registration.is_mixture(self.name)
+        return self.info is None and registry.is_mixture(self.name)
 
     @property
     def seqio_task(self) -> seqio.Task:
@@ -74,7 +74,7 @@ class ResolvedTask:
         Raises:
           UserError: it is a mixture.
         """
-        return registration.find_task(self.name)
+        return choosing.find_task(self.name)
 
     def check_split(self, split: str) -> None:
         """Raises a `UserError` if the task has no such split."""
@@ -128,10 +128,10 @@ class ResolvedTask:
             # With the weights of these settings, which the task may have been registered without.
             return find_method(self.info.method, own) if own else self.info.definition
         if not self.is_mixture:
-            return METHODS[registration.DEFAULT_METHOD]
-        infos = map(registration.task_info, registration.mixture_rates(self.name))
+            return METHODS[choosing.DEFAULT_METHOD]
+        infos = map(choosing.task_info, registration.mixture_rates(self.name))
         known = [info for info in infos if info is not None]
-        return _common_method(self.name, known) if known else METHODS[registration.DEFAULT_METHOD]
+        return _common_method(self.name, known) if known else METHODS[choosing.DEFAULT_METHOD]
 
     def with_settings(self, settings: DataSettings) -> ResolvedTask:
         """Returns the same task, read with other settings."""
@@ -190,14 +190,14 @@ def resolve_task(choice: TaskChoice | str, settings: DataSettings | None = None)
         choice = TaskChoice(choice)
     registration.import_tasks(choice.module)
     settings = settings or settings_lib.current()
-    name = registration.choose_task(
+    name = choosing.choose_task(
         choice.name, choice.method, choice.label_source, choice.rationale_source, settings.parts
     )
-    if not registration.is_mixture(name):
-        registration.require_task(name)
+    if not registry.is_mixture(name):
+        registry.require_task(name)
     return ResolvedTask(
         name=name,
         module=choice.module,
-        info=registration.task_info(name),
+        info=choosing.task_info(name),
         settings=settings,
     )

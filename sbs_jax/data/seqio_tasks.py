@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sbs_jax import metrics
-from sbs_jax.data import datasets
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.datasets import SPLITS, TaskInfo
+from sbs_jax.data.elements import read_targets
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.parts import LABEL, Method
 
@@ -90,7 +90,7 @@ def _read(
     del shuffle_files, seed
     # Here rather than inside TensorFlow's tracing, which would wrap the errors.
     task.dataset.vocabulary.resolve()
-    elements = datasets.read_targets(task, split)
+    elements = read_targets(task, split)
     features = {
         key: np.array([element[key] for element in elements], np.int32 if number else object)
         for key, number in ((key, isinstance(value, int)) for key, value in elements[0].items())

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sbs_jax.data.registration import Dataset, code_of, find_dataset, register_dataset
+from sbs_jax.data.datasets import Dataset
+from sbs_jax.data.registration import code_of, register_dataset
+from sbs_jax.data.registry import find_dataset
 from sbs_jax.data.release import (
     ConvertFn,
     Example,

@@ -17,7 +17,7 @@ from sbs_jax.checkpoints import folders
 from sbs_jax.checkpoints.manager import restore_params
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump
-from sbs_jax.data import registration
+from sbs_jax.data import datasets
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
@@ -78,7 +78,7 @@ def require_judged_splits(config: TrainConfig) -> None:
         return  # A SeqIO task of the user's own, or a mixture: the evaluator reads these.
     with settings_lib.override(task.settings):
         for split in runs_lib.SPLITS:
-            registration.load_examples(task.info.dataset, split)
+            datasets.load_examples(task.info.dataset, split)
 
 
 def steps_until(train_steps: int, share: float) -> int:
@@ -150,7 +150,7 @@ def write_teacher(folder: Path, task: ResolvedTask) -> None:
         return
     dataset = task.info.dataset
     with settings_lib.override(task.settings):
-        examples = registration.load_examples(dataset, "test")
+        examples = datasets.load_examples(dataset, "test")
     answered = [example for example in examples if example.get("llm_label")]
     if not answered:
         return

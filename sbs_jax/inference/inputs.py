@@ -68,12 +68,12 @@ def read_task(name: str, split: str, module: str | None = None) -> Iterator[Item
     Raises:
       UserError: there is no such task or split, or it cannot be read.
     """
-    from sbs_jax.data import registration
+    from sbs_jax.data import datasets
     from sbs_jax.data.release import rationale_texts
     from sbs_jax.data.resolving import TaskChoice, resolve_task
 
     info = resolve_task(TaskChoice(name, module)).require_info("be inferred from")
-    for number, example in enumerate(registration.load_examples(info.dataset, split), start=1):
+    for number, example in enumerate(datasets.load_examples(info.dataset, split), start=1):
         rationale = rationale_texts(example.get(info.rationale_key, ""))[0]
         where = f"'{name}' ({split}), example {number}"
         yield Item(example["id"], example["input"], where, example["label"], None, rationale)

@@ -444,11 +444,11 @@ def load_predictor(
 
 def _task_labels(source: loading.Source, trust_modules: bool) -> tuple[str, ...]:
     # The only thing here that needs TensorFlow.
-    from sbs_jax.data import registration
+    from sbs_jax.data import choosing, registration
 
     task = source.settings.get("mixture_or_task_name")
     registration.import_tasks(source.task_module(trust=trust_modules))
-    info = registration.task_info(task) if task else None
+    info = choosing.task_info(task) if task else None
     if info is None or not info.dataset.labels:
         raise UserError(
             f"{source.folder}: CANDIDATES = 'task', but the task it was trained on "

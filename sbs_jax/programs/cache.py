@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sbs_jax.data import cache_writer, registration
+from sbs_jax.data import cache_writer, datasets
 from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 
@@ -18,7 +18,7 @@ def write_cache(
     method: str | None = None,
     label_source: str | None = None,
     rationale_source: str | None = None,
-    splits: Sequence[str] = registration.SPLITS,
+    splits: Sequence[str] = datasets.SPLITS,
     shards: int = cache_writer.SHARDS,
     writer: str = cache_writer.LOCAL,
 ) -> None:
@@ -27,9 +27,9 @@ def write_cache(
     Args:
       mixture_or_task_name: a task, a data set or a mixture.
       mixture_or_task_module: a module that registers it, imported first.
-      method: see `registration.choose_task`.
-      label_source: see `registration.choose_task`.
-      rationale_source: see `registration.choose_task`.
+      method: see `choosing.choose_task`.
+      label_source: see `choosing.choose_task`.
+      rationale_source: see `choosing.choose_task`.
       splits: which are written; one that has no data is left out.
       shards: files of a split.
       writer: ``local`` or ``beam``.

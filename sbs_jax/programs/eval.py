@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from sbs_jax.checkpoints import loading, networks
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import choosing, pipeline, registration, registry
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import AUTO
 from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
@@ -190,10 +190,10 @@ def _choose_task(
         return TaskChoice(_trained(checkpoint, trained, "mixture_or_task_name"), module)
     registration.import_tasks(module)
     parts = (trained.get("data_settings") or {}).get("parts")
-    info = registration.task_info(
+    info = choosing.task_info(
         trained.get("mixture_or_task_name") or "", parts and read_parts(parts)
     )
-    if info is None or not registration.is_dataset(given):
+    if info is None or not registry.is_dataset(given):
         return TaskChoice(given, module)
     return TaskChoice(given, module, info.method, info.label_source, info.rationale_source)
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from sbs_jax import metrics
-from sbs_jax.data import auto_lengths, pipeline, registration
+from sbs_jax.data import auto_lengths, datasets, pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import row_lengths
 from sbs_jax.data.batching import AUTO, Batching
+from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.records import Records, cut_sequences
-from sbs_jax.data.registration import TaskInfo
 from sbs_jax.data.release import Example
 from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
@@ -35,7 +35,7 @@ def inspect_task(
     method: str | None = None,
     label_source: str | None = None,
     rationale_source: str | None = None,
-    splits: Sequence[str] = registration.SPLITS,
+    splits: Sequence[str] = datasets.SPLITS,
     examples: int = 5,
 ) -> None:
     """Prints what `report` says.
@@ -45,9 +45,9 @@ def inspect_task(
       feature_lengths: row lengths in tokens, of `inputs` and `targets`; or `auto`, for those that
         the first split proposes.
       mixture_or_task_module: a module that registers it, imported first.
-      method: see `registration.choose_task`.
-      label_source: see `registration.choose_task`.
-      rationale_source: see `registration.choose_task`.
+      method: see `choosing.choose_task`.
+      label_source: see `choosing.choose_task`.
+      rationale_source: see `choosing.choose_task`.
       splits: which are shown; for one that cannot be read, the reason is printed.
       examples: how many are shown of the first split, as text and tokens.
 
@@ -66,7 +66,7 @@ def report(
     task: ResolvedTask,
     feature_lengths: Mapping[str, int] | Literal["auto"],
     *,
-    splits: Sequence[str] = registration.SPLITS,
+    splits: Sequence[str] = datasets.SPLITS,
     examples: int = 5,
 ) -> Iterator[str]:
     """Yields lines about a task, or about each task of a mixture.
@@ -106,7 +106,7 @@ def _report_task(
         yield ""
         try:
             with settings_lib.override(task.settings):
-                read = registration.load_examples(info.dataset, split)
+                read = datasets.load_examples(info.dataset, split)
             # Lengths as they are: what would be cut is counted below.
             records = pipeline.load_whole_records(task, split)
         except UserError as error:

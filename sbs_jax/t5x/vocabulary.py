@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sbs_jax.data import registration
+from sbs_jax.data import choosing, registry
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
@@ -25,15 +25,15 @@ def of_task(mixture_or_task_name: str) -> seqio.Vocabulary:
     ):
         if value != needed:
             raise UserError(f"{macro} = {value!r}: T5X can only do {needed!r}; see sbs_jax.train.")
-    if registration.is_dataset(mixture_or_task_name):
+    if registry.is_dataset(mixture_or_task_name):
         raise UserError(
             f"MIXTURE_OR_TASK_NAME = {mixture_or_task_name!r} is a data set; T5X needs the name of "
             f"a task: {mixture_or_task_name}_sbs, {mixture_or_task_name}_standard, "
             f"{mixture_or_task_name}_joint, with _teacher behind it for the teacher's labels."
         )
-    registration.task_info(mixture_or_task_name, settings_lib.current().parts)  # registers it
-    if not registration.is_mixture(mixture_or_task_name):
-        registration.find_task(mixture_or_task_name)  # which knows the nearest names
+    choosing.task_info(mixture_or_task_name, settings_lib.current().parts)  # registers it
+    if not registry.is_mixture(mixture_or_task_name):
+        choosing.find_task(mixture_or_task_name)  # which knows the nearest names
     provider = seqio.get_mixture_or_task(mixture_or_task_name)
     return provider.output_features["targets"].vocabulary
 

@@ -66,8 +66,10 @@ def test_the_text_of_eos_is_eos(tmp_path):
 @pytest.mark.parametrize("name", ["svamp", "cqa"])
 def test_real_texts(tmp_path, name):
     from sbs_jax.data import settings
-    from sbs_jax.data.registration import find_dataset, import_tasks, load_examples
+    from sbs_jax.data.registration import import_tasks
+    from sbs_jax.data.registry import find_dataset
     from sbs_jax.data.sentencepiece_training import train_sentencepiece
+    from tests.examples import load_examples
 
     import_tasks(f"sbs_jax.tasks.{name}")
     with settings.override(settings.DataSettings(data_dir=RELEASE)):

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sbs_jax.data import cache_writer, pipeline, registration
+from sbs_jax.data import cache_writer, choosing, datasets, pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
@@ -45,7 +45,7 @@ def assert_same(left, right):
             assert a == b
 
 
-@pytest.mark.parametrize("split", registration.SPLITS)
+@pytest.mark.parametrize("split", datasets.SPLITS)
 def test_cached_records_are_the_uncached_ones(cached, split):
     settings, folder = cached
     plain = load(settings, split)
@@ -59,7 +59,7 @@ def test_cached_records_are_the_uncached_ones(cached, split):
 def test_seqio_reads_it_by_itself(cached):
     settings, folder = cached
     with settings_lib.override(settings):
-        task = registration.find_task("svamp_sbs").replace()
+        task = choosing.find_task("svamp_sbs").replace()
         task._cache_dir = str(folder)
         records = task.get_dataset(LENGTHS, "test", use_cached=True, shuffle=False)
         count = sum(1 for _ in records)

@@ -5,15 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
-from sbs_jax.data import datasets, pipeline, registration
+from sbs_jax.data import choosing, datasets, elements, pipeline, registry
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.registration import choose_task, load_examples, register_dataset
+from sbs_jax.data.choosing import choose_task
+from sbs_jax.data.registration import register_dataset
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_ID
 from sbs_jax.errors import UserError
 from sbs_jax.methods import METHODS
 from sbs_jax.parts import LABEL, RATIONALE
+from tests.examples import load_examples
 
 LENGTHS = {"inputs": 64, "targets": 48}
 NAME = "methods_toy"
@@ -34,7 +36,7 @@ def load(split, settings):
     ]
 
 
-if not registration.is_dataset(NAME):
+if not registry.is_dataset(NAME):
     register_dataset(NAME, load=load, own_validation=True)
 
 
@@ -224,7 +226,7 @@ def test_eos_in_an_input_is_one_token_and_in_a_target_none():
 def test_method_and_sources_choose_a_task(arguments, task):
     name = choose_task(NAME, **arguments)
     assert name == f"{NAME}_{task}"
-    info = registration.task_info(name)
+    info = choosing.task_info(name)
     assert choose_task(name, info.method, info.label_source) == name
     assert choose_task(name, **{k: v for k, v in arguments.items() if k == "method"}) == name
 
@@ -251,8 +253,8 @@ def test_contradictions_are_one_sentence(name, arguments, message):
 
 def test_missing_human_rationales_are_told():
     with pytest.raises(UserError, match=r"people's rationales.*has none \(train\)"):
-        datasets.require_rationales(
-            registration.task_info(f"{NAME}_sbs_human"), "train", [{"rationale": ""}]
+        elements.require_rationales(
+            choosing.task_info(f"{NAME}_sbs_human"), "train", [{"rationale": ""}]
         )
 
 

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import choosing, pipeline, registration
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.records import join_records
@@ -75,7 +75,7 @@ def test_a_seqio_mixture_shares_one_vocabulary(use, tmp_path):
         assert "Answer Choices: (a)" in vocabulary.decode(first.tolist())
         assert registration.mixture_rates("both_toys") == {"cqa_standard": 1, "svamp_sbs": 2}
         with pytest.raises(UserError, match="METHOD = 'joint' goes with the name of a data set"):
-            registration.choose_task("both_toys", method="joint")
+            choosing.choose_task("both_toys", method="joint")
     finally:
         seqio.MixtureRegistry.remove("both_toys")
         registration.mixture_vocabulary.cache_clear()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sbs_jax import methods, part_templates, parts
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import pipeline, registration, registry
 from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
@@ -40,7 +40,7 @@ def load(split, settings):
     ]
 
 
-if not registration.is_dataset(NAME):
+if not registry.is_dataset(NAME):
     registration.register_dataset(NAME, load=load, own_validation=True)
 
 

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import pipeline
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import seqio, tf
 from sbs_jax.errors import UserError
 from sbs_jax.parts import LABEL, RATIONALE
+from tests.examples import load_examples
 
 LENGTHS = {"inputs": 128, "targets": 96}
 TASKS = ["standard", "rationale", "sbs", "standard_teacher", "sbs_teacher"]
@@ -34,7 +35,7 @@ def test_records_are_the_examples_texts(use, dataset, method, split):
     with use(dataset):
         records = pipeline.load_records(resolve_task(task), split, LENGTHS)
         found = texts(records, resolve_task(task).vocabulary)
-        examples = registration.load_examples(dataset, split)
+        examples = load_examples(dataset, split)
     teacher = method.endswith("_teacher") and split == "train"
     expected = []
     for index, example in enumerate(examples):
@@ -196,7 +197,7 @@ def test_tasks_of_others_are_all_label(use):
 def test_eval_examples(use, task, split):
     with use():
         found = pipeline.load_eval_examples(resolve_task(task), split, LENGTHS)
-        examples = registration.load_examples("svamp", split)
+        examples = load_examples("svamp", split)
         vocabulary = resolve_task(task).vocabulary
         records = pipeline.load_records(resolve_task("svamp_standard"), split, LENGTHS)
     assert len(found) == len(examples)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sbs_jax.data import batching, pipeline, registration
+from sbs_jax.data import batch_arrays, pipeline, registry
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import measure_fill
 from sbs_jax.data.batching import Batching, EvalBatches, TrainBatches
@@ -43,7 +43,7 @@ def load(split, settings):
     ]
 
 
-if not registration.is_dataset(NAME):
+if not registry.is_dataset(NAME):
     register_dataset(NAME, load=load, own_validation=True)
 
 
@@ -60,7 +60,7 @@ def use(folder, **changes):
 @pytest.fixture
 def shared(monkeypatch):
     """48 examples of 1 to 3 records; those of one example have the same inputs."""
-    monkeypatch.setattr(batching, "WINDOW", 20)
+    monkeypatch.setattr(batch_arrays, "WINDOW", 20)
     records = make_records(examples=48, records_of=lambda index: index % 3 + 1)
     tokens = records.input_tokens.copy()
     for record in range(1, len(records)):
@@ -115,7 +115,7 @@ def test_every_target_comes_once_an_epoch_beside_its_inputs(shared, mode):
 
 
 def test_inputs_are_there_once_where_their_targets_fit(shared, monkeypatch):
-    monkeypatch.setattr(batching, "WINDOW", 1000)  # or a window may end within an example
+    monkeypatch.setattr(batch_arrays, "WINDOW", 1000)  # or a window may end within an example
     batches = EvalBatches(shared, 4, LENGTHS, pack=True)
     inputs = np.concatenate([batch["encoder_input_tokens"].reshape(-1) for batch in batches])
     counts = Counter(inputs[inputs > 1].tolist())  # tokens of different examples all differ

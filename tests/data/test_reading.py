@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sbs_jax.data import reading, registration
+from sbs_jax.data import choosing, reading, registry
 from sbs_jax.data.preprocessors import METHODS
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.tensorflow_setup import tf
@@ -33,7 +33,7 @@ def test_batched_equals_seqios_own(use, method, side, monkeypatch):
     monkeypatch.setattr("sbs_jax.data.preprocessors._CHUNK", 7)  # the end of a chunk shows
     monkeypatch.setattr(reading, "_CHUNK", 7)
     with use("cqa", prefix_side=side, keep_blank_rationales=method == "rationale"):
-        task = registration.find_task(f"cqa_{method}")
+        task = choosing.find_task(f"cqa_{method}")
         columns = reading.read_columns(resolve_task(task.name), "train")
         records = one_by_one(task, "train")
     assert len(records) >= 30
@@ -44,7 +44,7 @@ def test_batched_equals_seqios_own(use, method, side, monkeypatch):
 def test_eos_within_texts_and_empty_texts_are_encoded_alike(use):
     texts = ["one </s>two", "", "</s>", "plain", "</s></s> x"]
     with use("svamp"):
-        vocabulary = registration.find_dataset("svamp").vocabulary
+        vocabulary = registry.find_dataset("svamp").vocabulary
         batch = vocabulary.encode_tf(tf.constant(texts))
         single = [vocabulary.encode_tf(tf.constant(text)).numpy().tolist() for text in texts]
         assert batch.to_list() == single

@@ -4,11 +4,12 @@ import shutil
 import numpy as np
 import pytest
 
-from sbs_jax.data import datasets, registration
-from sbs_jax.data.registration import load_examples, register_dataset
+from sbs_jax.data import choosing, elements, registration, registry
+from sbs_jax.data.registration import register_dataset
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
+from tests.examples import load_examples
 
 
 def ids(dataset, split):
@@ -27,9 +28,9 @@ def toy():
 
     yield register
     for name in names:
-        registration._DATASETS.pop(name, None)
-        for task in [task for task in registration._TASKS if task.startswith(name + "_")]:
-            registration._TASKS.pop(task)
+        registry.DATASETS.pop(name, None)
+        for task in [task for task in registry.TASKS if task.startswith(name + "_")]:
+            registry.TASKS.pop(task)
             seqio.TaskRegistry.remove(task)
 
 
@@ -109,29 +110,29 @@ def test_broken_unicode_is_replaced(toy):
 )
 def test_unknown_tasks_get_the_nearest_names(name, message):
     with pytest.raises(UserError, match=message):
-        registration.find_task(name)
+        choosing.find_task(name)
 
 
 def test_other_unknown_names(use):
     with pytest.raises(UserError, match=r"no data set 'svmp'; did you mean 'svamp'"):
-        registration.find_dataset("svmp")
+        registry.find_dataset("svmp")
     with use(), pytest.raises(UserError, match="no split 'valid'; there are train, validation"):
         load_examples("svamp", "valid")
     with pytest.raises(UserError, match="'svamp_sbs' has no split 'dev'"):
-        registration.check_split(registration.find_task("svamp_sbs"), "dev")
+        registration.check_split(choosing.find_task("svamp_sbs"), "dev")
 
 
 def test_without_registered_tasks_the_import_is_named(monkeypatch):
     monkeypatch.setattr(seqio.TaskRegistry, "names", classmethod(lambda cls: set()))
     with pytest.raises(UserError, match="none is registered: import the module"):
-        registration.find_task("svamp_sbs")
+        choosing.find_task("svamp_sbs")
 
 
 def test_a_mixture_is_not_a_task():
     seqio.MixtureRegistry.add("toy_mixture", [("svamp_sbs", 1), ("svamp_standard", 1)])
     try:
         with pytest.raises(UserError, match="'toy_mixture' is a SeqIO mixture, where one"):
-            registration.find_task("toy_mixture")
+            choosing.find_task("toy_mixture")
     finally:
         seqio.MixtureRegistry.remove("toy_mixture")
 
@@ -145,12 +146,12 @@ def test_names_are_registered_once(toy):
 
 def test_teacher_labels_train_but_never_judge(use):
     with use():
-        task = registration.task_info("svamp_standard_teacher")
-        train = datasets.read_targets(task, "train")
+        task = choosing.task_info("svamp_standard_teacher")
+        train = elements.read_targets(task, "train")
         assert all(example["target_label"] == example["llm_label"] for example in train)
         assert any(example["target_label"] == "" for example in train)
         for split in ("validation", "test"):
-            for example in datasets.read_targets(task, split):
+            for example in elements.read_targets(task, split):
                 assert example["target_label"] == example["label"]
                 assert example["target_rationale"] == example["llm_rationale"]
 
@@ -159,18 +160,18 @@ def test_completions_are_needed_only_where_they_train(use, release_dir, tmp_path
     shutil.copytree(release_dir / "svamp", tmp_path / "svamp")
     shutil.rmtree(tmp_path / "svamp" / "llm")
     with use(data_dir=str(tmp_path)):
-        gold = datasets.read_targets(registration.task_info("svamp_standard"), "train")
+        gold = elements.read_targets(choosing.task_info("svamp_standard"), "train")
         assert len(gold) == 36
         assert gold[0]["llm_label"] == ""
         for task in ("svamp_sbs", "svamp_rationale", "svamp_standard_teacher"):
             with pytest.raises(UserError, match=rf"'{task}' needs the teacher's completions.*llm/"):
-                datasets.read_targets(registration.task_info(task), "train")
-            assert len(datasets.read_targets(registration.task_info(task), "test")) == 12
+                elements.read_targets(choosing.task_info(task), "train")
+            assert len(elements.read_targets(choosing.task_info(task), "test")) == 12
 
 
 def test_scores():
-    assert registration.find_dataset("svamp").score("(2 + 2)", "( 1.0 + 3.0 )")
-    assert not registration.find_dataset("cqa").score("(2 + 2)", "( 1.0 + 3.0 )")
+    assert registry.find_dataset("svamp").score("(2 + 2)", "( 1.0 + 3.0 )")
+    assert not registry.find_dataset("cqa").score("(2 + 2)", "( 1.0 + 3.0 )")
     (accuracy,) = seqio.get_mixture_or_task("svamp_sbs").metric_fns
     assert accuracy(targets=["4", "5"], predictions=["2 + 2", "x"]) == {"accuracy": 0.5}
 

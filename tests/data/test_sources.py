@@ -8,13 +8,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sbs_jax.data import datasets, pipeline, registration
+from sbs_jax.data import datasets, pipeline, registry
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import tfds
 from sbs_jax.errors import UserError
 from sbs_jax.tasks import anli1, asdiv, cqa, esnli, gsm8k, mawps, strategyqa, svamp
+from tests.examples import load_examples
 
 NLI = [
     {"premise": f"P{i}", "hypothesis": f"H{i}", "label": i % 3, "explanation_1": f"E{i}"}
@@ -111,7 +112,7 @@ def test_what_tfds_lacks(tmp_path):
         settings_lib.override(tfds_settings(tmp_path)),
         pytest.raises(UserError, match="the data set 'coin_flip' is read in one way alone"),
     ):
-        registration.load_examples("coin_flip", "train")
+        load_examples("coin_flip", "train")
     with pytest.raises(UserError, match="DATA_SOURCE must be one of release, tfds, huggingface"):
         DataSettings(data_source="hub")
 
@@ -200,9 +201,7 @@ def test_a_teachers_rationales_join_by_id(tmp_path, monkeypatch):
         vocabulary_size=400,
     )
     with settings_lib.override(settings):
-        examples = registration.load_examples("cqa", "train") + registration.load_examples(
-            "cqa", "validation"
-        )
+        examples = load_examples("cqa", "train") + load_examples("cqa", "validation")
         found = {example["id"]: example for example in examples}
         assert found["q2"]["llm_rationale"] == "L2"
         assert found["q1"]["llm_rationale"] == ["L1", "M1"]
@@ -210,19 +209,17 @@ def test_a_teachers_rationales_join_by_id(tmp_path, monkeypatch):
         records = pipeline.load_records(
             resolve_task("cqa_sbs"), "train", {"inputs": 256, "targets": 64}
         )
-        explained = sum(
-            bool(e["llm_rationale"]) for e in registration.load_examples("cqa", "train")
-        )
+        explained = sum(bool(e["llm_rationale"]) for e in load_examples("cqa", "train"))
     assert records.counts.blank_rationales == records.counts.examples - explained
     path.write_text(json.dumps(written[0] | {"input": "other"}) + "\n")
     with (
         settings_lib.override(settings),
         pytest.raises(UserError, match="the row with id 'q3' has another input than that example"),
     ):
-        datasets.split_examples(registration.find_dataset("cqa"), "train", settings)
+        datasets.split_examples(registry.find_dataset("cqa"), "train", settings)
     path.write_text(json.dumps(written[0]) + "\n" + json.dumps(written[0]) + "\n")
     with (
         settings_lib.override(settings),
         pytest.raises(UserError, match=r"line 2: the id 'q3' occurs twice"),
     ):
-        registration.load_examples("cqa", "train")
+        load_examples("cqa", "train")

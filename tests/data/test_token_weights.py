@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import pipeline, registration, registry
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import EvalBatches
 from sbs_jax.data.resolving import TaskChoice, resolve_task
@@ -27,7 +27,7 @@ EXAMPLE = {
 WEIGHED = ({"rationale_weights": [0, 2, 0.5, 1, 3]}, {"rationale_weights": [[0, 6, 0.25]]}, {})
 
 
-if not registration.is_dataset(NAME):
+if not registry.is_dataset(NAME):
     registration.register_dataset(
         NAME,
         load=lambda split, settings: [

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import sentencepiece
 
-from sbs_jax.data import datasets, registration, sentencepiece_training
+from sbs_jax.data import datasets, registry, sentencepiece_training
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.sentencepiece_training import train_sentencepiece
@@ -20,6 +20,7 @@ from sbs_jax.data.vocabulary import (
     require_fit,
 )
 from sbs_jax.errors import UserError
+from tests.examples import load_examples
 
 TEXTS = [
     "predict: Ann has 12 apples and 3 pears.\nHow many?",
@@ -43,7 +44,7 @@ def test_the_same_texts_give_the_same_bytes():
 
 def test_trained_vocabularies_have_t5s_ids(use):
     with use():
-        tokenizer = registration.find_dataset("svamp").vocabulary.tokenizer
+        tokenizer = registry.find_dataset("svamp").vocabulary.tokenizer
     assert [tokenizer.id_to_piece(i) for i in range(3)] == ["<pad>", "</s>", "<unk>"]
     assert tokenizer.bos_id() == -1
 
@@ -69,21 +70,21 @@ def test_white_space_becomes_single_spaces(use):
 
 def test_numbers_are_split_into_digits(use):
     with use():
-        tokenizer = registration.find_dataset("svamp").vocabulary.tokenizer
+        tokenizer = registry.find_dataset("svamp").vocabulary.tokenizer
         digits = [piece for piece in tokenizer.encode("1234567", out_type=str) if piece != "▁"]
     assert digits == list("1234567")
 
 
 def test_words_of_small_texts_are_pieces(use):
     with use():
-        tokenizer = registration.find_dataset("svamp").vocabulary.tokenizer
+        tokenizer = registry.find_dataset("svamp").vocabulary.tokenizer
         assert "▁predict" in tokenizer.encode("predict: x", out_type=str)
 
 
 def test_python_and_tensorflow_agree(use):
     texts = ["predict: Ann has 12 apples.", "é 中", "", "a\nb", "\0"]
     with use():
-        vocabulary = registration.find_dataset("svamp").vocabulary
+        vocabulary = registry.find_dataset("svamp").vocabulary
         for text, ids in zip(texts, vocabulary.encode_batch(texts), strict=True):
             assert vocabulary.encode(text) == ids
             assert vocabulary.encode_tf(text).numpy().tolist() == ids
@@ -118,7 +119,7 @@ def test_a_run_keeps_its_vocabulary(use, tmp_path):
         use(model_dir=str(tmp_path)),
         pytest.raises(UserError, match=r"with VOCABULARY_SIZE=700.* 8192; take another MODEL_DIR"),
     ):
-        registration.find_dataset("cqa").vocabulary.resolve()
+        registry.find_dataset("cqa").vocabulary.resolve()
 
 
 def test_without_a_models_folder_the_users_cache_holds_it(use, tmp_path, monkeypatch):
@@ -132,13 +133,13 @@ def test_without_a_models_folder_the_users_cache_holds_it(use, tmp_path, monkeyp
 
 def test_held_out_texts_do_not_shape_the_vocabulary(use):
     with use():
-        texts = set(datasets.vocabulary_texts(registration.find_dataset("svamp")))
+        texts = set(datasets.vocabulary_texts(registry.find_dataset("svamp")))
         for split in ("validation", "test"):
-            for example in registration.load_examples("svamp", split):
+            for example in load_examples("svamp", split):
                 assert "predict: " + example["input"] not in texts
-        everything = datasets.vocabulary_texts(registration.find_dataset("svamp"))
+        everything = datasets.vocabulary_texts(registry.find_dataset("svamp"))
     with use(train_fraction=0.5):
-        assert datasets.vocabulary_texts(registration.find_dataset("svamp")) == everything
+        assert datasets.vocabulary_texts(registry.find_dataset("svamp")) == everything
 
 
 def test_what_cannot_be_a_vocabulary_is_refused(use, tmp_path):
@@ -185,7 +186,7 @@ def test_a_vocabulary_must_fit_the_model(use):
 
 
 def test_equality_allows_mixing_only_with_one_vocabulary(use):
-    svamp, cqa = (registration.find_dataset(name).vocabulary for name in ("svamp", "cqa"))
+    svamp, cqa = (registry.find_dataset(name).vocabulary for name in ("svamp", "cqa"))
     with use():
         assert svamp == svamp
         assert svamp != cqa

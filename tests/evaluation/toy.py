@@ -1,6 +1,6 @@
 """A small data set and a small network."""
 
-from sbs_jax.data import registration
+from sbs_jax.data import choosing, registration
 
 TASK = "evaluator_toy_sbs"
 LENGTHS = {"inputs": 32, "targets": 24}
@@ -8,7 +8,7 @@ _COUNTS = {"train": 40, "validation": 13, "test": 3}
 
 
 def register():
-    if registration.task_info(TASK) is None:
+    if choosing.task_info(TASK) is None:
         registration.register_dataset(
             "evaluator_toy", load=load, scorer="value", own_validation=True
         )

@@ -10,7 +10,7 @@ import pytest
 
 from sbs_jax import files
 from sbs_jax.checkpoints import folders
-from sbs_jax.data import registration
+from sbs_jax.data import choosing
 from sbs_jax.data.batching import AUTO, Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
@@ -102,7 +102,7 @@ def test_row_lengths_that_are_left_to_the_data_stay_those_of_the_run(
     # Longer inputs would want longer rows.
     usual = toy.load
     monkeypatch.setitem(
-        vars(registration.task_info(toy.TASK).dataset),
+        vars(choosing.task_info(toy.TASK).dataset),
         "load",
         lambda *args: [row | {"input": row["input"] * 3} for row in usual(*args)],
     )

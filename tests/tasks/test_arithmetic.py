@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.errors import UserError
@@ -23,6 +23,7 @@ from sbs_jax.tasks.arithmetic_problems import (
     split_of,
 )
 from sbs_jax.teacher.equations import wrong_equations
+from tests.examples import load_examples
 
 EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)\.")
 
@@ -123,7 +124,7 @@ def test_impossible_difficulties_are_sentences(options, sentence):
 def test_the_task_gives_labels_and_rationales(tmp_path):
     settings = settings_lib.DataSettings(model_dir=str(tmp_path), vocabulary_size=512)
     with settings_lib.override(settings):
-        examples = registration.load_examples("arithmetic", "validation")
+        examples = load_examples("arithmetic", "validation")
         records = pipeline.load_records(
             resolve_task("arithmetic_sbs"), "train", {"inputs": 64, "targets": 64}
         )

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from sbs_jax import read_rows, register_public
-from sbs_jax.data import datasets, registration, release
+from sbs_jax.data import choosing, datasets, elements, registration, registry, release
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
@@ -24,6 +24,7 @@ from sbs_jax.tasks import (
     mawps,
     strategyqa,
 )
+from tests.examples import load_examples
 from tests.release_layout import write_jsonl
 
 
@@ -47,7 +48,7 @@ def write(folder, name, rows, split, completions=(), per_file=2):
 
 
 def teacher_right(dataset, examples):
-    score = registration.find_dataset(dataset).score
+    score = registry.find_dataset(dataset).score
     return sum(score(example["llm_label"], example["label"]) for example in examples)
 
 
@@ -91,8 +92,8 @@ def test_esnli(tmp_path):
     assert test["rationale"] == ["E0.", "More."]
     assert "llm_label" not in test
     with settings_lib.override(settings(tmp_path)):
-        task = registration.task_info("esnli_standard_teacher")
-        targets = [element["target_label"] for element in datasets.read_targets(task, "train")]
+        task = choosing.task_info("esnli_standard_teacher")
+        targets = [element["target_label"] for element in elements.read_targets(task, "train")]
         assert targets == ["entailment", "neutral", "", "entailment", ""]  # 'maybe' is no label
 
 
@@ -154,9 +155,9 @@ def test_asdiv_helps_svamp_without_labels(tmp_path):
     assert (example["input"], example["label"]) == ("B.\nQ?", "9")
     assert teacher_right("asdiv", [example]) == 1
     with settings_lib.override(settings(tmp_path)):
-        plain = {s: registration.load_examples("svamp", s) for s in registration.SPLITS}
-        more = {s: registration.load_examples("svamp_asdiv", s) for s in registration.SPLITS}
-        teacher = datasets.read_targets(registration.task_info("svamp_asdiv_sbs_teacher"), "train")
+        plain = {s: load_examples("svamp", s) for s in datasets.SPLITS}
+        more = {s: load_examples("svamp_asdiv", s) for s in datasets.SPLITS}
+        teacher = elements.read_targets(choosing.task_info("svamp_asdiv_sbs_teacher"), "train")
     assert more["validation"] == plain["validation"]
     assert more["test"] == plain["test"]
     assert more["train"][:-1] == plain["train"]
@@ -173,7 +174,7 @@ def test_svamp_with_asdiv_needs_the_teachers_completions_for_asdiv(tmp_path):
         settings_lib.override(settings(tmp_path)),
         pytest.raises(UserError, match=r"no completions for its 1 problems: .*asdiv/llm/train_CoT"),
     ):
-        registration.load_examples("svamp_asdiv", "train")
+        load_examples("svamp_asdiv", "train")
 
 
 ASDIV = """<?xml version="1.0" encoding="UTF-8" ?>
@@ -214,7 +215,7 @@ def test_asdiv_as_its_owners_publish_it(tmp_path, caplog):
     ]
     assert sum(texts) == 12
     assert f"asdiv (train): {texts[0]} of 16 answers are no number" in caplog.text
-    score = registration.find_dataset("asdiv").score
+    score = registry.find_dataset("asdiv").score
     assert (
         score("(4 + 5)", "9")
         and score("3:30 p.m.", "3:30 p.m.")
@@ -225,7 +226,7 @@ def test_asdiv_as_its_owners_publish_it(tmp_path, caplog):
     rows = [{"input": f"Q{i}", "label": f"( {i} + 1 )"} for i in range(10)]
     write(tmp_path, "svamp", rows, "train", [f"R. The answer is ({i} + 1)." for i in range(10)])
     with settings_lib.override(settings(tmp_path)):
-        helpers = registration.load_examples("svamp_asdiv", "train")[9:]
+        helpers = load_examples("svamp_asdiv", "train")[9:]
     assert [helper["id"] for helper in helpers] == [f"nluds-{i + 1:04d}" for i in range(20)]
     assert [helper["llm_label"] for helper in helpers] == [f"({i} + 1)" for i in range(20)]
     assert {helper["label"] for helper in helpers} == {""}
@@ -330,7 +331,7 @@ def test_strategyqa(tmp_path):
     ("module", "name"), [(last_letters, "last_letters"), (coin_flip, "coin_flip")]
 )
 def test_procedural(module, name):
-    splits = {split: module.load(split, DataSettings()) for split in registration.SPLITS}
+    splits = {split: module.load(split, DataSettings()) for split in datasets.SPLITS}
     assert [len(examples) for examples in splits.values()] == [1000, 200, 500]
     texts = [example["input"] for examples in splits.values() for example in examples]
     assert len(set(texts)) == len(texts)
@@ -343,7 +344,7 @@ def test_procedural(module, name):
     gin.bind_parameter(f"{name}.Sizes.puzzle_seed", 1)
     assert module.load("train", DataSettings())[0] != splits["train"][0]
     gin.bind_parameter(f"{name}.Sizes.ood_length", 7)
-    longer = registration.find_dataset(f"{name}_ood").load("test", DataSettings())
+    longer = registry.find_dataset(f"{name}_ood").load("test", DataSettings())
     assert min(len(ex["input"]) for ex in longer) > max(len(text) for text in texts) / 2
     if name == "last_letters":
         assert {len(example["label"]) for example in longer} == {7}
@@ -448,8 +449,8 @@ def test_human_rationales_of_ecqa(tmp_path):
     write_jsonl(tmp_path / "ecqa" / "ecqa.jsonl", rows)
     assert cqa.load("train", settings(tmp_path))[0]["rationale"] == "E0"
     with settings_lib.override(settings(tmp_path)):
-        task = registration.task_info("cqa_rationale_human")
-        assert datasets.read_targets(task, "train")
+        task = choosing.task_info("cqa_rationale_human")
+        assert elements.read_targets(task, "train")
     write_jsonl(tmp_path / "ecqa" / "ecqa.jsonl", [{"id": "z", "explanation": "E0"}])
     with pytest.raises(UserError, match=r"explains none of the train examples; its ids \('z'\)"):
         cqa.load("train", settings(tmp_path))
@@ -461,12 +462,12 @@ def test_human_rationales_of_ecqa(tmp_path):
 def test_the_template_works_as_it_is(tmp_path):
     import sbs_jax.tasks.template  # noqa: F401 (registers my_reviews)
 
-    load = registration.find_dataset("my_reviews").load
+    load = registry.find_dataset("my_reviews").load
     rows = [{"text": f"T{i}", "stars": i % 5 + 1, "why": "W"} for i in range(10)]
     (tmp_path / "my_reviews").mkdir()
     write_jsonl(tmp_path / "my_reviews" / "train.jsonl", rows)
     with settings_lib.override(settings(tmp_path)):
-        assert len(registration.load_examples("my_reviews", "train")) == 9
+        assert len(load_examples("my_reviews", "train")) == 9
     assert load("train", settings(tmp_path))[4] == {
         "id": "train-5",
         "input": "T4",

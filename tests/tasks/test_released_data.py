@@ -5,11 +5,12 @@ from collections import Counter
 import gin
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import datasets, pipeline, registry
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.metrics import evaluate_expression, exact_match
 from sbs_jax.tasks import cqa, svamp
+from tests.examples import load_examples
 from tests.paths import GIN
 
 
@@ -25,7 +26,7 @@ from tests.paths import GIN
 def test_teacher_accuracy(release_dir, dataset, split, right, count, unparsed):
     module = {"svamp": svamp, "cqa": cqa}[dataset]
     examples = module.load(split, DataSettings(data_dir=str(release_dir)))
-    score = registration.find_dataset(dataset).score
+    score = registry.find_dataset(dataset).score
     assert len(examples) == count
     assert sum(score(example["llm_label"], example["label"]) for example in examples) == right
     blank = [example for example in examples if not example["llm_label"]]
@@ -42,7 +43,7 @@ def test_teacher_accuracy(release_dir, dataset, split, right, count, unparsed):
 def test_rationales_without_a_label_come_back_as_in_the_published_code(
     release_dir, dataset, split, kept
 ):
-    load = registration.find_dataset(dataset).load
+    load = registry.find_dataset(dataset).load
     settings = DataSettings(data_dir=str(release_dir), keep_blank_rationales=True)
     plain = load(split, DataSettings(data_dir=str(release_dir)))
     changed = [
@@ -61,7 +62,7 @@ def test_rationales_without_a_label_come_back_as_in_the_published_code(
 )
 def test_split_sizes(released, dataset, sizes):
     with released(dataset):
-        splits = [registration.load_examples(dataset, split) for split in registration.SPLITS]
+        splits = [load_examples(dataset, split) for split in datasets.SPLITS]
     assert tuple(map(len, splits)) == sizes
     ids = Counter(example["id"] for split in splits for example in split)
     assert set(ids.values()) == {1}
@@ -76,9 +77,9 @@ def test_every_gold_equation_has_a_value(release_dir):
 @pytest.mark.parametrize("dataset", ["svamp", "cqa"])
 def test_labels_survive_the_vocabulary(released, dataset):
     with released(dataset):
-        tokenizer = registration.find_dataset(dataset).vocabulary.tokenizer
-        for split in registration.SPLITS:
-            labels = [example["label"] for example in registration.load_examples(dataset, split)]
+        tokenizer = registry.find_dataset(dataset).vocabulary.tokenizer
+        for split in datasets.SPLITS:
+            labels = [example["label"] for example in load_examples(dataset, split)]
             for label, ids in zip(labels, tokenizer.encode(labels), strict=True):
                 assert exact_match(tokenizer.decode(ids), label)
 
@@ -90,7 +91,7 @@ def test_nothing_is_cut_and_rows_are_full(released, dataset, blank):
     lengths = gin.query_parameter("%TASK_FEATURE_LENGTHS")
     gin.clear_config()
     with released(dataset, strict_lengths=True):
-        for split in registration.SPLITS:
+        for split in datasets.SPLITS:
             records = pipeline.load_records(resolve_task(f"{dataset}_sbs"), split, lengths)
             assert records.counts.cut_inputs == records.counts.cut_targets == 0
             examples = pipeline.load_eval_examples(resolve_task(f"{dataset}_sbs"), split, lengths)

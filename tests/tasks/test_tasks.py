@@ -4,11 +4,12 @@ import gin
 import pytest
 
 from sbs_jax.configuration import data_settings
-from sbs_jax.data import registration
+from sbs_jax.data import choosing
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.tasks import cqa, svamp
+from tests.examples import load_examples
 from tests.paths import GIN
 from tests.release_layout import write_jsonl
 
@@ -72,13 +73,13 @@ def test_gin_files_name_a_task_and_bind_settings(name, generated, tmp_path):
             [f"DATA_DIR = '{generated}'", f"MODEL_DIR = '{tmp_path}'", "SEED = 4"],
         )
         task = gin.query_parameter("%MIXTURE_OR_TASK_NAME")
-        assert registration.task_info(task).dataset.name == name
+        assert choosing.task_info(task).dataset.name == name
         assert set(gin.query_parameter("%TASK_FEATURE_LENGTHS")) == {"inputs", "targets"}
         data_settings.install()
         assert settings_lib.current() == DataSettings(
             data_dir=str(generated), model_dir=str(tmp_path), seed=4
         )
-        assert len(registration.load_examples(name, "train")) == 18
+        assert len(load_examples(name, "train")) == 18
     finally:
         gin.clear_config()
         settings_lib.configure(DataSettings)

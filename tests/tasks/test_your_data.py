@@ -3,12 +3,13 @@ import json
 import gin
 import pytest
 
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import pipeline, registry
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.tasks import your_data
+from tests.examples import load_examples
 
 
 @pytest.fixture(autouse=True)
@@ -102,12 +103,12 @@ def test_malformed_rows(tmp_path, row, message):
 def test_labels_and_scorer_by_gin(tmp_path):
     path = write(tmp_path / "my.jsonl", rows(3))
     bind(train_file=path, eval_file=path, labels=("y0", "y1"), scorer="value")
-    assert registration.find_dataset("your_data").scorer == "value"
+    assert registry.find_dataset("your_data").scorer == "value"
     with pytest.raises(UserError, match="example 'train-3': its label 'y2' is none of y0, y1"):
-        registration.load_examples("your_data", "train")
+        load_examples("your_data", "train")
     bind(scorer="bleu")
     with pytest.raises(UserError, match="scorer 'bleu', but there are exact_match, value"):
-        _ = registration.find_dataset("your_data").scorer
+        _ = registry.find_dataset("your_data").scorer
     gin.clear_config()
     with pytest.raises(UserError, match="TRAIN_FILE is missing"):
         load("train")
@@ -188,13 +189,13 @@ def test_what_no_data_set_may_hold_is_named_with_file_and_line(tmp_path, change,
     path = write(tmp_path / "my.jsonl", data)
     bind(train_file=path, eval_file=path, labels=() if "NUL" in message else ("y0", "y1"))
     with pytest.raises(UserError, match=message):
-        registration.load_examples("your_data", "train")
+        load_examples("your_data", "train")
 
 
 def test_nul_in_a_rationale_becomes_a_space(tmp_path):
     path = write(tmp_path / "my.jsonl", rows(12, rationale="a\0b"))
     bind(train_file=path, eval_file=path)
-    assert registration.load_examples("your_data", "train")[0]["rationale"] == "a b"
+    assert load_examples("your_data", "train")[0]["rationale"] == "a b"
 
 
 @pytest.mark.parametrize(

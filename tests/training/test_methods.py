@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.data import pipeline, registration
+from sbs_jax.data import pipeline, registration, registry
 from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.training.optimizers import Optimizer
@@ -94,7 +94,7 @@ def load(split, settings):
     return examples
 
 
-if not registration.is_dataset(NAME):
+if not registry.is_dataset(NAME):
     registration.register_dataset(NAME, load=load, own_validation=True)
 
 

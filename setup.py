@@ -18,6 +18,8 @@ OLDER = "; python_version < '3.12'"
 NEWER = "; python_version >= '3.12'"
 
 CTRANSLATE2 = ["ctranslate2>=4.6,<5"]
+# MODEL_DIR, DATA_DIR and checkpoints at gs://BUCKET/FOLDER.
+GS = ["gcsfs>=2026.2"]
 SLURM = ["submitit>=1.5,<2"]
 SERVE = [
     "fastapi>=0.115,<1",
@@ -110,6 +112,9 @@ setup(
         "hub": ["huggingface_hub>=1,<3"],
         # `python -m sbs_jax.sweep --engine=slurm`.
         "slurm": SLURM,
+        "gs": GS,
+        # DATA_DIR and other data at s3://BUCKET/FOLDER.
+        "s3": ["s3fs>=2026.2"],
         # WANDB_PROJECT: metrics at Weights & Biases, too.
         "wandb": ["wandb>=0.20,<1"],
         # MLFLOW_EXPERIMENT: metrics in MLflow, too; SQLAlchemy keeps the local store.
@@ -133,6 +138,8 @@ setup(
             "datasets>=4,<6",
             *SERVE,
             *SLURM,
+            *GS,
+            "gcp-storage-emulator>=2026.7",  # a gs:// of this machine
             *CTRANSLATE2,
             "schemathesis>=4,<5",
             "pytest>=8,<10",

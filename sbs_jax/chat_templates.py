@@ -13,6 +13,8 @@ import jinja2.sandbox
 from sbs_jax.errors import UserError
 from sbs_jax.files import optional_json
 
+FILE = "chat_template.jinja"
+
 _SENTINEL = "\ue000input\ue001"
 
 
@@ -39,7 +41,7 @@ class ChatTemplate:
         template = settings.get("chat_template")
         if isinstance(template, list):
             template = {t["name"]: t["template"] for t in template}.get("default")
-        file = folder / "chat_template.jinja"
+        file = folder / FILE
         if template is None and file.is_file():
             template = file.read_text(encoding="utf-8")
         names = ("bos_token", "eos_token")

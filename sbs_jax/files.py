@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from sbs_jax import remote
 from sbs_jax.errors import UserError
 
 DISK_ERRORS = frozenset(
@@ -34,6 +36,7 @@ DISK_ERRORS = frozenset(
     }
 )
 """Numbers of the errors by which a system refuses to make, read or write a file."""
+_URL = re.compile(r"(?:^|/)(gs|s3|az|abfs|hf|memory|https?):/+")
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile.mkstemp` names them
 
 
@@ -100,18 +103,45 @@ def atomic_open(
 ) -> Iterator[IO[Any]]:
     """Opens `path` for writing; the file takes its place only when the block ends well.
 
-    It is written beside `path`, so readers see the old content or the new, never a part of it.
+    It is written beside `path`, so readers see the old content or the new, never a part of it. An
+    object at a URL is written at the end, whole.
 
     Args:
-      path: its folder is made if need be.
+      path: its folder is made if need be; or the URL of an object.
       mode: text (UTF-8) or bytes.
       **options: further ones of `open`, such as `errors`.
 
     Raises:
       UserError: the system does not let it be written (the disk is full, say).
     """
+    if remote.is_remote(path):
+        content = io.BytesIO()
+        if "b" in mode:
+            yield content
+        else:
+            text = io.TextIOWrapper(content, **({"encoding": "utf-8"} | options))
+            yield text
+            text.flush()
+        remote.write(os.fspath(path), content.getvalue())
+        return
+    refuse_remote(path)
     with writing(path), _beside(Path(path), mode, options) as file:
         yield file
+
+
+def refuse_remote(path: str | os.PathLike[str]) -> None:
+    """Refuses what `pathlib` makes of a URL: a folder `gs:` on this machine.
+
+    Raises:
+      UserError: `path` is such a one, or a URL.
+    """
+    text = os.fspath(path)
+    if found := _URL.search(text):
+        raise UserError(
+            f"{found[1]}://{text[found.end() :].lstrip('/')}: only MODEL_DIR, DATA_DIR, "
+            "EVAL_OUTPUT_DIR and what a run reads may be remote; name a folder of this machine "
+            "here."
+        )
 
 
 @contextlib.contextmanager
@@ -142,15 +172,20 @@ def locked(path: str | os.PathLike[str], *, patience: float = 0.0) -> Iterator[N
     """Holds an exclusive lock on the file `path`, which is there only as long as it is held.
 
     The system drops the lock when this process ends, however it ends; a file that a killed process
-    left behind blocks nobody.
+    left behind blocks nobody. An object at a URL is held by renewing it; see `remote.leased`.
 
     Args:
-      path: the lock's file; its folder is made if need be.
-      patience: seconds to wait for another process that holds it.
+      path: the lock's file; its folder is made if need be. Or a URL.
+      patience: seconds to wait for another process that holds the file.
 
     Raises:
       UserError: another process still holds it then, or the file cannot be written.
     """
+    if remote.is_remote(path):
+        with remote.leased(os.fspath(path)):
+            yield
+        return
+    refuse_remote(path)
     path = Path(path)
     made = not path.parent.exists()
     deadline = time.monotonic() + patience
@@ -187,8 +222,10 @@ def _lock(path: Path) -> IO[Any] | None:
 def remove_temporary(folder: str | os.PathLike[str]) -> None:
     """Removes what killed processes left of `atomic_open`, in a folder and in those below it.
 
-    Call it only while no other process writes there.
+    Call it only while no other process writes there. A remote folder holds none.
     """
+    if remote.is_remote(folder):
+        return
     for path in Path(folder).rglob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             with contextlib.suppress(OSError):

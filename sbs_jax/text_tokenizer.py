@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
+from sbs_jax import remote, remote_copies
+from sbs_jax.chat_templates import FILE as TEMPLATE_FILE
 from sbs_jax.chat_templates import ChatTemplate
 from sbs_jax.errors import UserError
 from sbs_jax.files import optional_json
@@ -85,6 +87,8 @@ class TextTokenizer:
         Raises:
           UserError: The file cannot be read, or does not say which token ends a text.
         """
+        if remote.is_remote(path):
+            path = remote_copies.local(path, beside=(CONFIG_FILE, TEMPLATE_FILE))
         self.path = os.fspath(path)
         file = Path(path).expanduser()
         if file.suffix == ".gguf":

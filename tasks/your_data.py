@@ -16,7 +16,7 @@ from typing import Any
 
 import gin
 
-from sbs_jax import DataSettings, Example, Row, read_rows, register_dataset
+from sbs_jax import DataSettings, Example, Row, read_rows, register_dataset, remote_copies
 from sbs_jax.data.datasets import hold_out
 from sbs_jax.data.release import example_of, rationale_texts
 from sbs_jax.errors import UserError
@@ -90,7 +90,7 @@ class Files:
         path = own or self.train_file
         if path is None:
             raise UserError("TRAIN_FILE is missing: give --gin.TRAIN_FILE=PATH.")
-        return Path(path).expanduser()
+        return remote_copies.local(path)
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from etils import epath
 
+from sbs_jax import remote
 from sbs_jax.errors import UserError
 
 PREFIX = "checkpoint"
@@ -37,7 +38,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """`path` as seen from the current folder; URLs (`gs://…`) as they are."""
     text = os.fspath(path)
     if "://" in text:
-        return epath.Path(text)
+        return remote.epath_of(text)
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
 
 

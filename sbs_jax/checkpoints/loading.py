@@ -22,6 +22,7 @@ import jax
 from etils import epath
 from flax import traverse_util
 
+from sbs_jax import remote, remote_copies
 from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5x, tensors
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.decoder_gguf import open_gguf
@@ -32,7 +33,7 @@ from sbs_jax.checkpoints.safetensors_files import read_json
 from sbs_jax.errors import UserError
 from sbs_jax.models import stacking
 from sbs_jax.models.interface import ModelConfig, config_from_json
-from sbs_jax.text_tokenizer import FILE, TextTokenizer
+from sbs_jax.text_tokenizer import FILE, TextTokenizer, is_tokenizer
 
 Kind = Literal["sbs_jax", "huggingface", "gguf", "t5x", "t5x_orbax"]
 
@@ -124,10 +125,15 @@ class Source:
     def vocabulary_path(self) -> Path | None:
         """The vocabulary beside the weights, or that of their MODEL_DIR; None without.
 
-        It is a SentencePiece model; for decoders also a `tokenizer.json` or the GGUF file itself.
+        It is a file of this machine, if need be a copy: a SentencePiece model; for decoders also a
+        `tokenizer.json` or the GGUF file itself.
         """
         path = self._vocabulary_place
-        return Path(path) if "://" not in os.fspath(path) and path.is_file() else None
+        if not path.is_file():
+            return None
+        if is_tokenizer(path):
+            return Path(TextTokenizer(path).path)
+        return remote_copies.local(path)
 
     def require_vocabulary(self) -> Path:
         """`vocabulary_path`.
@@ -221,11 +227,11 @@ def identify(path: str | os.PathLike[str]) -> Source:
     if not folder.exists() and hub.is_name(os.fspath(path)):
         return Source("huggingface", epath.Path(hub.download(os.fspath(path))))
     if folder.is_file() and folder.suffix == ".gguf":
-        return Source("gguf", folder)
+        return _at_hand(Source("gguf", folder))
     if folder.is_file():
         folder = _folder_of_file(folder)
     if source := _checkpoint(folder):
-        return source
+        return _at_hand(source)
     if folder.is_dir():
         steps = {
             int(match[1]): child
@@ -247,6 +253,13 @@ def identify(path: str | os.PathLike[str]) -> Source:
             "T5X's format of it, which can be read."
         )
     raise UserError(f"{folder}: holds no weights that can be read; {_EXPECTED}.")
+
+
+def _at_hand(source: Source) -> Source:
+    """The same weights; remote ones of a format whose files are mapped into memory as a copy."""
+    if source.kind in ("huggingface", "gguf") and remote.is_remote(source.folder):
+        return dataclasses.replace(source, folder=epath.Path(remote_copies.local(source.folder)))
+    return source
 
 
 _EXPECTED = (

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from sbs_jax import text_tokenizer
+from sbs_jax import remote, text_tokenizer
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text
 from sbs_jax.models.interface import ModelConfig, config_from_json, config_to_json
@@ -91,7 +92,7 @@ def require_same_vocabulary(model_dir: Path, named: str | Path) -> None:
       UserError: the run has another vocabulary already.
     """
     target = kept_vocabulary(model_dir)
-    if not target.is_file() or not epath.Path(named).is_file():
+    if not target.is_file() or not remote.epath_of(os.fspath(named)).is_file():
         return
     of_file = text_tokenizer.is_tokenizer(target)
     if of_file != text_tokenizer.is_tokenizer(named) or target.read_bytes() != _content(named):
@@ -124,4 +125,4 @@ def _content(named: str | Path) -> bytes:
     """The bytes under which a run keeps a vocabulary."""
     if text_tokenizer.is_tokenizer(named):
         return text_tokenizer.TextTokenizer(named).serialized()
-    return epath.Path(named).read_bytes()
+    return remote.epath_of(os.fspath(named)).read_bytes()

@@ -23,6 +23,7 @@ from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
+from sbs_jax.files import refuse_remote
 
 ORIGIN = "sbs_jax.json"
 
@@ -118,6 +119,7 @@ def task_folder(settings: DataSettings, task_name: str) -> Path:
         raise UserError(
             "CACHE_DIR is missing: give --gin.CACHE_DIR=PATH, the folder of the cached tasks."
         )
+    refuse_remote(settings.cache_dir)
     root = Path(settings.cache_dir).expanduser().absolute()
     return root / seqio.get_task_dir_from_name(task_name)
 

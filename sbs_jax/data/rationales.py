@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sbs_jax import remote_copies
 from sbs_jax.data.release import Example, add_fields, changed, rationale_texts
 from sbs_jax.errors import UserError
 from sbs_jax.files import read_jsonl
@@ -41,7 +42,7 @@ def join_rationales(
             else:
                 examples = _join_field(examples, field, one, dataset)
         return examples
-    rows = _read(path, Path(path).expanduser().stat().st_mtime_ns if _exists(path) else 0)
+    rows = _rows(path)
     found = sum(example["id"] in rows for example in examples)
     joined = []
     for example in examples:
@@ -59,7 +60,7 @@ def join_rationales(
 
 def _join_field(examples: list[Example], field: str, path: str, dataset: str) -> list[Example]:
     """Puts the rationales of a further teacher into a field of the examples."""
-    rows = _read(path, Path(path).expanduser().stat().st_mtime_ns if _exists(path) else 0)
+    rows = _rows(path)
     joined = []
     for example in examples:
         row = rows.get(example["id"], {"llm_rationale": ""})
@@ -77,16 +78,17 @@ def _check_input(row: Mapping[str, Any], example: Example, path: str, dataset: s
         )
 
 
-def _exists(path: str) -> bool:
-    return Path(path).expanduser().is_file()
+def _rows(path: str) -> dict[str, dict[str, Any]]:
+    file = remote_copies.local(path)
+    return _read(path, file, file.stat().st_mtime_ns if file.is_file() else 0)
 
 
 @functools.lru_cache(maxsize=8)
-def _read(path: str, modified: int) -> dict[str, dict[str, Any]]:
+def _read(path: str, file: Path, modified: int) -> dict[str, dict[str, Any]]:
     """Reads the rows by id; `modified` is the file's time of change, so that a new one is read."""
     del modified
     rows: dict[str, dict[str, Any]] = {}
-    for line, row in read_jsonl(Path(path).expanduser()):
+    for line, row in read_jsonl(file):
         where = f"RATIONALES_FILE = {path}, line {line}"
         if not isinstance(row.get("id"), str):
             raise UserError(f"{where}: field 'id' must be a text.")

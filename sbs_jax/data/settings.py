@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from sbs_jax import remote, remote_copies
 from sbs_jax.errors import UserError
 from sbs_jax.methods import CUSTOM, find_method, read_parts
 from sbs_jax.part_templates import fill
@@ -62,7 +63,7 @@ class DataSettings(TemplateTexts):
     checkpoint was trained.
 
     Attributes:
-      data_dir: the folder of the data sets' own folders (``svamp/``, ``cqa/``).
+      data_dir: the folder of the data sets' own folders (``svamp/``, ``cqa/``); may be a URL.
       model_dir: the run's folder; a vocabulary that is trained goes to its ``vocabulary/``.
       label_prefix: what stands in front of an input when the label is asked for.
       rationale_prefix: what stands in front of an input when the rationale is asked for.
@@ -250,7 +251,7 @@ class DataSettings(TemplateTexts):
         return self.data_source
 
     def folder(self, dataset: str) -> Path:
-        """Returns the folder of `dataset` below `data_dir`.
+        """Returns the folder of `dataset` below `data_dir`; of a remote one a copy on this machine.
 
         Raises:
           UserError: no `data_dir` is given, or it is no folder.
@@ -260,6 +261,11 @@ class DataSettings(TemplateTexts):
                 f"The data set '{dataset}' needs a data folder: give --gin.DATA_DIR=PATH, the "
                 f"folder in which '{dataset}/' lies."
             )
+        if remote.is_remote(self.data_dir):
+            copy = remote_copies.local(f"{self.data_dir.rstrip('/')}/{dataset}")
+            if not copy.parent.is_dir():
+                raise UserError(f"DATA_DIR={self.data_dir}: holds nothing of '{dataset}'.")
+            return copy
         root = Path(self.data_dir).expanduser()
         if not root.is_dir():
             raise UserError(f"DATA_DIR={self.data_dir}: there is no such folder.")

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from sbs_jax import parsers, parts
+from sbs_jax import parsers, parts, remote_copies
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.records import Counts, Records
 from sbs_jax.data.resolving import ResolvedTask
-from sbs_jax.files import atomic_write_text, writing
+from sbs_jax.files import atomic_write_text, refuse_remote, writing
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def origin_of(task: ResolvedTask, split: str) -> list[Any] | None:
     read += [code, Path(parsers.__file__), Path(parts.__file__)]
     given = settings.rationales_file
     paths = given.values() if isinstance(given, Mapping) else [] if given is None else [given]
-    read += [Path(path).expanduser() for path in paths]
+    read += [remote_copies.local(path) for path in paths]
     return [one if isinstance(one, str) else list(_listed(one)) for one in read]
 
 
@@ -129,6 +129,7 @@ def _folder(
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
     root = Path(task.settings.records_cache_dir or "").expanduser().absolute()
+    refuse_remote(root)
     return root / f"{task.name}-{split}-{digest[:24]}"
 
 

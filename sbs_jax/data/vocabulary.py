@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sentencepiece
 
-from sbs_jax import text_tokenizer
+from sbs_jax import remote, remote_copies, text_tokenizer
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.sentencepiece_training import train_sentencepiece
 from sbs_jax.data.settings import DataSettings
@@ -185,14 +185,14 @@ class DatasetVocabulary(Vocabulary):
     def _own(self, settings: DataSettings) -> Path:
         """The tokenizer that the run keeps, or else a trained SentencePiece model."""
         if settings.model_dir is not None:
-            kept = Path(settings.model_dir).expanduser() / "vocabulary" / text_tokenizer.FILE
+            kept = remote.place(settings.model_dir) / "vocabulary" / text_tokenizer.FILE
             if kept.is_file():
                 return kept
         return self._trained(settings)
 
     def _trained(self, settings: DataSettings) -> Path:
         if settings.model_dir is not None:
-            folder = Path(settings.model_dir).expanduser() / "vocabulary"
+            folder = remote.place(settings.model_dir) / "vocabulary"
             path = folder / "spiece.model"
             if path.is_file() and _may_reuse(path, self._dataset, settings.vocabulary_size):
                 return path
@@ -410,6 +410,7 @@ def open_vocabulary(path: str) -> SentencePieceVocabulary | TokenizerVocabulary:
     """
     if text_tokenizer.is_tokenizer(path):
         return TokenizerVocabulary(path)
+    path = os.fspath(remote_copies.local(path)) if remote.is_remote(path) else path
     try:
         vocabulary = SentencePieceVocabulary(path)
         tokenizer = vocabulary.tokenizer
@@ -456,5 +457,4 @@ def _fingerprint(texts: Sequence[str], vocabulary_size: int) -> str:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sbs_jax" / "vocabulary"
+    return remote_copies.cache_root() / "vocabulary"

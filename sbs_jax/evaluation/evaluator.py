@@ -6,13 +6,12 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sbs_jax import losses, metrics
+from sbs_jax import losses, metrics, remote
 from sbs_jax.data import pipeline
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.decoding import shapes
@@ -264,7 +263,8 @@ def write_predictions(
     if jax.process_index() != 0:
         return
     for split, rows in predictions.items():
-        path = Path(folder) / (f"{split}.jsonl" if step is None else f"{split}-{step}.jsonl")
+        name = f"{split}.jsonl" if step is None else f"{split}-{step}.jsonl"
+        path = remote.place(folder) / name
         try:
             atomic_write_jsonl(path, rows)
         except OSError as error:

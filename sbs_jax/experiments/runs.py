@@ -89,6 +89,7 @@ class SweepFolder:
     """A sweep's folder."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        files.refuse_remote(path)
         self.path = Path(path).expanduser().absolute()
 
     def folder(self, name: str) -> Path:

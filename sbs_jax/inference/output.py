@@ -12,7 +12,14 @@ from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_text, cannot_write, read_jsonl, require_named, writing
+from sbs_jax.files import (
+    atomic_write_text,
+    cannot_write,
+    read_jsonl,
+    refuse_remote,
+    require_named,
+    writing,
+)
 
 
 class ResumableOutput(Closing):
@@ -42,6 +49,7 @@ class ResumableOutput(Closing):
         Raises:
           UserError: the file was made with something else, or another process writes it.
         """
+        refuse_remote(path)
         self.path = Path(path).expanduser()
         self._begin_anew = f"name another {macro}, or remove this one to begin anew"
         self._record = self.path.with_name(self.path.name + ".run.json")

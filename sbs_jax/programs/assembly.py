@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sbs_jax import files
+from sbs_jax import files, remote
 from sbs_jax.checkpoints import folders, loading, networks, record
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager
@@ -108,7 +108,7 @@ class TrainConfig:
 
     Attributes:
       model_config: the student's dimensions.
-      model_dir: where everything is written; may be relative.
+      model_dir: where everything is written; may be relative, or `gs://…`.
       task: what is trained.
       batching: how records become batches.
       optimizer: from `training.optimizers`.
@@ -161,8 +161,8 @@ class TrainConfig:
 
     @property
     def folder(self) -> Path:
-        """MODEL_DIR, absolute."""
-        return Path(self.model_dir).expanduser().absolute()
+        """MODEL_DIR, absolute, or the place that its URL names (`remote.place`)."""
+        return remote.place(self.model_dir)
 
     @property
     def best_metric(self) -> str | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
+from sbs_jax import remote
 from sbs_jax.checkpoints import loading, networks
 from sbs_jax.data import choosing, pipeline, registration, registry
 from sbs_jax.data import settings as settings_lib
@@ -160,7 +160,7 @@ def evaluate(
         return None
     params = loading.load_params(source, student.placed_params)
     results, predictions = evaluator(student.for_inference(params))
-    folder = None if output_dir is None else Path(output_dir).expanduser().absolute()
+    folder = None if output_dir is None else remote.place(output_dir)
     if write is not None:
         write(predictions)
     elif folder is not None:

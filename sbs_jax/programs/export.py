@@ -34,7 +34,7 @@ from sbs_jax.checkpoints.huggingface import (
 from sbs_jax.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, write_safetensors
 from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_shapes
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_open, atomic_write_text, read_jsonl
+from sbs_jax.files import atomic_open, atomic_write_text, read_jsonl, refuse_remote
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig, network_of
@@ -88,6 +88,7 @@ def export(
     if dtype not in dtypes:
         raise UserError(f"DTYPE = {dtype!r} must be one of {', '.join(map(repr, dtypes))}.")
     source = loading.identify(checkpoint_path)
+    refuse_remote(output_dir)
     folder = Path(output_dir).expanduser().absolute()
     _require_free(folder, source)
     config = _config(source, model_config)

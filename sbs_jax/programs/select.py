@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_jsonl, atomic_write_text, read_jsonl
+from sbs_jax.files import atomic_write_jsonl, atomic_write_text, read_jsonl, refuse_remote
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.output import ResumableOutput
 from sbs_jax.inference.predictor import Predictor
@@ -78,6 +78,7 @@ def select(
         raise UserError("sbs_jax.select works in one process, on all of its devices.")
     if label_source not in LABEL_SOURCES:
         raise UserError(f"LABEL_SOURCE = {label_source!r} must be {' or '.join(LABEL_SOURCES)}.")
+    refuse_remote(output_dir)
     folder = Path(output_dir).expanduser()
     source = Path(rationales_file).expanduser()
     if (folder / RATIONALES).resolve() == source.resolve():

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_open
+from sbs_jax.files import atomic_open, refuse_remote
 from sbs_jax.redaction import Blotter, secrets_in
 from sbs_jax.teacher import derive as derive_lib
 from sbs_jax.teacher import output, provenance, stats
@@ -113,6 +113,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
     if session.preview:
         _preview(plan, session.backend, source, session.preview, console)
         return {}
+    refuse_remote(session.output_dir)
     with Journal(Path(session.output_dir)) as journal:
         if journal.dropped_bytes:
             _say(console, f"Dropped a torn last line of {journal.path} (the last run was killed).")

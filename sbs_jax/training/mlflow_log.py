@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sbs_jax import remote
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text
 
@@ -56,8 +57,13 @@ class MlflowLog:
         Raises:
           UserError: the store cannot be reached.
         """
-        folder = Path(model_dir)
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / _LOCAL}"
+        folder = remote.place(model_dir)
+        if remote.is_remote(folder) and not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise UserError(
+                f"MLFLOW_EXPERIMENT = {self._experiment!r}: the local store cannot lie in "
+                f"{folder}; set MLFLOW_TRACKING_URI."
+            )
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / _LOCAL}"
         try:
             self._client = self._client_class(tracking_uri=uri)
             self._run_id = self._open_run(folder)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from sbs_jax import remote
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 
@@ -32,14 +32,19 @@ class Profile(Closing):
           UserError: `steps` is no such range.
         """
         self._first, self._end = _parse(steps)
-        self._folder = Path(folder)
+        self._folder = os.fspath(folder)
+        self._outbox: remote.Outbox | None = None
         self._tracing = False
 
     @contextlib.contextmanager
     def step(self, number: int) -> Any:
         """Held around the call that starts step `number`."""
         if self._first <= number < self._end and not self._tracing:
-            jax.profiler.start_trace(str(self._folder))
+            if remote.is_remote(self._folder):
+                self._outbox = remote.Outbox(self._folder)
+            jax.profiler.start_trace(
+                self._folder if self._outbox is None else str(self._outbox.folder)
+            )
             self._tracing = True
         if not self._tracing:
             yield
@@ -58,6 +63,8 @@ class Profile(Closing):
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
+            if self._outbox is not None:
+                self._outbox.close()
 
 
 def _parse(steps: str | None) -> tuple[int, int]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from sbs_jax import remote
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text
 
@@ -47,7 +47,7 @@ class WandbLog:
         Raises:
           UserError: W&B refuses, for want of a key or of a network.
         """
-        folder = Path(model_dir)
+        folder = remote.place(model_dir)
         id_file = folder / _ID_FILE
         if not id_file.exists():
             atomic_write_text(id_file, uuid.uuid4().hex + "\n")
@@ -57,7 +57,7 @@ class WandbLog:
                 name=folder.name,
                 id=id_file.read_text(encoding="utf-8").strip(),
                 resume="allow",
-                dir=str(folder),
+                dir=None if remote.is_remote(folder) else str(folder),
                 config=self._config,
                 # Several runs of a sweep may be trained in one process.
                 reinit="create_new",

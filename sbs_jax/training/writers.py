@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 
 import jax
 
+from sbs_jax import remote
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text
@@ -20,6 +21,9 @@ from sbs_jax.training.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+
+SEND_SECONDS = 30.0
+"""How long a line of metrics.jsonl may be missing in a remote MODEL_DIR."""
 
 Value = float | int | None
 
@@ -45,7 +49,9 @@ class MetricsWriter(Closing):
 
     A line is `{"step": 20, "split": "train", "loss": 2.5, "rationale_loss": null, …}`: floats with
     nine significant digits (a float32 comes back exactly), null for what has no value or is not
-    finite. Every line is flushed, so a killed process leaves at most its last line torn.
+    finite. Every line is flushed, so a killed process leaves at most its last line torn. Objects of
+    a store cannot grow: in a remote MODEL_DIR the files are replaced by longer ones before each
+    checkpoint, at the end, and every `SEND_SECONDS`.
     """
 
     def __init__(
@@ -64,7 +70,8 @@ class MetricsWriter(Closing):
           trackers: services that are sent the same; opened and closed here.
           enabled: whether to write at all; by default on process 0 alone.
         """
-        self._path = Path(model_dir).expanduser().absolute() / FILE_NAME
+        self._path = remote.place(model_dir) / FILE_NAME
+        self._outbox: remote.Outbox | None = None
         self._with_tensorboard = tensorboard
         self._trackers = tuple(trackers)
         self._enabled = jax.process_index() == 0 if enabled is None else enabled
@@ -87,20 +94,25 @@ class MetricsWriter(Closing):
         """
         if not self._enabled:
             return
+        folder = self._path.parent
+        if remote.is_remote(folder):
+            self._outbox = remote.Outbox(str(folder))
+            folder = self._outbox.folder
+        self._written = folder / FILE_NAME
         with self._writing():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            for stale in self._path.parent.glob(f".{FILE_NAME}.*.tmp"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in folder.glob(f".{FILE_NAME}.*.tmp"):
                 stale.unlink(missing_ok=True)  # A kill during the rewriting below leaves one.
             if self._path.exists():
-                old = self._path.read_text(encoding="utf-8", errors="replace")
+                old = self._path.read_bytes().decode("utf-8", errors="replace")
                 kept = "" if after_step is None else _lines_until(after_step, old, self._path)
-                if kept != old:
-                    atomic_write_text(self._path, kept)
-            self._file = self._path.open("a", encoding="utf-8")
+                if kept != old or self._outbox is not None:
+                    atomic_write_text(self._written, kept)
+            self._file = self._written.open("a", encoding="utf-8")
         if self._with_tensorboard:
             # TensorBoard hides the events of a step from `purge_step` on that lie in older files.
             self._events = SummaryWriter(
-                str(self._path.parent / TENSORBOARD_FOLDER),
+                str(folder / TENSORBOARD_FOLDER),
                 purge_step=0 if after_step is None else after_step + 1,
                 # Files are named by the second: one started in the same second would be lost.
                 filename_suffix=f".{time.time_ns()}",
@@ -124,7 +136,9 @@ class MetricsWriter(Closing):
         with self._writing():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        if not self._path.exists():
+        if self._outbox is not None:
+            self._outbox.send(after=SEND_SECONDS)
+        elif not self._path.exists():
             raise UserError(
                 f"{self._path}: is gone; MODEL_DIR was removed or moved while the run was writing "
                 "there. Put it back, or start again in a new MODEL_DIR."
@@ -139,6 +153,8 @@ class MetricsWriter(Closing):
                 os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.flush()
+        if self._outbox is not None:
+            self._outbox.send()
 
     def close(self) -> None:
         """Closes the files."""
@@ -149,6 +165,9 @@ class MetricsWriter(Closing):
         if self._events is not None:
             self._events.close()
             self._events = None
+        if self._outbox is not None:
+            outbox, self._outbox = self._outbox, None
+            outbox.close()
         if self._enabled:
             for tracker in self._trackers:
                 tracker.close()

@@ -144,7 +144,7 @@ class Service:
         for line in self.process.stderr:
             if found := re.search(r"http://[\d.]+:\d+", line):
                 self.url = found[0]
-            if line.startswith("Ready"):
+            if line.startswith("All shapes are compiled"):
                 return
         raise SystemExit("the service did not start")
 

@@ -6,6 +6,9 @@ For instance:
 
 Or compares two prediction files of the same examples by a paired bootstrap:
     python -m sbs_jax.eval --compare A.jsonl B.jsonl
+
+Or two methods by several runs of each, named by quoted patterns of MODEL_DIRs or files:
+    python -m sbs_jax.eval --compare 'runs/standard-*' 'runs/sbs-*'
 """
 
 import sys
@@ -13,7 +16,7 @@ from collections.abc import Sequence
 
 from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UserError
-from sbs_jax.scores.compare import compare_files
+from sbs_jax.scores import compare as comparing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +31,11 @@ def compare(argv: list[str]) -> int:
     """Runs ``--compare A B``; returns the exit code."""
     try:
         if len(argv) != 3 or argv[0] != "--compare":
-            raise UserError("--compare takes two prediction files and nothing else.")
-        print(compare_files(argv[1], argv[2]))
+            raise UserError(
+                "--compare takes two prediction files, MODEL_DIRs or quoted patterns of them, and "
+                "nothing else."
+            )
+        print(comparing.compare(argv[1], argv[2]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

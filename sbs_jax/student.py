@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,16 @@ from sbs_jax.head_loss import Head
 from sbs_jax.models.interface import ModelConfig, network_of
 from sbs_jax.partitioning import rules as rules_lib
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
+
+
+class Program(Protocol):
+    """What `jax.jit` returns, as far as it is used here."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program, compiling it first for shapes that are new."""
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """Traces it for arguments or their shapes; the result has `compile`."""
 
 
 class Student:
@@ -155,7 +165,7 @@ class Student:
 
         return jax.tree.map(spread, tree, self._of_head(self.param_shardings))
 
-    def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def jit(self, function: Callable[..., Any], **options: Any) -> Program:
         """`jax.jit`, traced and called within this mesh and its logical-axis rules."""
         jitted = jax.jit(function, **options)
 
@@ -170,7 +180,7 @@ class Student:
                 return jitted.lower(*args, **kwargs)
 
         call.lower = lower  # type: ignore[attr-defined]  # as what `jax.jit` returns has
-        return call
+        return cast(Program, call)
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:

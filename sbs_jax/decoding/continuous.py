@@ -8,6 +8,9 @@ every row.
 
 The host alternates between three compiled programs: `encode` inputs, `insert` encoded inputs into
 free slots, and `advance` all slots until some have ended.
+
+Where a text and its answer go through the same layers (`Network.reads_prompts`), the decoder's
+prompt is read with the input: what follows is the same, and no program is compiled for the prompt.
 """
 
 from __future__ import annotations
@@ -32,9 +35,12 @@ from sbs_jax.decoding.greedy import most_likely
 from sbs_jax.decoding.sampling import draw
 from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
+from sbs_jax.token_ids import EOS_ID
 
 REFILL_SHARE = 4
 """Slots are refilled when one in so many has ended."""
+_POOLS_PER_LENGTH = 8
+_PROMPT_MULTIPLE = 8
 
 
 class OnMesh(Protocol):
@@ -148,7 +154,8 @@ class ContinuousDecoder:
         prompt: Sequence[int] = (),
         scored: bool = False,
         draws: Draws | None = None,
-        eos_id: int = 1,
+        eos_id: int = EOS_ID,
+        like: ContinuousDecoder | None = None,
     ) -> None:
         """Compiles nothing yet.
 
@@ -160,10 +167,13 @@ class ContinuousDecoder:
           scored: also compute the log-probabilities of outputs.
           draws: how tokens are sampled; None decodes greedily.
           eos_id: the token that ends an output.
+          like: a decoder of the same network, whose programs are used as well as far as they are
+            the same: those that read inputs do not depend on how outputs are chosen.
         """
         self.max_decode_len = max_decode_len
         self._model = network.model
-        self._fed = np.array([PAD_ID, *prompt], np.int32)
+        self._read = tuple(prompt) if network.model.reads_prompts else ()
+        self._fed = np.array([PAD_ID, *(() if self._read else prompt)], np.int32)
         self._scored = scored
         self._draws = draws
         self._eos_id = eos_id
@@ -175,6 +185,10 @@ class ContinuousDecoder:
         self._grow = jit(self._grow_fn, static_argnums=1, out_shardings=slots)
         self._encode = jit(self._encode_fn, static_argnums=2, out_shardings=memory)
         self._insert = jit(self._insert_fn, donate_argnums=1, out_shardings=slots)
+        if like is not None and like._model is self._model:
+            self._encode = like._encode
+            if like._reads_as(self):
+                self._empty, self._grow, self._insert = like._empty, like._grow, like._insert
         self._advance = jit(self._advance_fn, donate_argnums=1, out_shardings=(slots, replicated))
 
     def __call__(
@@ -206,6 +220,9 @@ class ContinuousDecoder:
         rows = shapes.fit(min(len(requests), row_counts[-1]), row_counts)
         # All pools but the last are full: one number of rows is compiled.
         every = shapes.finer(lengths)
+        # A step that sees some columns of padding costs little, another length's programs much.
+        needed = {shapes.fit(len(request.tokens), lengths) for request in requests}
+        lengths = shapes.some(sorted(needed), -(-len(requests) // rows) // _POOLS_PER_LENGTH)
         for ended in self.stream(params, feed, rows, lengths, every, pool_rows=(rows,)):
             outputs.update(ended)
         return [outputs[i] for i in range(len(requests))]
@@ -230,13 +247,17 @@ class ContinuousDecoder:
             is at least the longest request's.
           encoder_lengths: numbers of tokens that the encoder is compiled for, `lengths` among them;
             these alone by default.
-          pool_rows: numbers of rows that the encoder is compiled for, `rows` the last; a quarter of
-            them and all by default.
+          pool_rows: numbers of rows that the encoder is compiled for; as many as are refilled at
+            a time by default.
 
         Yields:
           Keys of requests that ended since the last time, with their outputs.
         """
-        chunk = min(rows, shapes.round_up(max(1, rows // REFILL_SHARE), self._row_multiple))
+        chunk = self._chunk(rows)
+        pool_rows = pool_rows or (chunk,)
+        lengths = [length + self._prompt_columns for length in lengths]
+        encoder_lengths = [length + self._prompt_columns for length in encoder_lengths or ()]
+        found: list[tuple[Any, Request]] = []
         held: list[Any] = [None] * rows  # the key of each slot's request
         free = collections.deque(range(rows))
         slots: Slots | None = None
@@ -244,15 +265,12 @@ class ContinuousDecoder:
         while True:
             while free:
                 if pool is None or not pool.waiting:
-                    found = feed(rows)
+                    found = found or list(feed(rows))
                     if not found:
                         break
+                    chosen, found = found[: pool_rows[-1]], found[pool_rows[-1] :]
                     pool = self._pool(
-                        params,
-                        found,
-                        pool_rows or (chunk, rows),
-                        lengths,
-                        encoder_lengths or lengths,
+                        params, chosen, pool_rows, lengths, encoder_lengths or lengths
                     )
                     slots = self._fitted(slots, rows, pool.length)
                 taken = [pool.waiting.popleft() for _ in range(min(chunk, len(free), pool.left))]
@@ -287,7 +305,7 @@ class ContinuousDecoder:
         encoder_lengths: Sequence[int],
     ) -> _Pool:
         """Encodes requests."""
-        sequences = [request.tokens for _, request in found]
+        sequences = [self._with_prompt(request.tokens) for _, request in found]
         longest = max(map(len, sequences))
         length = shapes.fit(longest, lengths)
         rows = shapes.fit(len(sequences), row_counts)
@@ -297,6 +315,51 @@ class ContinuousDecoder:
             _Encoded(key, request.sample, row) for row, (key, request) in enumerate(found)
         )
         return _Pool(memory, length, waiting)
+
+    def compile(self, params: Any, rows: int, length: int) -> None:
+        """Compiles the programs of `stream` for `rows` slots and inputs of up to `length` tokens.
+
+        Nothing runs on the devices, so that another thread may decode meanwhile.
+
+        Args:
+          params: the student's parameters on its mesh.
+          rows: a number of slots, as `stream` takes it.
+          length: the one length that `stream` is given.
+        """
+        length += self._prompt_columns
+        chunk = self._chunk(rows)
+        slots = _compiled(self._empty, rows, length)
+        tokens = np.zeros((chunk, length), np.int32)
+        memory = _compiled(self._encode, params, tokens, length)
+        taken = _Taken(
+            np.zeros(chunk, np.int32), np.zeros(chunk, np.uint32), np.zeros(chunk, np.int32)
+        )
+        _compiled(self._insert, params, slots, memory, taken)
+        _compiled(self._advance, params, slots, np.int32(chunk))
+
+    def _chunk(self, rows: int) -> int:
+        """How many of so many slots are refilled at a time."""
+        return min(rows, shapes.round_up(max(1, rows // REFILL_SHARE), self._row_multiple))
+
+    @property
+    def _prompt_columns(self) -> int:
+        """Columns that prompts need behind inputs, the same for prompts of about one length."""
+        return shapes.round_up(len(self._read), _PROMPT_MULTIPLE)
+
+    def _with_prompt(self, tokens: Sequence[int]) -> Sequence[int]:
+        """The tokens of an input, with the prompt in front of its EOS if that is read with it."""
+        if not self._read:
+            return tokens
+        # A text that is nothing but EOS is read; see `decoder.rows.without_end`.
+        end = len(tokens) - (tokens[-1] == EOS_ID and len(tokens) > 1)
+        return (*tokens[:end], *self._read, *tokens[end:])
+
+    def _reads_as(self, other: ContinuousDecoder) -> bool:
+        """Whether inputs get into slots by the same programs."""
+        return (
+            self.max_decode_len == other.max_decode_len
+            and self._fed.tolist() == other._fed.tolist()
+        )
 
     def _fitted(self, slots: Slots | None, rows: int, length: int) -> Slots:
         """Returns slots whose memory has room for `length` tokens."""
@@ -505,6 +568,16 @@ def _indices(taken: Sequence[_Encoded], places: Sequence[int], count: int) -> _T
         np.array([one.row for one in chosen], np.int32),
         np.array([one.sample for one in chosen], np.uint32),
         np.array(places, np.int32),
+    )
+
+
+def _compiled(program: Any, *args: Any) -> Any:
+    """Compiles a program for arguments; returns the shapes of its results, on their devices."""
+    lowered = program.lower(*args)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lowered.out_info,
+        lowered.compile().output_shardings,
     )
 
 

@@ -42,6 +42,17 @@ def finer(lengths: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def some(sizes: Sequence[int], count: int) -> tuple[int, ...]:
+    """Returns `count` of the increasing `sizes`, at least the largest, evenly chosen.
+
+    >>> some((16, 32, 64, 128), 2), some((16, 32), 0), some((16, 32), 3)
+    ((32, 128), (32,), (16, 32))
+    """
+    count = min(max(count, 1), len(sizes))
+    chosen = {sizes[-1 - place * len(sizes) // count] for place in range(count)}
+    return tuple(sorted(chosen))
+
+
 def row_counts(largest: int, multiple: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
     """Returns the numbers of rows that a program is compiled for, each a multiple of `multiple`.
 

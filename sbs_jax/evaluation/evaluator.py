@@ -122,13 +122,13 @@ class Evaluator:
         self._rows = rows
         self._lengths = shapes.input_lengths(feature_lengths["inputs"])
         # The splits of a task have the same prompts, and so the same programs.
-        self._decoder = functools.cache(
-            lambda prompt: ContinuousDecoder(
-                student,
-                max_decode_len=max_decode_len or feature_lengths["targets"],
-                prompt=prompt,
-            )
+        decoder = functools.partial(
+            ContinuousDecoder,
+            student,
+            max_decode_len=max_decode_len or feature_lengths["targets"],
         )
+        common = decoder()
+        self._decoder = functools.cache(lambda prompt: decoder(prompt=prompt, like=common))
         self._parts = task.method.names
         self._loss_step = student.jit(
             make_loss_step(

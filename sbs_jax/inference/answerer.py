@@ -25,6 +25,7 @@ from sbs_jax.inference.answers import (
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import LABEL, RATIONALE, Candidates, Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.warming import CompiledShapes, Progress, Use
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.student import Student
 from sbs_jax.text_tokenizer import TextTokenizer
@@ -74,6 +75,7 @@ class Answerer:
         self.input_length = input_length
         self.row_counts = shapes.row_counts(batch_size, student.mesh.shape["data"], row_counts)
         self._lengths = shapes.input_lengths(input_length)
+        self._shapes = CompiledShapes(self.row_counts, self._lengths)
         self._max_decode_len = max_decode_len
         self._own_shape = own_shape
         self._mesh = student.mesh
@@ -105,36 +107,48 @@ class Answerer:
             kinds.append((RATIONALE, (0, 0)))
         return [QueryGroup(kind, length, own) for kind, own in kinds for length in self._lengths]
 
-    def warm_up(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Compiles the programs of all `groups` and `row_counts`, and runs each once.
+    def warm_up(self) -> Iterator[Progress]:
+        """Compiles the programs of all `groups` and `row_counts`; runs nothing on the devices.
 
-        Args:
-          stop: called before each; True ends the warm-up.
+        Another thread may answer queries meanwhile, once the progress says so: those that come are
+        put into shapes that are compiled. A warm-up that is given up leaves it at these.
+
+        Yields:
+          How far it is, after each shape.
         """
-        for group in self.groups():
-            own = None
-            if group.own != (0, 0):
-                own = Candidates(("a", "b"), ((3, EOS_ID), (4, EOS_ID)))
-            query = Query(group.kind, (*[3] * (group.length - 1), EOS_ID), own)
-            previous = 0
-            for rows in self.row_counts:
-                # As many queries as there are slots, and one more, which refills a slot; and as few
-                # as would choose so many slots.
-                for count in dict.fromkeys((rows, previous + 1)):
-                    if stop():
-                        return
-                    self._run_all(query, count)
-                previous = rows
+        uses = list(dict.fromkeys((group.kind, group.own) for group in self.groups()))
+        steps = [(shape, use) for shape in self._shapes.in_order() for use in uses]
+        for done, (shape, use) in enumerate(steps, 1):
+            self._compile(use, *shape)
+            self._shapes.add(use, shape)
+            yield Progress(done, len(steps), answers=done >= len(uses))
 
-    def _run_all(self, query: Query, count: int) -> None:
-        waiting = [query]
-
-        def more(free: int) -> list[Query]:
-            taken, waiting[:] = waiting[:free], waiting[free:]
-            return taken
-
-        for _ in self.stream([query] * count, more):
-            pass
+    def _compile(self, use: Use, rows: int, length: int) -> None:
+        kind, own = use
+        candidates = Candidates(("a", "b"), ((3, EOS_ID), (4, EOS_ID)))
+        query = Query(kind, (*[3] * (length - 1), EOS_ID), candidates if any(own) else None)
+        decoder = self._decoder(query, 1)
+        if decoder is not None:
+            decoder.compile(self._params, rows, length)
+            if kind == RATIONALE or not self.prompting.explains_itself:
+                return
+        batch = self._rows([query], rows, length)
+        if kind == RATIONALE:
+            self._programs.compile_search(self._params, batch)
+            return
+        closed = self.closed_set
+        if decoder is None and closed is not None and not any(own):
+            self._programs.compile_rank(self._params, batch, closed.tokens)
+            return
+        if decoder is None:
+            own_shapes = {own}
+        else:
+            most = own[0] or (len(closed.texts) if closed else 2)
+            own_shapes = {self._answer_shape([[()] * count]) for count in {2, most}}
+        for own_shape in own_shapes:
+            empty = np.zeros((rows, *own_shape), np.int32)
+            own_batch = batch | to_global({"candidates": empty}, self._mesh)
+            self._programs.compile_rank(self._params, own_batch, None)
 
     def run(self, queries: Sequence[Query], *, num_best: int = 1) -> list[Any]:
         """Answers queries of any groups, in their order; see `start_all`."""
@@ -239,22 +253,26 @@ class Answerer:
           which queries were given.
         """
         decoder = self._decoder(queries[0], num_best)
+        group = self.group(queries[0])
+        use = (group.kind, group.own)
+        rows, length = self._shapes.fit(use, len(queries), group.length)
         if decoder is None:
-            yield list(enumerate(self._start(queries, num_best)()))
+            for begin in range(0, len(queries), rows):
+                answers = self._start(queries[begin : begin + rows], num_best)()
+                yield list(enumerate(answers, begin))
             return
-        rows = shapes.fit(len(queries), self.row_counts)
+        most = self._shapes.most_rows(use, group.length)
         given = list(queries)
         waiting = collections.deque(enumerate(queries))
 
         def feed(count: int) -> list[tuple[int, Request]]:
-            if not waiting and rows == self.row_counts[-1]:
+            if not waiting and rows >= most:
                 for query in more(count):
                     waiting.append((len(given), query))
                     given.append(query)
             taken = [waiting.popleft() for _ in range(min(count, len(waiting)))]
             return [(number, Request(query.tokens, query.sample)) for number, query in taken]
 
-        length = self.group(queries[0]).length
         for ended in decoder.stream(self._params, feed, rows, (length,)):
             numbers, outputs = zip(*ended, strict=True)
             answers = self._answers([given[number] for number in numbers], outputs, num_best)
@@ -302,8 +320,8 @@ class Answerer:
     def _start(self, queries: Sequence[Query], num_best: int) -> Callable[[], Sequence[Any]]:
         """Starts a batch of one group that is ranked or searched for; see `start_all`."""
         group = self.group(queries[0])
-        rows = shapes.fit(len(queries), self.row_counts)
-        tokens = self._rows(queries, rows, group.length)
+        rows, length = self._shapes.fit((group.kind, group.own), len(queries), group.length)
+        tokens = self._rows(queries, rows, length)
         if group.kind == RATIONALE:
             written = self._programs.search(self._params, tokens)
             return lambda: [
@@ -371,8 +389,9 @@ class Answerer:
             ]
         else:
             sets = [one.tokens for one in closed]
-        rows = shapes.fit(len(queries), self.row_counts)
-        length = max(self.group(query).length for query in queries)
+        groups = [self.group(query) for query in queries]
+        use = (groups[0].kind, groups[0].own)
+        rows, length = self._shapes.fit(use, len(queries), max(one.length for one in groups))
         tokens = self._rows(queries, rows, length)
         own = padded_candidates(sets, rows, self._answer_shape(sets))
         scores = np.asarray(

@@ -106,6 +106,9 @@ class CTranslate2Programs:
         """Returns log-probabilities [B, C] of `batch['candidates']`, int32 [B, C, T]."""
         return self._score(batch["tokens"], list(np.asarray(batch["candidates"])))
 
+    def compile_rank(self, params: Any, batch: Mapping[str, Any], shared: Any) -> None:
+        """Does nothing: this engine compiles nothing."""
+
     def search(self, params: Any, batch: Mapping[str, Any]) -> np.ndarray:
         """Raises: rationales are never searched for by this engine; see `__init__`."""
         raise NotImplementedError
@@ -174,6 +177,9 @@ class _Writer:
         # The engine sorts by length itself.
         inputs = [request.tokens for request in requests]
         return self._programs.write(inputs, self._prompt, row_counts[-1]) if inputs else []
+
+    def compile(self, params: Any, rows: int, length: int) -> None:
+        """Does nothing: this engine compiles nothing."""
 
     def stream(
         self, params: Any, feed: Feed, rows: int, lengths: Sequence[int]

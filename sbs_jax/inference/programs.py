@@ -106,12 +106,14 @@ class Programs:
         self._shared = functools.cache(self._tree)
         decoder = functools.partial(ContinuousDecoder, student, max_decode_len=max_decode_len)
         self.labels = decoder(prompt=prompts[LABEL], scored=True)
-        self.outputs = decoder(prompt=prompts[LABEL])
+        self.outputs = decoder(prompt=prompts[LABEL], like=self.labels)
         self.rationales: ContinuousDecoder | None = None
         if strategy.decoding != "beam":
             draws = Draws(strategy.seed, strategy.temperature, strategy.top_k, strategy.top_p)
             self.rationales = decoder(
-                prompt=prompts[RATIONALE], draws=draws if strategy.decoding == "sample" else None
+                prompt=prompts[RATIONALE],
+                draws=draws if strategy.decoding == "sample" else None,
+                like=self.labels,
             )
 
     def best(self, params: Any, batch: Arrays, count: int) -> tuple[jax.Array, jax.Array]:
@@ -131,6 +133,16 @@ class Programs:
     def rank_own(self, params: Any, batch: Arrays) -> jax.Array:
         """Log-probabilities float32 [B, C] of `batch['candidates']`, int32 [B, C, T]."""
         return self._rank(params, batch, None)
+
+    def compile_rank(
+        self, params: Any, batch: Arrays, shared: tuple[tuple[int, ...], ...] | None
+    ) -> None:
+        """Compiles `rank_shared`, or without shared candidates `rank_own`; runs nothing."""
+        self._rank.lower(params, batch, None if shared is None else self._shared(shared)).compile()
+
+    def compile_search(self, params: Any, batch: Arrays) -> None:
+        """Compiles `search`; runs nothing."""
+        self._search.lower(params, batch).compile()
 
     def search(self, params: Any, batch: Arrays) -> jax.Array:
         """Returns the rationales int32 [B, T] that a beam search finds."""

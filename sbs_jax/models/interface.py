@@ -44,11 +44,14 @@ class Network(Protocol):
       memory_type: a dataclass of what is remembered of inputs, with `widened` and `spread`.
       cache_type: a dataclass of what decoding remembers of its own tokens, with `spread`.
       absolute_positions: whether more than the differences of positions counts in `extend`.
+      reads_prompts: whether the tokens that a decoder is fed first may as well stand at the end of
+        its input.
     """
 
     memory_type: ClassVar[type[Any]]
     cache_type: ClassVar[type[Any]]
     absolute_positions: ClassVar[bool]
+    reads_prompts: ClassVar[bool]
 
     @property
     def config(self) -> Any:

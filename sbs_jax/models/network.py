@@ -27,12 +27,15 @@ class Transformer(nn.Module):
       memory_type: the memory type of what `start_decoding` remembers of inputs.
       cache_type: the cache type of what decoding remembers of its own tokens.
       absolute_positions: whether more than the differences of positions counts in `extend`.
+      reads_prompts: whether the tokens that a decoder is fed first may as well stand at the end of
+        its input.
     """
 
     config: T5Config
     memory_type: ClassVar[type] = EncoderMemory
     cache_type: ClassVar[type] = DecoderCache
     absolute_positions: ClassVar[bool] = False
+    reads_prompts: ClassVar[bool] = False
 
     def setup(self) -> None:
         """Creates the stacks around the embedding that they share."""

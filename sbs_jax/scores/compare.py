@@ -1,9 +1,18 @@
-"""Two prediction files of the same examples: is one student better? `sbs_jax.eval --compare`."""
+"""Predictions for the same examples: is one student, or method, better? `sbs_jax.eval --compare`.
+
+Two files are compared by a paired bootstrap over their examples. Several runs a side, of which each
+has a partner on the other (the same seed, say), are compared by one over runs and examples: the
+runs that there are, too, are a sample of those that there might be.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +55,107 @@ class Comparison:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RunsComparison:
+    """The result of a paired bootstrap over runs and examples.
+
+    Attributes:
+      pairs: the prediction files of each pair of runs.
+      examples: in every file.
+      first: accuracy of each run of the first side.
+      second: the second of each run of the second side.
+      low: 2.5 % quantile of the difference of the means second - first.
+      high: 97.5 % quantile.
+      p_value: two-sided; see `Comparison`.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    examples: int
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+    low: float
+    high: float
+    p_value: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"A {a:.4f}, B {b:.4f}, B - A {b - a:+.4f}: {x}, {y}"
+            for (x, y), a, b in zip(self.pairs, self.first, self.second, strict=True)
+        ]
+        first, second = np.mean(self.first), np.mean(self.second)
+        return "\n".join(
+            [
+                *lines,
+                f"A {first:.4f}, B {second:.4f}: means of {len(lines)} runs on {self.examples} "
+                "examples",
+                f"B - A {second - first:+.4f}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], "
+                f"p = {self.p_value:.4f} (paired bootstrap of runs and examples)",
+            ]
+        )
+
+
+def compare(first: str, second: str) -> Comparison | RunsComparison:
+    """Compares two sides, each of one run or of several.
+
+    Args:
+      first: a prediction file, or a MODEL_DIR, which stands for its latest predictions for the test
+        split; or a pattern of such paths (``runs/standard-*``).
+      second: the same of the other side. Its runs are the partners of the first side's in the
+        order of their names, with numbers in them in the order of their values.
+
+    Raises:
+      UserError: nothing is there, the sides have different numbers of runs, or see `compare_files`.
+    """
+    sides = _files(first), _files(second)
+    if len(sides[0]) != len(sides[1]):
+        raise UserError(
+            f"{first} are {len(sides[0])} runs and {second} are {len(sides[1])}: each needs a "
+            "partner on the other side, one of the same seed."
+        )
+    if len(sides[0]) == 1:
+        return compare_files(sides[0][0], sides[1][0])
+    return compare_runs(list(zip(*sides, strict=True)))
+
+
+def compare_runs(
+    pairs: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str]]],
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> RunsComparison:
+    """Compares the scores of pairs of prediction files of the same examples.
+
+    Args:
+      pairs: a file of each side, as evaluation writes them, for each pair of runs.
+      samples: resamplings, each of runs and of examples, both with replacement.
+      seed: the seed of the resampling.
+
+    Raises:
+      UserError: a file cannot be read, or the examples differ.
+    """
+    names = list(_scores(pairs[0][0]))
+    scores = np.array(
+        [[_scores_of(names, pairs[0][0], path) for path in pair] for pair in pairs], np.float64
+    )
+    difference = scores[:, 1] - scores[:, 0]
+    runs, examples = difference.shape
+    rng = np.random.default_rng(seed)
+    means = np.empty(samples)
+    for number in range(samples):
+        chosen = rng.integers(0, runs, runs), rng.integers(0, examples, examples)
+        means[number] = difference[np.ix_(*chosen)].mean()
+    low, high, p_value = _interval(means, difference.mean())
+    return RunsComparison(
+        pairs=tuple((str(a), str(b)) for a, b in pairs),
+        examples=examples,
+        first=tuple(scores[:, 0].mean(-1).tolist()),
+        second=tuple(scores[:, 1].mean(-1).tolist()),
+        low=low,
+        high=high,
+        p_value=p_value,
+    )
+
+
 def compare_files(
     first: str | os.PathLike[str],
     second: str | os.PathLike[str],
@@ -64,17 +174,9 @@ def compare_files(
     Raises:
       UserError: a file cannot be read, or the examples differ.
     """
-    a, b = _scores(first), _scores(second)
-    for one, other, where in ((a, b, second), (b, a, first)):
-        missing = [name for name in one if name not in other]
-        if missing:
-            raise UserError(
-                f"{where}: lacks {len(missing)} of the other file's examples, such as "
-                f"'{missing[0]}'; both have to be predictions for the same split."
-            )
-    x = np.array([a[name] for name in a], np.float64)
-    y = np.array([b[name] for name in a], np.float64)
-    return bootstrap(x, y, samples=samples, seed=seed)
+    a = _scores(first)
+    y = np.array(_scores_of(list(a), first, second), np.float64)
+    return bootstrap(np.array(list(a.values()), np.float64), y, samples=samples, seed=seed)
 
 
 def bootstrap(
@@ -89,20 +191,68 @@ def bootstrap(
             for _ in range(samples)
         ]
     )
-    found = difference.mean()
-    extreme = np.abs(means - found) >= abs(found) - 1e-12
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high, p_value = _interval(means, difference.mean())
     return Comparison(
         examples=difference.size,
         first=float(first.mean()),
         second=float(second.mean()),
         first_stderr=metrics.standard_error(first.tolist()),
         second_stderr=metrics.standard_error(second.tolist()),
-        low=float(low),
-        high=float(high),
-        # One more, of the sample itself: no finite number of samples shows p = 0.
-        p_value=float((extreme.sum() + 1) / (samples + 1)),
+        low=low,
+        high=high,
+        p_value=p_value,
     )
+
+
+def _interval(means: np.ndarray, found: float) -> tuple[float, float, float]:
+    """The 95 % interval of resampled differences, and the p-value of the one that was found."""
+    extreme = np.abs(means - found) >= abs(found) - 1e-12
+    low, high = np.quantile(means, [0.025, 0.975])
+    # One more, of the sample itself: no finite number of samples shows p = 0.
+    return float(low), float(high), float((extreme.sum() + 1) / (means.size + 1))
+
+
+def _files(side: str) -> list[str]:
+    """The prediction files of a side; see `compare`."""
+    found = [side] if os.path.exists(side) else glob.glob(side)
+    if not found:
+        raise UserError(f"{side}: nothing is there; name prediction files or MODEL_DIRs.")
+    files = []
+    for path in sorted(found, key=_by_value):
+        if os.path.isdir(path):
+            own = [str(file) for file in Path(path).glob("predictions/test-*.jsonl")]
+            if not own:
+                raise UserError(
+                    f"{path}: has no predictions/test-*.jsonl; evaluate its test split first, or "
+                    "name prediction files."
+                )
+            path = max(own, key=_by_value)
+        files.append(path)
+    return files
+
+
+def _by_value(name: str) -> list[tuple[int, str]]:
+    """Sorts names so that 2 comes before 10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _scores_of(
+    names: Sequence[str], first: str | os.PathLike[str], path: str | os.PathLike[str]
+) -> list[float]:
+    """The scores of a file for the examples `names`, which are those of the file `first`."""
+    scores = _scores(path)
+    known = set(names)
+    missing = (
+        [name for name in names if name not in scores],
+        [name for name in scores if name not in known],
+    )
+    for where, lacks in zip((path, first), missing, strict=True):
+        if lacks:
+            raise UserError(
+                f"{where}: lacks {len(lacks)} of the other file's examples, such as "
+                f"'{lacks[0]}'; both have to be predictions for the same split."
+            )
+    return [scores[name] for name in names]
 
 
 def _scores(path: str | os.PathLike[str]) -> dict[str, float]:

@@ -10,8 +10,10 @@ from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.sampling import sample_decode
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
+from sbs_jax.token_ids import EOS_ID
 
 CONFIG = T5Config(
     vocab_size=512,
@@ -21,6 +23,15 @@ CONFIG = T5Config(
     mlp_dim=32,
     num_encoder_layers=1,
     num_decoder_layers=1,
+)
+DECODER = DecoderConfig(
+    vocab_size=512,
+    emb_dim=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_dim=32,
 )
 LENGTH = 12
 LENGTHS = (16, 32)
@@ -92,6 +103,23 @@ def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws):
     )
     for score, output in zip(np.asarray(scores)[:, 0], outputs, strict=False):
         assert output.log_probability == pytest.approx(score, rel=1e-4, abs=1e-5)
+
+
+def test_a_decoder_reads_its_prompt_behind_the_text():
+    made = Student(DECODER, make_mesh(devices=jax.devices()[:1]))
+    params = made.init_params(0)
+    rng = np.random.default_rng(1)
+    texts = [[*rng.integers(3, 500, length).tolist(), EOS_ID] for length in (0, 3, 9, 15)]
+    options = {"max_decode_len": LENGTH, "eos_id": -1}
+    decoder = ContinuousDecoder(made, prompt=(5, 7, 9), scored=True, **options)
+    found = decoder(params, list(map(Request, texts)), (4,), (16,))
+    rows = shapes.padded_rows(texts, 4, 16)
+    prompt = np.array((5, 7, 9), np.int32)
+    expected = greedy_decode(made.model, params, rows, decoder_prompt=prompt, **options)
+    assert [output.tokens for output in found] == np.asarray(expected).tolist()
+    # Another prompt's decoder has programs of its own only for what it does differently.
+    plain = ContinuousDecoder(made, prompt=(5, 7), like=decoder, **options)
+    assert plain._insert is decoder._insert and plain._advance is not decoder._advance
 
 
 def test_requests_join_while_others_are_decoded():

@@ -1,5 +1,8 @@
 """Answers of a random student, held against the network itself."""
 
+import itertools
+
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from sbs_jax.inference.predictor import Predictor, load_predictor
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.warming import CompiledShapes
 from sbs_jax.parts import Part
 from tests import sentencepiece_models
 from tests.inference import toy
@@ -137,6 +141,68 @@ def test_queries_join_a_stream_and_get_the_answers_of_a_batch():
     assert sorted(number for number, _ in answers) == list(range(len(given)))
     assert all(answer == together[given[number]] for number, answer in answers)
     assert not waiting
+
+
+@pytest.fixture
+def compiled():
+    """One entry for each program that XLA compiles."""
+    found = []
+
+    def heard(event, seconds, **details):
+        del seconds
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(details)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_a_warm_up_compiles_all_that_is_run_and_answers_after_its_first_shapes(compiled):
+    predictor = toy.predictor(input_length=16, batch_size=4, row_counts=(2,), own_shape=(3, 8))
+    texts = ["a", "bc", "d e", "f"]
+    kinds = (
+        [predictor.ask_label(text) for text in texts],
+        [predictor.ask_label(text, ["yes", "no"]) for text in texts],
+        [predictor.ask_rationale(text) for text in texts],
+    )
+
+    def answers():
+        compiled.clear()
+        found = [list(predictor.stream(queries, lambda count: [])) for queries in kinds]
+        assert not compiled
+        return [dict(itertools.chain.from_iterable(ended)) for ended in found]
+
+    warm_up = predictor.warm_up()
+    progress = [next(warm_up) for _ in kinds]
+    assert [(one.compiled, one.total, one.answers) for one in progress] == [
+        (1, 6, False),
+        (2, 6, False),
+        (3, 6, True),
+    ]
+    assert compiled
+    # In two slots, by turns.
+    early = answers()
+    assert [sorted(found) for found in early] == [[0, 1, 2, 3]] * 3
+    assert [one.answers for one in warm_up] == [True] * 3
+    for found, again in zip(early, answers(), strict=True):
+        for number in found:
+            assert getattr(found[number], "label", "") == getattr(again[number], "label", "")
+            assert getattr(found[number], "text", "") == getattr(again[number], "text", "")
+
+
+def test_queries_are_put_into_shapes_that_are_compiled():
+    known = CompiledShapes((1, 8, 32), (16, 64))
+    use, other = ("label", (0, 0)), ("rationale", (0, 0))
+    assert known.in_order() == [(1, 64), (8, 64), (32, 64), (1, 16), (8, 16), (32, 16)]
+    assert (known.fit(use, 3, 16), known.fit(use, 40, 64)) == ((8, 16), (32, 64))
+    known.add(use, (1, 64))
+    assert (known.fit(use, 3, 16), known.most_rows(use, 16)) == ((1, 64), 1)
+    known.add(use, (8, 64))
+    known.add(use, (1, 16))
+    assert known.fit(use, 1, 16) == (1, 16)
+    assert known.fit(use, 3, 16) == known.fit(use, 40, 16) == (8, 64)
+    assert known.fit(other, 3, 16) == (8, 16)
 
 
 def test_prefixes_may_be_the_decoders():

@@ -191,6 +191,50 @@ def test_paired_bootstrap(tmp_path, capsys, monkeypatch):
     assert re.search(r"on 400 examples\nB - A \+0\.\d{4}, 95 % interval \[\+0", told)
 
 
+def test_several_runs_are_resampled_together_with_their_examples(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(1)
+    scores = (rng.random((2, 3, 50)) < [[[0.4]], [[0.6]]]).astype(float)
+    for side, runs in zip("ab", scores, strict=True):
+        # The tenth comes after the ninth, and the latest predictions count.
+        for number, values in zip((0, 9, 10), runs, strict=True):
+            folder = tmp_path / f"{side}-{number}" / "predictions"
+            folder.mkdir(parents=True)
+            write(folder / "test-100.jsonl", {f"e{i}": int(v) for i, v in enumerate(values)})
+            write(folder / "test-20.jsonl", {"e0": 0})
+    sides = [str(tmp_path / f"{side}-*") for side in "ab"]
+    found = compare.compare(*sides)
+    difference = scores[1] - scores[0]
+    assert found.first == pytest.approx(scores[0].mean(1))
+    assert found.second == pytest.approx(scores[1].mean(1))
+    # In NumPy, each example of each run by itself, with other random numbers.
+    rng = np.random.default_rng(7)
+    runs, examples = rng.integers(0, 3, (20_000, 3, 1)), rng.integers(0, 50, (20_000, 1, 50))
+    means = difference[runs, examples].mean((1, 2))
+    expected = np.quantile(means, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.01)
+    extreme = np.abs(means - difference.mean()) >= abs(difference.mean()) - 1e-12
+    assert found.p_value == pytest.approx(extreme.mean(), abs=0.01)
+    # Wider than by the examples alone.
+    alone = compare.bootstrap(*scores.mean(1), samples=2000)
+    assert found.high - found.low > 1.1 * (alone.high - alone.low)
+    monkeypatch.setattr("sys.argv", ["eval", "--compare", *sides])
+    assert eval_main.main() == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [re.findall(r"[ab]-\d+", line) for line in told[:3]] == [
+        ["a-0", "b-0"],
+        ["a-9", "b-9"],
+        ["a-10", "b-10"],
+    ]
+    assert "means of 3 runs on 50 examples" in told[3]
+    for wrong, message in (
+        ((sides[0], str(tmp_path / "b-1*")), "are 3 runs and .* are 1"),
+        ((str(tmp_path / "c-*"), sides[1]), "nothing is there"),
+        ((str(tmp_path), sides[1]), "has no predictions/test"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare.compare(*wrong)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -8,6 +8,8 @@ in a thread of its own (`batcher`).
 import asyncio
 import itertools
 import logging
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.inference.serving import docs_page, limits, schema
 from sbs_jax.inference.serving.batcher import Batcher, ClosedError, FullError, More
 from sbs_jax.inference.serving.metrics import CONTENT_TYPE, Metrics
+from sbs_jax.inference.warming import Progress
 
 if TYPE_CHECKING:
     from sbs_jax.inference.predictor import Predictor
@@ -40,6 +43,7 @@ class Service:
     Attributes:
       metrics: the metrics that `/metrics` returns.
       batcher: the queue and the thread of the model.
+      progress: how many of the shapes of programs are compiled.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class Service:
         self.max_requests = 2 * max_waiting + predictor.row_counts[-1]
         self.max_chars = _CHARS_PER_TOKEN * predictor.input_length
         self._warm = self._draining = self._failed = False
+        self._compiler: threading.Thread | None = None
+        self.progress = Progress(0, 0, answers=False)
         self._samples = itertools.count()
         self.batcher = Batcher(
             self._run,
@@ -103,17 +109,28 @@ class Service:
         return self._warm and not self._failed and self.batcher.is_alive
 
     def start(self) -> None:
-        """Starts the thread of the model, which compiles and warms up first."""
-        self.batcher.start(self._warm_up)
+        """Starts the thread of the model, and one that compiles.
+
+        Requests are answered as soon as each kind has one shape, into which all fit. The others
+        are compiled while these are answered.
+        """
+        self.batcher.start()
+        self._compiler = threading.Thread(target=self._warm_up, name="compiler", daemon=True)
+        self._compiler.start()
 
     def drain(self) -> None:
         """Has `/healthz` report that the service shuts down; requests are still answered."""
         self._draining = True
 
     def close(self, seconds: float | None = None) -> None:
-        """Answers what waits, and ends the model's thread, within `seconds` if they are given."""
+        """Answers what waits, and ends both threads, within `seconds` if they are given."""
         self._draining = True
+        begin = time.monotonic()
         self.batcher.close(seconds)
+        if self._compiler is not None:
+            # It cannot be stopped within a program.
+            left = None if seconds is None else max(0.0, begin + seconds - time.monotonic())
+            self._compiler.join(left)
 
     def prepare_rationales(self, request: Any) -> list[tuple[Any, Any]]:
         """Creates the first jobs of a request to a student that answers in two stages.
@@ -190,16 +207,28 @@ class Service:
         return self.predictor.stream(queries, more, num_best=most)
 
     def _warm_up(self) -> None:
+        begin = time.monotonic()
         try:
-            self.predictor.warm_up(lambda: self._draining)
-        except BaseException:
+            for progress in self.predictor.warm_up():
+                self.progress = progress
+                if self._draining:
+                    return
+                if progress.answers and not self._warm:
+                    self._warm = True
+                    log.info(
+                        "Ready after %.0f s: %d of %d shapes are compiled, the others follow.",
+                        time.monotonic() - begin,
+                        progress.compiled,
+                        progress.total,
+                    )
+        except Exception:
+            if self._warm:
+                log.exception("Compiling failed; requests are answered in the shapes there are.")
+                return
             self._failed = True
             log.exception("warming up failed")
             raise
-        if self._draining:
-            return
-        self._warm = True
-        log.info("Ready.")
+        log.info("All shapes are compiled, after %.0f s.", time.monotonic() - begin)
 
 
 def create_app(
@@ -302,7 +331,13 @@ def create_app(
         status = service.status
         # A probe needs no key, and does not learn the name of the model.
         name = service.predictor.name if http.scope.get(limits.TRUSTED, True) else ""
-        content = {"status": status, "model": name}
+        progress = service.progress
+        content = {
+            "status": status,
+            "model": name,
+            "compiled_shapes": progress.compiled,
+            "shapes": progress.total,
+        }
         return JSONResponse(content, 200 if status == "ready" else 503)
 
     @app.get(

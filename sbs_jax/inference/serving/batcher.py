@@ -109,14 +109,9 @@ class Batcher:
         """Whether submitted jobs will be answered."""
         return self._thread is not None and self._thread.is_alive() and not self._closing
 
-    def start(self, first: Callable[[], None] = lambda: None) -> None:
-        """Starts the thread, which calls `first` (to warm up) before it takes jobs."""
-
-        def work() -> None:
-            first()
-            self._work()
-
-        self._thread = threading.Thread(target=work, name="model", daemon=True)
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
     def require_room(self, count: int) -> None:

@@ -86,6 +86,11 @@ class Health(pydantic.BaseModel):
 
     status: str = Field(description="ready, warming up, shutting down, or failed")
     model: str
+    compiled_shapes: int = Field(
+        description="sizes of batches and inputs that programs are compiled for; others wait for "
+        "these, padded or in turns"
+    )
+    shapes: int = Field(description="how many there will be, 0 before the first")
 
 
 class Problem(pydantic.BaseModel):

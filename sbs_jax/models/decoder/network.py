@@ -44,12 +44,15 @@ class DecoderOnly(nn.Module):
       memory_type: the memory type of what `start_decoding` remembers of texts.
       cache_type: the cache type of what decoding remembers of its own tokens.
       absolute_positions: whether more than the differences of positions counts in `extend`.
+      reads_prompts: whether the tokens that a decoder is fed first may as well stand at the end of
+        its input.
     """
 
     config: DecoderConfig
     memory_type: ClassVar[type] = Memory
     cache_type: ClassVar[type] = Cache
     absolute_positions: ClassVar[bool] = True  # positions go on from those of the text
+    reads_prompts: ClassVar[bool] = True
 
     def setup(self) -> None:
         """Creates the embedding and the stack."""

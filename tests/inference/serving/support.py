@@ -13,6 +13,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.serving import server
 from sbs_jax.inference.serving.app import Service
+from sbs_jax.inference.warming import Progress
 
 TIMEOUT = 60
 
@@ -32,9 +33,10 @@ class FakePredictor:
         self.warm.set()
         self.sizes = []
 
-    def warm_up(self, stop):
-        while not self.warm.wait(0.01) and not stop():
-            pass
+    def warm_up(self):
+        while not self.warm.wait(0.01):
+            yield Progress(0, 0, answers=False)
+        yield Progress(1, 1, answers=True)
 
     def ask_label(self, text, candidates=None, *, rationale=""):
         if candidates is not None and len(set(candidates)) < len(candidates):

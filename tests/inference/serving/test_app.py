@@ -172,7 +172,7 @@ def test_not_ready_until_warm(serve):
     served = serve(predictor)
     assert served.request("GET", "/healthz")[::2] == (
         503,
-        {"status": "warming up", "model": "fake (step 3)"},
+        {"status": "warming up", "model": "fake (step 3)", "compiled_shapes": 0, "shapes": 0},
     )
     status, headers, answer = served.predict({"inputs": "a"})
     assert (status, headers["retry-after"]) == (503, "1")

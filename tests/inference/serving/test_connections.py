@@ -243,7 +243,12 @@ def test_the_key_is_wanted_and_healthz_needs_none(serve):
         assert served.request("GET", "/metrics", headers=headers)[0] == 401
     for headers in ({"Authorization": f"bearer {KEY}"}, {"X-API-Key": KEY}):
         assert served.predict({"inputs": "a"}, **headers)[0] == 200
-    assert served.request("GET", "/healthz")[2] == {"status": "ready", "model": ""}
+    assert served.request("GET", "/healthz")[2] == {
+        "status": "ready",
+        "model": "",
+        "compiled_shapes": 1,
+        "shapes": 1,
+    }
     for path in ("/docs", "/openapi.json"):
         status, _, content = served.request("GET", path)
         assert status == 200

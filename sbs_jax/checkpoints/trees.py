@@ -121,6 +121,7 @@ def _unreadable(folder: epath.Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise on damaged files into `UnreadableError`."""
     # The reads of the other arrays, given up halfway, would report themselves on stderr at length.
     hooks = sys.unraisablehook, sys.excepthook
+    failed = False
     sys.unraisablehook = lambda _: None
     sys.excepthook = lambda *_: None
     try:
@@ -129,10 +130,12 @@ def _unreadable(folder: epath.Path) -> Iterator[None]:
         raise  # The machine's trouble, not the checkpoint's.
     except Exception as error:  # Orbax raises bare `Exception`, too.
         reason = str(error).partition("\n")[0].partition(": <")[0][:200]
+        failed = True
         # Without `from error`: its traceback would keep the reads that were given up alive.
         raise UnreadableError(f"{folder}: {reason}") from None
     finally:
-        gc.collect()
+        if failed:
+            gc.collect()  # While they are silent. It looks at all objects: not after every read.
         sys.unraisablehook, sys.excepthook = hooks
 
 

@@ -255,6 +255,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique_keys)
+
+
 def parse_json(text: str) -> Any:
     """Parses JSON, where no object may have a key twice.
 
@@ -263,7 +266,9 @@ def parse_json(text: str) -> Any:
       ValueError: it is no JSON (`json.JSONDecodeError`).
       RecursionError: it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_unique_keys)
+    if text.startswith("\ufeff"):
+        return json.loads(text)  # It says what is wrong.
+    return _UNIQUE.decode(text)
 
 
 def text_encoding(encoding: str) -> str:

@@ -5,6 +5,7 @@ This module is a leaf: it imports nothing of sbs_jax.
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Iterable, Mapping
 
@@ -43,6 +44,7 @@ def pieces(template: str, settings: Mapping[str, str]) -> Pieces:
     return (*result, (text, None)) if text else tuple(result)
 
 
+@functools.lru_cache(maxsize=1024)
 def fields_of(template: str) -> tuple[str, ...]:
     """Returns the fields that a template names, those of the settings left out."""
     found = (name for _, name, _, _ in string.Formatter().parse(template))

@@ -9,6 +9,7 @@ This module is a leaf: everything may import it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,7 +203,7 @@ class Method:
         """`NAMES`, and the further parts: the part with code c is entry c - 1."""
         return names_of(self.parts)
 
-    @property
+    @functools.cached_property
     def targets(self) -> tuple[Target, ...]:
         """The targets that an example gives, in the order of their first parts."""
         names = self.names
@@ -232,7 +233,7 @@ class Method:
                 return target
         return Target((Part(name),), (names_of(()).index(name) + 1,))
 
-    @property
+    @functools.cached_property
     def fields(self) -> tuple[str, ...]:
         """All fields of an example that are read or written."""
         return tuple(dict.fromkeys(name for target in self.targets for name in target.fields))

@@ -22,7 +22,7 @@ and where the data weighs tokens (`Records.target_weights`)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -37,6 +37,10 @@ WEIGHTS = "decoder_token_weights"
 WINDOW = 2048
 """Examples that are shuffled first and then packed together. Large enough for full rows, small
 enough that a window is packed in some tens of milliseconds."""
+
+SAMPLED_ABOVE = 1 << 21
+"""Of more records than these, `measure_fill` looks at a part."""
+_SAMPLES = 64
 
 
 @dataclasses.dataclass
@@ -82,27 +86,32 @@ class BatchMaker:
     def __init__(self, records: Records, feature_lengths: Mapping[str, int]) -> None:
         self.records = records
         self.row_inputs, self.row_targets = row_lengths(feature_lengths)
-        if len(records) and (
-            records.input_lengths.max() > self.row_inputs
-            or records.target_lengths.max() > self.row_targets
-        ):
+        inputs, targets = records.longest_lengths
+        if inputs > self.row_inputs or targets > self.row_targets:
             raise ValueError("records are longer than these feature lengths: load them with these")
         self.fill = Fill(self.row_inputs, self.row_targets)
 
     def place(self, ids: np.ndarray, packed: bool) -> Placement:
         """Returns the placement of the records `ids` [R]."""
-        records = self.records
-        lengths = (records.input_lengths[ids], records.target_lengths[ids])
-        return place_records(records, ids, *lengths, self.row_inputs, self.row_targets, packed)
+        lengths = self.records.lengths_of(ids)
+        return place_records(self.records, ids, *lengths, self.row_inputs, self.row_targets, packed)
 
     def place_all(self, packed: bool) -> Placement:
         """Returns the placement of all records in their own order, some thousands at a time."""
+        return self.place_pieces(range(0, len(self.records), 2 * WINDOW), packed)
+
+    def place_pieces(self, starts: Iterable[int], packed: bool) -> Placement:
+        """Returns the placement of the records of the `piece` at each of `starts`."""
         pieces, rows = [], 0
-        for start in range(0, len(self.records), 2 * WINDOW):
-            ids = np.arange(start, min(start + 2 * WINDOW, len(self.records)))
+        for start in starts:
+            ids = self.piece(start)
             pieces.append(self.place(ids, packed).moved(rows))
             rows += pieces[-1].rows
         return Placement.joined(pieces, rows)
+
+    def piece(self, start: int) -> np.ndarray:
+        """Returns the ids of some thousand neighbouring records."""
+        return np.arange(start, min(start + 2 * WINDOW, len(self.records)))
 
     def make(self, ids: np.ndarray, placement: Placement, rows: int) -> Batch:
         """Returns the batch of `rows` rows with the records `ids` [R], placed so."""
@@ -248,14 +257,20 @@ class WindowRows:
 
 
 def measure_fill(records: Records, feature_lengths: Mapping[str, int], pack: bool = True) -> Fill:
-    """Returns how full the rows of one epoch are, without making any batch."""
+    """Returns how full the rows of one epoch are, without making any batch.
+
+    Of more than `SAMPLED_ABOVE` records, a part is looked at that is spread over all of them.
+    """
     maker = BatchMaker(records, feature_lengths)
-    fill = maker.fill
-    placement = maker.place_all(pack)
-    fill.rows = placement.rows
-    fill.records = len(records)
+    starts = np.arange(0, len(records), 2 * WINDOW)
+    if len(records) > SAMPLED_ABOVE:
+        starts = starts[np.linspace(0, starts.size - 1, _SAMPLES).astype(np.int64)]
+    placement = maker.place_pieces(starts.tolist(), pack)
+    ids = np.concatenate([np.zeros(0, np.int64), *map(maker.piece, starts.tolist())])
+    inputs, targets = records.lengths_of(ids)
     # Inputs that several records share lie in one place.
     _, once = np.unique(np.stack([placement.row, placement.source]), axis=1, return_index=True)
-    fill.input_tokens = int(records.input_lengths[once].sum())
-    fill.target_tokens = records.target_tokens.size
+    fill = maker.fill
+    fill.rows, fill.records = placement.rows, ids.size
+    fill.input_tokens, fill.target_tokens = int(inputs[once].sum()), int(targets.sum())
     return fill

@@ -113,7 +113,7 @@ class TrainBatches(Iterator[Batch]):
         self._identity = [rows, int(seed), *lengths, records.fingerprint()]
         if records.source is not None:
             self._identity.append("inputs encoded once")
-        if records.draw and epochs.count_variants(records, self._starts) is not None:
+        if epochs.draws(records):
             self._identity.append("one rationale an epoch")
         if records.mixture:
             self._identity.append([list(task) for task in records.mixture])
@@ -122,7 +122,9 @@ class TrainBatches(Iterator[Batch]):
         self._example = 0
         self._window = 0
         self._row = 0
-        self._order = self._shuffled_examples()
+        self._order = self._shuffled()
+        if self._order.computed:
+            self._identity.append("order computed")
         self._rows: WindowRows | None = None
 
     @property
@@ -154,7 +156,7 @@ class TrainBatches(Iterator[Batch]):
             )
         self._epoch, self._example = int(state["epoch"]), int(state["example"])
         self._window, self._row = int(state["window"]), int(state["row"])
-        self._order = self._shuffled_examples()
+        self._order = self._shuffled()
         self._rows = None
 
     def __next__(self) -> Batch:
@@ -163,23 +165,19 @@ class TrainBatches(Iterator[Batch]):
             return self._next_examples(self._examples_per_batch)
         return self._next_rows(self._batch_size)
 
-    def _shuffled_examples(self) -> np.ndarray:
-        return epochs.shuffled_examples(self._maker.records, self._starts, self._seed, self._epoch)
-
-    def _drawn(self, ids: np.ndarray) -> np.ndarray:
-        """Returns those of the records `ids` that the epoch trains."""
-        return epochs.drawn(self._maker.records, self._starts, ids, self._seed, self._epoch)
+    def _shuffled(self) -> epochs.Epoch:
+        return epochs.Epoch(self._maker.records, self._starts, self._seed, self._epoch)
 
     def _next_epoch(self) -> None:
         self._epoch += 1
         self._example = self._window = self._row = 0
-        self._order = self._shuffled_examples()
+        self._order = self._shuffled()
 
     def _next_examples(self, wanted: int) -> Batch:
         chosen = []
         while wanted:
-            taken = self._order[self._example : self._example + wanted]
-            chosen.append(self._drawn(epochs.records_of(self._starts, taken)))
+            taken = self._order.examples(self._example, self._example + wanted)
+            chosen.append(self._order.drawn(epochs.records_of(self._starts, taken)))
             wanted -= taken.size
             self._example += taken.size
             if self._example == self._order.size:
@@ -215,8 +213,8 @@ class TrainBatches(Iterator[Batch]):
     def _window_rows(self) -> WindowRows:
         # Windows of equal size, so that none at the end is too small to pack well.
         bounds = np.linspace(0, self._order.size, self._windows + 1).astype(np.int64)
-        examples = self._order[bounds[self._window] : bounds[self._window + 1]]
-        ids = self._drawn(epochs.records_of(self._starts, examples))
+        examples = self._order.examples(bounds[self._window], bounds[self._window + 1])
+        ids = self._order.drawn(epochs.records_of(self._starts, examples))
         placement = self._maker.place(ids, self._pack)
         if self._pack:
             # Packing opens rows for the longest records first; batches must not come in that order.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from sbs_jax import metrics
 from sbs_jax.data.datasets import (
@@ -23,6 +24,8 @@ from sbs_jax.part_templates import fields_of
 
 log = logging.getLogger(__name__)
 
+Element = dict[str, str | int]
+
 
 def element_key(field: str) -> str:
     """Returns what an element (`read_targets`) calls a field of `parts.Part`'s templates."""
@@ -31,7 +34,7 @@ def element_key(field: str) -> str:
     )
 
 
-def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
+def read_targets(task: TaskInfo, split: str) -> list[Element]:
     """Reads a split as a task sees it.
 
     Returns:
@@ -44,6 +47,25 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
       UserError: the data cannot be read; or the task needs completions or rationales that are not
         there.
     """
+    return list(stream_targets(task, split).elements)
+
+
+class Stream(NamedTuple):
+    """What `read_targets` returns, one element after the other.
+
+    Attributes:
+      elements: can be gone through once. Examples are let go of as their elements are taken.
+      examples: how many examples there are.
+      weighs: whether the data weigh words, so that all elements have keys with `WEIGHTS_OF`.
+    """
+
+    elements: Iterable[Element]
+    examples: int
+    weighs: bool
+
+
+def stream_targets(task: TaskInfo, split: str) -> Stream:
+    """Reads a split as `read_targets` does, without holding all of its elements."""
     examples = load_examples(task.dataset, split)
     if split == TRAIN:
         if task.label_source == TEACHER and "llm_label" not in examples[0]:
@@ -51,66 +73,87 @@ def read_targets(task: TaskInfo, split: str) -> list[dict[str, str | int]]:
         if task.uses_rationales:
             require_rationales(task, split, examples)
         require_fields(task, split, examples)
+    count, written = len(examples), _written_fields(task)
+    weights = [f"{field}_weights" for field in written]
+    weighed = any(
+        own_fields(example).get(name) is not None for example in examples for name in weights
+    )
+    elements = _elements(task, split, examples, written if weighed else ())
+    if not weighed:
+        return Stream(elements, count, weighs=False)
+    listed = _all_weighed(list(elements))
+    weighs = any(key.startswith(WEIGHTS_OF) for key in (listed or [{}])[0])
+    return Stream(listed, count, weighs)
+
+
+def _elements(
+    task: TaskInfo, split: str, examples: list[Example], weighed: Sequence[str]
+) -> Iterator[Element]:
+    """Yields the elements of examples, and empties their list meanwhile."""
     teacher_labels = split == TRAIN and task.label_source == TEACHER
     known = set(map(metrics.normalize_answer, task.dataset.labels))
-    elements: list[dict[str, str | int]] = []
-    for number, example in enumerate(examples):
+    own_names, several = task.definition.own_fields, task.uses_rationales
+    examples.reverse()
+    for number in range(len(examples)):
+        example = examples.pop()
         rationales = rationale_texts(example.get(task.rationale_key, ""))
         label = example["llm_label" if teacher_labels else "label"]
         if known and metrics.normalize_answer(label) not in known:
             label = ""  # the teacher did not decide: nothing to learn from
-        texts = {name: own_text(example, name) for name in task.definition.own_fields}
+        texts = {name: own_text(example, name) for name in own_names}
         own = {element_key(name): text for name, text in texts.items()}
-        for variant, rationale in enumerate(rationales if task.uses_rationales else rationales[:1]):
-            elements.append(
-                {
-                    "id": example["id"],
-                    "input": example["input"],
-                    "label": example["label"],
-                    "rationale": rationale_texts(example["rationale"])[0],
-                    "llm_label": example.get("llm_label", ""),
-                    "llm_rationale": rationale_texts(example.get("llm_rationale", ""))[0],
-                    "target_label": label,
-                    "target_rationale": rationale,
-                    "example": number,
-                    "variant": variant,
-                    **own,
-                    **_weights_of(task, example, {"label": label, "rationale": rationale, **texts}),
-                }
-            )
-    return _all_weighed(elements)
+        for variant, rationale in enumerate(rationales if several else rationales[:1]):
+            given = {"label": label, "rationale": rationale, **texts}
+            yield {
+                "id": example["id"],
+                "input": example["input"],
+                "label": example["label"],
+                "rationale": rationale_texts(example["rationale"])[0],
+                "llm_label": example.get("llm_label", ""),
+                "llm_rationale": rationale_texts(example.get("llm_rationale", ""))[0],
+                "target_label": label,
+                "target_rationale": rationale,
+                "example": number,
+                "variant": variant,
+                **own,
+                **(_weights_of(task, example, weighed, given) if weighed else {}),
+            }
 
 
 WEIGHTS_OF = "weights of "
 """With the name of a field behind it, the key of an element that has its words' weights."""
 
 
-def _weights_of(task: TaskInfo, example: Example, texts: Mapping[str, str]) -> dict[str, str]:
+def _written_fields(task: TaskInfo) -> tuple[str, ...]:
+    """The fields that the method writes."""
+    parts = (part for target in task.definition.targets for part in target.parts)
+    return tuple(dict.fromkeys(field for part in parts for field in fields_of(part.content)))
+
+
+def _weights_of(
+    task: TaskInfo, example: Example, fields: Sequence[str], texts: Mapping[str, str]
+) -> dict[str, str]:
     """Reads the weights of the words of the fields that the method writes; see `token_weights`."""
     given = own_fields(example)
     found = {}
-    for target in task.definition.targets:
-        for field in (name for part in target.parts for name in fields_of(part.content)):
-            name = f"{field}_weights"
-            if given.get(name) is None:
-                continue
-            place = f"{where(example)}: field '{name}'"
-            if (
-                field == "rationale"
-                and len(rationale_texts(example.get(task.rationale_key, ""))) > 1
-            ):
-                raise UserError(f"{place} cannot say which of several rationales it weighs.")
-            if texts[field].strip():
-                found[WEIGHTS_OF + field] = word_weights(given[name], texts[field], place)
+    for field in fields:
+        name = f"{field}_weights"
+        if given.get(name) is None:
+            continue
+        place = f"{where(example)}: field '{name}'"
+        if field == "rationale" and len(rationale_texts(example.get(task.rationale_key, ""))) > 1:
+            raise UserError(f"{place} cannot say which of several rationales it weighs.")
+        if texts[field].strip():
+            found[WEIGHTS_OF + field] = word_weights(given[name], texts[field], place)
     return found
 
 
-def _all_weighed(elements: list[dict[str, str | int]]) -> list[dict[str, str | int]]:
+def _all_weighed(elements: list[Element]) -> list[Element]:
     """Gives all elements the keys that some of them have weights under."""
     keys = {key for element in elements for key in element if key.startswith(WEIGHTS_OF)}
     if not keys:
         return elements
-    none: dict[str, str | int] = dict.fromkeys(sorted(keys), "")
+    none: Element = dict.fromkeys(sorted(keys), "")
     return [none | element for element in elements]
 
 

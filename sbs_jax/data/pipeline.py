@@ -25,8 +25,8 @@ from sbs_jax.data.records import (
     Records,
     count_parts,
     cut_sequences,
+    find_starts,
     holds_part,
-    join_records,
     shared_sources,
 )
 from sbs_jax.data.release import where as place
@@ -71,7 +71,7 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
     """
     if task.is_mixture:
         parts = [load_records(part, split, feature_lengths) for part, _ in task.parts]
-        return join_records(parts, [rate for _, rate in task.parts])
+        return stored_records.join(task.settings, parts, [rate for _, rate in task.parts])
     lengths = row_lengths(feature_lengths)
     task.check_split(split)
     make = functools.partial(_make_records, task, split, *lengths)
@@ -109,6 +109,7 @@ def _make_records(task: ResolvedTask, split: str, input_limit: int, target_limit
         target_parts=parts,
         target_offsets=cut_targets.offsets,
         example=columns["example"][0],
+        starts=find_starts(columns["example"][0]),
         counts=counts,
         target_weights=_token_weights(task, columns, target_lengths, cut_targets),
         variant=columns["variant"][0] if columns["variant"][0].size else None,

@@ -6,7 +6,10 @@ SeqIO would give, to the bit. SeqIO reads tasks of others, and its cache (`seqio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import gc
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import numpy as np
 from sbs_jax.data import record_texts
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.datasets import TaskInfo
-from sbs_jax.data.elements import WEIGHTS_OF, read_targets
+from sbs_jax.data.elements import Stream, stream_targets
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import DatasetVocabulary
@@ -43,15 +46,15 @@ def read_columns(task: ResolvedTask, split: str) -> Columns:
     Raises:
       UserError: the data cannot be read.
     """
-    with settings_lib.override(task.settings):  # SeqIO's callbacks read the settings in force.
+    # SeqIO's callbacks read the settings in force.
+    with settings_lib.override(task.settings), _uncollected():
         if task.info is None or task.settings.use_cached_tasks:
             from sbs_jax.data import seqio_reading
 
             chunks = seqio_reading.read(task, split)
         else:
             task.info.dataset.vocabulary.resolve()
-            elements = read_targets(task.info, split)
-            chunks = tokenized(task.info, elements, task.settings)
+            chunks = tokenized(task.info, stream_targets(task.info, split), task.settings)
         columns = joined(chunks)
     count = columns["inputs"][1].size
     if count and not columns["part"][1].size:
@@ -68,6 +71,18 @@ def read_columns(task: ResolvedTask, split: str) -> Columns:
     return columns
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Lets no garbage collector look, again and again, through millions of examples."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def joined(chunks: Iterable[Columns]) -> Columns:
     """Puts the columns of several chunks behind one another."""
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -82,36 +97,33 @@ def joined(chunks: Iterable[Columns]) -> Columns:
     return columns
 
 
-def tokenized(
-    task: TaskInfo, elements: Sequence[Mapping[str, Any]], settings: DataSettings
-) -> Iterator[Columns]:
+def tokenized(task: TaskInfo, stream: Stream, settings: DataSettings) -> Iterator[Columns]:
     """Yields the records of elements, tokenized, many at a time.
 
     Args:
       task: of ours.
-      elements: from `elements.read_targets`.
+      stream: from `elements.stream_targets`.
       settings: of the data; they are in force.
     """
     vocabulary, method = task.dataset.vocabulary, task.definition
-    weighs = any(key.startswith(WEIGHTS_OF) for key in (elements or [{}])[0])
-    make = record_texts.RecordMaker(method, settings, weighs=weighs)
+    make = record_texts.RecordMaker(method, settings, weighs=stream.weighs)
     finish = _Finish(method, settings, vocabulary)
-    examples = elements[-1]["example"] + 1 if elements else 0
-    for start in range(0, len(elements), _CHUNK):
+    elements = iter(stream.elements)
+    while chunk := list(itertools.islice(elements, _CHUNK)):
         records, numbers = [], []
-        for element in elements[start : start + _CHUNK]:
+        for element in chunk:
             found = list(make(element))
             records += found
-            numbers += [element["example"]] * len(found)
+            numbers += [int(element["example"])] * len(found)
         if records:
             columns = {
                 "inputs": vocabulary.encode_flat([record.inputs for record in records]),
                 **finish(records),
                 "example": _scalars(numbers),
-                "example_count": _scalars([examples] * len(records)),
+                "example_count": _scalars([stream.examples] * len(records)),
                 "variant": _scalars([record.variant for record in records]),
             }
-            if weighs:
+            if stream.weighs:
                 specs = np.array([record.weighing.encode() for record in records], object)
                 columns[record_texts.WEIGHING] = (specs, np.ones(len(records), np.int64))
             yield columns

@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,8 @@ class Records:
         encoded once for all of these; None where each record's inputs are encoded for it alone.
       mixture: of a mixture of tasks, how many examples with records each has, one task's after the
         other's, and its rate; () of a single task.
+      starts: int64 [E + 1], the `example_starts`, where they are known already.
+      longest: the `longest_lengths`, where they are known already.
       checksum: the `fingerprint`, where it is known already.
     """
 
@@ -83,6 +86,8 @@ class Records:
     draw: bool = False
     source: np.ndarray | None = None
     mixture: tuple[tuple[int, float], ...] = ()
+    starts: np.ndarray | None = None
+    longest: tuple[int, int] | None = None
     checksum: int | None = None
 
     def __len__(self) -> int:
@@ -101,7 +106,19 @@ class Records:
     @property
     def example_starts(self) -> np.ndarray:
         """int64 [E + 1]: where the records of each of the E examples that have any start."""
-        return np.append(np.flatnonzero(np.diff(self.example, prepend=-1)), len(self))
+        return find_starts(self.example) if self.starts is None else self.starts
+
+    @property
+    def longest_lengths(self) -> tuple[int, int]:
+        """The most input and the most target tokens of a record."""
+        if self.longest is not None:
+            return self.longest
+        return int(self.input_lengths.max(initial=0)), int(self.target_lengths.max(initial=0))
+
+    def lengths_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [R], int64 [R]: input and target tokens of some of the records."""
+        inputs, targets = self.input_offsets, self.target_offsets
+        return inputs[ids + 1] - inputs[ids], targets[ids + 1] - targets[ids]
 
     def fingerprint(self) -> int:
         """Returns a checksum of all tokens, by which a restored run knows its data again."""
@@ -122,67 +139,90 @@ class Records:
         return checksum
 
 
+def find_starts(example: np.ndarray) -> np.ndarray:
+    """Returns `Records.example_starts` of `Records.example`."""
+    return np.append(np.flatnonzero(np.diff(example, prepend=-1)), example.size)
+
+
 def join_records(records: Sequence[Records], rates: Sequence[float]) -> Records:
     """Makes one of the records of several tasks, each drawn as often as its rate says."""
+    pieces = joined_arrays(records)
+    arrays: dict[str, Any] = {name: np.concatenate(list(pieces[name])) for name in pieces}
+    return Records(
+        **arrays,
+        counts=joined_counts(records),
+        draw=any(one.draw for one in records),
+        mixture=mixture_of(records, rates),
+    )
+
+
+def mixture_of(records: Sequence[Records], rates: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    """Returns `Records.mixture` of the records of several tasks."""
+    sizes = (one.example_starts.size - 1 for one in records)
+    return tuple((size, float(rate)) for size, rate in zip(sizes, rates, strict=True))
+
+
+def joined_counts(records: Sequence[Records]) -> Counts:
+    """Returns the counts of the records of several tasks together."""
     counts = [dataclasses.asdict(one.counts) for one in records]
     others = [one.pop("other_records") for one in counts]
-    starts = np.cumsum([0, *(one.counts.examples for one in records)])
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(one, name) for one in records])
-
-    def offsets(name: str) -> np.ndarray:
-        lengths = [np.diff(getattr(one, name)) for one in records]
-        return np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-
-    variants = [
-        np.zeros(len(one), np.int32) if one.variant is None else one.variant for one in records
-    ]
-    return Records(
-        input_tokens=joined("input_tokens"),
-        input_offsets=offsets("input_offsets"),
-        target_tokens=joined("target_tokens"),
-        target_parts=joined("target_parts"),
-        target_offsets=offsets("target_offsets"),
-        example=np.concatenate(
-            [one.example + start for one, start in zip(records, starts[:-1], strict=True)]
-        ).astype(np.int32),
-        counts=Counts(
-            **{name: sum(one[name] for one in counts) for name in counts[0]},
-            other_records=dict(sum(map(collections.Counter, others), collections.Counter())),
-        ),
-        target_weights=_joined_weights(records),
-        variant=np.concatenate(variants),
-        draw=any(one.draw for one in records),
-        source=_joined_sources(records),
-        mixture=tuple(
-            (one.example_starts.size - 1, float(rate))
-            for one, rate in zip(records, rates, strict=True)
-        ),
+    return Counts(
+        **{name: sum(one[name] for one in counts) for name in counts[0]},
+        other_records=dict(sum(map(collections.Counter, others), collections.Counter())),
     )
 
 
-def _joined_weights(records: Sequence[Records]) -> np.ndarray | None:
-    if all(one.target_weights is None for one in records):
-        return None
-    ones = (np.ones(one.target_tokens.size, np.float32) for one in records)
-    return np.concatenate(
-        [
-            alike if one.target_weights is None else one.target_weights
-            for one, alike in zip(records, ones, strict=True)
-        ]
-    )
+def joined_arrays(records: Sequence[Records]) -> dict[str, Iterator[np.ndarray]]:
+    """Returns the arrays of the records of several tasks, each in pieces of some megabytes."""
+    examples = [one.counts.examples for one in records]
+    found = {
+        "input_tokens": _joined([one.input_tokens for one in records]),
+        "input_offsets": _joined_ends([one.input_offsets for one in records]),
+        "target_tokens": _joined([one.target_tokens for one in records]),
+        "target_parts": _joined([one.target_parts for one in records]),
+        "target_offsets": _joined_ends([one.target_offsets for one in records]),
+        "example": _joined([one.example for one in records], sizes=examples),
+        "variant": _joined([_or(one.variant, len(one), 0, np.int32) for one in records]),
+        "starts": _joined_ends([one.example_starts for one in records]),
+    }
+    if any(one.target_weights is not None for one in records):
+        weights = (
+            _or(one.target_weights, one.target_tokens.size, 1, np.float32) for one in records
+        )
+        found["target_weights"] = _joined(list(weights))
+    if any(one.source is not None for one in records):
+        lengths = [len(one) for one in records]
+        own = [np.arange(len(one)) if one.source is None else one.source for one in records]
+        found["source"] = _joined(own, sizes=lengths)
+    return found
 
 
-def _joined_sources(records: Sequence[Records]) -> np.ndarray | None:
-    if all(one.source is None for one in records):
-        return None
-    sources, before = [], 0
-    for one in records:
-        own = np.arange(len(one), dtype=np.int32) if one.source is None else one.source
-        sources.append(own + before)
-        before += len(one)
-    return np.concatenate(sources)
+_PIECE = 1 << 22
+
+
+def _joined(arrays: Sequence[np.ndarray], sizes: Sequence[int] = ()) -> Iterator[np.ndarray]:
+    """Yields arrays behind one another; with `sizes`, numbers that go on behind those before."""
+    before = 0
+    for number, array in enumerate(arrays):
+        for start in range(0, array.size, _PIECE):
+            piece = array[start : start + _PIECE]
+            yield (piece + before).astype(np.int32) if sizes else piece
+        before += sizes[number] if sizes else 0
+
+
+def _joined_ends(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields int64 offsets behind one another; those of each array begin with 0."""
+    before = 0
+    yield np.zeros(1, np.int64)
+    for array in arrays:
+        for start in range(1, array.size, _PIECE):
+            yield array[start : start + _PIECE].astype(np.int64) + before
+        before += int(array[-1])
+
+
+def _or(array: np.ndarray | None, size: int, value: float, dtype: Any) -> np.ndarray:
+    """The array, or as many times the value, which takes no memory."""
+    return np.broadcast_to(np.asarray(value, dtype), size) if array is None else array
 
 
 def shared_sources(

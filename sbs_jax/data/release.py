@@ -64,6 +64,8 @@ ParseFn = Callable[[str], ParsedCompletion]
 class _ReadExample(dict[str, Any]):
     """An `Example` that knows the file and the line it was read from, as a `Row` does."""
 
+    __slots__ = ("fields", "where")
+
     where: str
     fields: Mapping[str, Any]
 

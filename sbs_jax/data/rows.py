@@ -22,6 +22,8 @@ FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 class Row(Mapping[str, Any]):
     """A JSON object that knows where it was read, for the sentences of its errors."""
 
+    __slots__ = ("_values", "line", "path")  # There may be millions.
+
     def __init__(self, values: Mapping[str, Any], path: Path, line: int) -> None:
         """Wraps `values`, found in `line` (from 1) of `path`."""
         self._values = values

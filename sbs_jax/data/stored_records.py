@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -27,14 +28,22 @@ import sentencepiece
 
 from sbs_jax import parsers, parts, remote_copies
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.records import Counts, Records
+from sbs_jax.data.records import (
+    Counts,
+    Records,
+    join_records,
+    joined_arrays,
+    joined_counts,
+    mixture_of,
+)
 from sbs_jax.data.resolving import ResolvedTask
+from sbs_jax.data.settings import DataSettings
 from sbs_jax.files import atomic_write_text, refuse_remote, writing
 
 log = logging.getLogger(__name__)
 
 _RECORD = "records.json"
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = tuple(
     field.name for field in dataclasses.fields(Records) if field.type.startswith("np.ndarray")
 )
@@ -73,10 +82,47 @@ def load_or_make(
     folder = _folder(task, split, lengths, origin)
     found = _open(folder)
     if found is None:
-        _write(folder, make())
+        records = make()
+        arrays = {name: getattr(records, name) for name in _ARRAYS}
+        pieces = {name: iter([array]) for name, array in arrays.items() if array is not None}
+        _write(folder, pieces, counts=records.counts, draw=records.draw)
+        del records, arrays, pieces
         found = _open(folder)
         assert found is not None  # It was written just now.
     return found
+
+
+def join(settings: DataSettings, records: Sequence[Records], rates: Sequence[float]) -> Records:
+    """Makes one of the records of several tasks, as `records.join_records` does.
+
+    Where all of them are mapped from files, so is what they are together: it is written piece by
+    piece, once for all rates.
+
+    Args:
+      settings: of the data; say where it is kept.
+      records: of each task.
+      rates: how often each is drawn.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    if settings.records_cache_dir is None or any(one.checksum is None for one in records):
+        return join_records(records, rates)
+    made_of = [_FORMAT, np.__version__]
+    made_of += [[one.checksum, len(one), dataclasses.asdict(one.counts)] for one in records]
+    made_of += [[one.draw, one.source is None, one.variant is None] for one in records]
+    folder = _root(settings) / f"mixture-{_digest(made_of)}"
+    found = _open(folder)
+    if found is None:
+        _write(
+            folder,
+            joined_arrays(records),
+            counts=joined_counts(records),
+            draw=any(one.draw for one in records),
+        )
+        found = _open(folder)
+        assert found is not None  # It was written just now.
+    return dataclasses.replace(found, mixture=mixture_of(records, rates))
 
 
 def origin_of(task: ResolvedTask, split: str) -> list[Any] | None:
@@ -127,28 +173,40 @@ def _folder(
         ).hexdigest(),
         "libraries": [np.__version__, sentencepiece.__version__],
     }
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
-    root = Path(task.settings.records_cache_dir or "").expanduser().absolute()
+    return _root(task.settings) / f"{task.name}-{split}-{_digest(made_of)}"
+
+
+def _root(settings: DataSettings) -> Path:
+    root = Path(settings.records_cache_dir or "").expanduser().absolute()
     refuse_remote(root)
-    return root / f"{task.name}-{split}-{digest[:24]}"
+    return root
 
 
-def _write(folder: Path, records: Records) -> None:
-    """Writes records; a folder that bears its name is complete."""
-    arrays = {name: getattr(records, name) for name in _ARRAYS}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+def _digest(made_of: Any) -> str:
+    text = json.dumps(made_of, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _write(
+    folder: Path, arrays: Mapping[str, Iterator[np.ndarray]], *, counts: Counts, draw: bool
+) -> None:
+    """Writes records, whose arrays come in pieces; a folder that bears its name is complete."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            for name, array in arrays.items():
-                np.save(partial / f"{name}.npy", array)
+            for name, pieces in arrays.items():
+                _save(partial / f"{name}.npy", pieces)
+            sizes = {name: (partial / f"{name}.npy").stat().st_size for name in arrays}
+            written = Records(**_mapped(partial, sizes), counts=counts, draw=draw)
             record = {
-                "counts": dataclasses.asdict(records.counts),
-                "draw": records.draw,
-                "checksum": records.fingerprint(),
-                "sizes": {name: (partial / f"{name}.npy").stat().st_size for name in arrays},
+                "counts": dataclasses.asdict(counts),
+                "draw": draw,
+                "checksum": written.fingerprint(),
+                "longest": written.longest_lengths,
+                "sizes": sizes,
             }
+            del written
             atomic_write_text(partial / _RECORD, json.dumps(record) + "\n")
             shutil.rmtree(folder, ignore_errors=True)
             try:
@@ -160,22 +218,50 @@ def _write(folder: Path, records: Records) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def _save(path: Path, pieces: Iterator[np.ndarray]) -> None:
+    """Writes an array that comes in pieces as `numpy.save` writes it whole."""
+    first = next(pieces, np.zeros(0, np.int32))
+    with path.open("wb") as file:
+        header = {"descr": first.dtype.str, "fortran_order": False, "shape": (2**62,)}
+        np.lib.format.write_array_header_1_0(file, header)  # As long as any other size's.
+        count = 0
+        for piece in itertools.chain([first], pieces):
+            file.write(np.ascontiguousarray(piece).data)
+            count += piece.size
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
+
+
+def _mapped(folder: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Maps arrays into memory.
+
+    Raises:
+      ValueError: a file has not the size that it should have.
+    """
+    arrays = {}
+    for name, size in sizes.items():
+        path = folder / f"{name}.npy"
+        if path.stat().st_size != size:
+            raise ValueError(f"{path.name} has not the size that was written")
+        arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return arrays
+
+
 def _open(folder: Path) -> Records | None:
     """Maps the arrays of a folder; None if it is not there, or is damaged."""
     if not folder.is_dir():
         return None
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        arrays = {}
-        for name, size in record["sizes"].items():
-            path = folder / f"{name}.npy"
-            if path.stat().st_size != size:
-                raise ValueError(f"{path.name} has not the size that was written")
-            # An empty file cannot be mapped.
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays = _mapped(folder, record["sizes"])
+        inputs, targets = record["longest"]
         counts = Counts(**record["counts"])
         return Records(
-            **arrays, counts=counts, draw=bool(record["draw"]), checksum=int(record["checksum"])
+            **arrays,
+            counts=counts,
+            draw=bool(record["draw"]),
+            longest=(int(inputs), int(targets)),
+            checksum=int(record["checksum"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s: is damaged (%s) and is made again.", folder, error)

@@ -205,6 +205,7 @@ def _cut(records: Records, lengths: Mapping[str, int]) -> Records:
         target_offsets=targets.offsets,
         target_parts=records.target_parts[targets.kept],
         target_weights=None,  # rows are only counted
+        longest=None,
     )
 
 

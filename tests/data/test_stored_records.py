@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sbs_jax.data import pipeline, stored_records
+from sbs_jax.data import records as records_lib
 from sbs_jax.data.batching import Batching
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
@@ -104,3 +105,24 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(settings, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         load(dataclasses.replace(settings, records_cache_dir=str(tmp_path / "file")))
+
+
+def test_a_mixture_is_joined_in_files_as_it_is_in_memory(settings, monkeypatch):
+    monkeypatch.setattr(records_lib, "_PIECE", 50)
+    plain = dataclasses.replace(settings, prefix_side="encoder")
+    parts = [load(settings, "svamp_sbs"), load(plain, "svamp_standard")]
+    rates = [1.0, 0.5]
+    made = records_lib.join_records(parts, rates)
+    mapped = stored_records.join(settings, parts, rates)
+    assert arrays(made).keys() == arrays(mapped).keys() >= {"input_tokens", "source", "variant"}
+    for name, array in arrays(made).items():
+        assert isinstance(getattr(mapped, name), np.memmap)
+        assert array.dtype == getattr(mapped, name).dtype
+        np.testing.assert_array_equal(array, getattr(mapped, name))
+    assert (mapped.counts, mapped.mixture) == (made.counts, made.mixture)
+    assert mapped.fingerprint() == made.fingerprint()
+    assert mapped.longest == made.longest_lengths
+    assert np.array_equal(mapped.starts, records_lib.find_starts(made.example))
+    count = len(folders(settings))
+    again = stored_records.join(settings, parts, [1.0, 2.0])  # only the rates are others
+    assert len(folders(settings)) == count and again.mixture[1][1] == 2.0

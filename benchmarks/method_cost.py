@@ -29,7 +29,8 @@ import jax
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.models.costs import step_flops
-from sbs_jax.programs.assembly import TrainConfig, assemble
+from sbs_jax.programs.assembly import assemble
+from sbs_jax.programs.train_config import TrainConfig
 
 TARGET = "sbs_jax.programs.train.train"
 METHODS = {

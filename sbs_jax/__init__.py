@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sbs_jax.data.settings import DataSettings as DataSettings
     from sbs_jax.data.sources import register_public as register_public
     from sbs_jax.inference.predictor import load_predictor as load_predictor
-    from sbs_jax.programs.assembly import TrainConfig as TrainConfig
     from sbs_jax.programs.train import train as train
+    from sbs_jax.programs.train_config import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ if (_checkout / "setup.py").is_file() and (_checkout / "tasks").is_dir():
 # of the function once it is imported: nothing in this package does that.)
 _PUBLIC = {
     "DataSettings": "sbs_jax.data.settings",
-    "TrainConfig": "sbs_jax.programs.assembly",
+    "TrainConfig": "sbs_jax.programs.train_config",
     "Example": "sbs_jax.data.release",
     "Row": "sbs_jax.data.rows",
     "find_dataset": "sbs_jax.data.registry",

@@ -12,6 +12,7 @@ import pytest
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.experiments import runs as runs_lib
+from sbs_jax.programs import running
 from sbs_jax.programs.assembly import assemble
 from tests.release_layout import write_jsonl
 
@@ -83,6 +84,6 @@ def test_a_part_of_ones_own_is_ten_lines_of_gin(tmp_path, monkeypatch):
         assert run.records.counts.other_records == {"hint": 27}
         assert run.loss.names == ("label", "rationale", "hint")
         assert run.loss.constant_weights == {"rationale": 1.0, "hint": 0.25}
-        assert run.metadata(None)["part_weights"] == {"hint": 0.25}
+        assert running.metadata(run, None)["part_weights"] == {"hint": 0.25}
     finally:
         gin.clear_config()

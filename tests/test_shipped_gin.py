@@ -222,21 +222,21 @@ def test_every_argument_of_evaluate_has_a_macro():
     assert all(isinstance(value, statements.Macro) for value in bound.values())
 
 
-TRAIN_CONFIG = "sbs_jax.programs.assembly.TrainConfig"
+TRAIN_CONFIG = "sbs_jax.programs.train_config.TrainConfig"
 GROUPS = {
     "task": "sbs_jax.data.resolving.TaskChoice",
     "batching": "sbs_jax.data.batching.Batching",
     "loss": "sbs_jax.training.step.Loss",
     "mesh": "sbs_jax.partitioning.mesh.MeshSettings",
-    "evaluation": "sbs_jax.programs.assembly.EvaluationSettings",
-    "saving": "sbs_jax.programs.assembly.Saving",
+    "evaluation": "sbs_jax.programs.train_config.EvaluationSettings",
+    "saving": "sbs_jax.programs.train_config.Saving",
 }
 INNER = {"balancing": "sbs_jax.training.balancing.Balancing"}  # of the loss
 
 
 def test_every_setting_of_a_training_has_a_macro_whose_default_is_the_classs():
     assert [repr(value) for value in values_of("runs/train.gin", TRAIN).values()] == [
-        "@assembly.TrainConfig()"
+        "@train_config.TrainConfig()"
     ]
     config = values_of("runs/train.gin", TRAIN_CONFIG)
     assert {

@@ -100,7 +100,11 @@ MOVED |= {
         "wandb_project": "saving.wandb_project",
     }.items()
 }
-_CONFIG = "sbs_jax.programs.assembly.TrainConfig"
+_CONFIG = "sbs_jax.programs.train_config.TrainConfig"
+MOVED |= {
+    f"sbs_jax.programs.assembly.{name}": f"sbs_jax.programs.train_config.{name}"
+    for name in ("EvaluationSettings", "Saving", "TrainConfig")
+}
 BUILT_BY: dict[str, str] = {
     f"{_TEACH}.session": "sbs_jax.teacher.session.Session",
     f"{_TRAIN}.config": _CONFIG,
@@ -108,8 +112,8 @@ BUILT_BY: dict[str, str] = {
     f"{_CONFIG}.batching": "sbs_jax.data.batching.Batching",
     f"{_CONFIG}.loss": "sbs_jax.training.step.Loss",
     f"{_CONFIG}.mesh": "sbs_jax.partitioning.mesh.MeshSettings",
-    f"{_CONFIG}.evaluation": "sbs_jax.programs.assembly.EvaluationSettings",
-    f"{_CONFIG}.saving": "sbs_jax.programs.assembly.Saving",
+    f"{_CONFIG}.evaluation": "sbs_jax.programs.train_config.EvaluationSettings",
+    f"{_CONFIG}.saving": "sbs_jax.programs.train_config.Saving",
 }
 GIN_FILES = {"runs/inspect.gin": "runs/inspect_task.gin"}
 """Shipped gin files, by former name."""

@@ -26,8 +26,9 @@ from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.grid import Run
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.files import atomic_write_text
-from sbs_jax.programs.assembly import Assembly, TrainConfig, assemble
+from sbs_jax.programs.assembly import Assembly, assemble
 from sbs_jax.programs.train import train
+from sbs_jax.programs.train_config import TrainConfig
 
 
 def train_and_judge(

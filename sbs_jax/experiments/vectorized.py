@@ -31,6 +31,7 @@ from sbs_jax.experiments.grid import Run
 from sbs_jax.experiments.lanes import Lanes, LaneState, make_lane_step
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.partitioning.stopping import StopRequest
+from sbs_jax.programs import running
 from sbs_jax.programs.assembly import Assembly, assemble
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
@@ -70,7 +71,7 @@ def train_and_judge(
         lanes.append(_read(sweep, base, run, lanes[0].assembly.student if lanes else None))
     with contextlib.ExitStack() as accepted:
         for lane in lanes:
-            accepted.enter_context(lane.assembly.accepted())
+            accepted.enter_context(running.accepted(lane.assembly))
         group = Group(lanes)
         with StopRequest() as stop:
             group.train(stop, until)
@@ -180,7 +181,8 @@ class Group:
             checkpoints = run.checkpoints(_LaneCheckpoints)
             assert isinstance(checkpoints, _LaneCheckpoints)
             checkpoints.serial = self._serial
-            finished = run.fit(
+            finished = running.fit(
+                run,
                 stop=stop,
                 progress=Progress(enabled=number == 0),
                 checkpoints=checkpoints,

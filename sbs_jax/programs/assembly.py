@@ -1,25 +1,23 @@
-"""Where a training run is put together, once: student, step, data, evaluator and what it writes.
+"""Where a training run is put together, once: student, loss, step, data and evaluator.
 
 `assemble` takes a `TrainConfig`, which gin builds from gin/runs/train.gin. The train program, its
 dry run, runs that are trained together in one program (`experiments.vectorized`) and the measuring
-of batches (`experiments.measuring`) all use what it returns, so they cannot differ.
+of batches (`experiments.measuring`) all use what it returns, so they cannot differ. `running` then
+trains it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sbs_jax import files, remote
 from sbs_jax.checkpoints import folders, loading, networks, record
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager
@@ -27,147 +25,24 @@ from sbs_jax.data import auto_lengths, pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import array_shapes
 from sbs_jax.data.batching import AUTO, Batching, TrainBatches
-from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
+from sbs_jax.data.resolving import ResolvedTask, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
-from sbs_jax.models import costs
 from sbs_jax.models.decoder.config import DecoderConfig
-from sbs_jax.models.interface import ModelConfig, config_to_json, default_prefix_side
+from sbs_jax.models.interface import default_prefix_side
 from sbs_jax.partitioning.distributed import to_global
-from sbs_jax.partitioning.mesh import MeshSettings, check_batch_size
-from sbs_jax.partitioning.stopping import StopRequest
+from sbs_jax.partitioning.mesh import check_batch_size
 from sbs_jax.programs import resuming
-from sbs_jax.progress import Progress
+from sbs_jax.programs.train_config import TrainConfig
 from sbs_jax.student import Student
 from sbs_jax.text_tokenizer import default_frame
-from sbs_jax.training import optimizers, placement
-from sbs_jax.training.loop import FLOPS, EvaluateFn, Finished, StepFn, batch_counts, fit
-from sbs_jax.training.mlflow_log import MlflowLog
+from sbs_jax.training import placement
+from sbs_jax.training.loop import EvaluateFn, StepFn
 from sbs_jax.training.optimizers import Optimizer
-from sbs_jax.training.profiling import Profile
-from sbs_jax.training.start import Start, starting_state
 from sbs_jax.training.state import TrainState
 from sbs_jax.training.step import Loss, make_train_step
-from sbs_jax.training.wandb_log import WandbLog
-from sbs_jax.training.writers import MetricsWriter, Tracker
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
-    """When a student is evaluated during training, and on what.
-
-    Attributes:
-      period: steps between evaluations; None evaluates after the last step alone.
-      steps: number of batches of each split, at most; None takes all.
-      splits: the splits that are evaluated; () evaluates none.
-      batch_size: rows that are decoded at a time; None takes `Batching.batch_size`.
-    """
-
-    period: int | None = 1000
-    steps: int | None = None
-    splits: Sequence[str] = ("validation",)
-    batch_size: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Saving:
-    """What a run writes into MODEL_DIR, how often, and where its first parameters come from.
-
-    Attributes:
-      initial_checkpoint_path: where the first parameters come from, and the vocabulary if none is
-        named; see `checkpoints.loading.identify`. None initialises them from the seed. A resumed
-        run needs its MODEL_DIR alone.
-      checkpoint_period: steps between checkpoints; None saves after the last step alone (and the
-        best).
-      keep_checkpoints: how many of the latest checkpoints are kept; None keeps all.
-      best_metric: the checkpoint with the best value of this metric is kept, too; None keeps none.
-      best_mode: whether `best_metric` should be large (`max`) or small (`min`).
-      log_period: steps in a line of metrics.jsonl.
-      wandb_project: the project of Weights & Biases that is sent the metrics; None disables it.
-      mlflow_experiment: the experiment of MLflow that is sent the metrics; None disables it.
-      profile_steps: the steps that are profiled, `10:15` for steps 10 to 14; the trace lies in
-        `MODEL_DIR/profile`. None profiles none.
-    """
-
-    initial_checkpoint_path: str | None = None
-    checkpoint_period: int | None = 1000
-    keep_checkpoints: int | None = 3
-    best_metric: str | None = "validation/accuracy"
-    best_mode: Literal["max", "min"] = "max"
-    log_period: int = 10
-    wandb_project: str | None = None
-    mlflow_experiment: str | None = None
-    profile_steps: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The configuration of a training run; every attribute has a gin macro (gin/runs/train.gin).
-
-    Attributes:
-      model_config: the student's dimensions.
-      model_dir: where everything is written; may be relative, or `gs://…`.
-      task: what is trained.
-      batching: how records become batches.
-      optimizer: from `training.optimizers`.
-      freeze: regular expressions; parameters whose path contains one are not trained, see
-        `training.optimizers.freeze`.
-      train_steps: the step to end at, counted from the beginning of the run.
-      data: how data sets are read; None takes the settings in force.
-      loss: the weights and regularisers of the loss.
-      mesh: how devices are arranged.
-      evaluation: when the student is evaluated, and on what.
-      saving: what the run writes, and where its first parameters come from.
-      seed: the seed of parameters, dropout and the order of the data.
-
-    Raises:
-      UserError: a value is out of its range.
-    """
-
-    model_config: ModelConfig
-    model_dir: str
-    task: TaskChoice
-    batching: Batching
-    optimizer: Optimizer
-    train_steps: int
-    data: DataSettings | None = None
-    loss: Loss = dataclasses.field(default_factory=Loss)
-    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
-    evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
-    saving: Saving = dataclasses.field(default_factory=Saving)
-    freeze: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, number in (
-            ("TRAIN_STEPS", self.train_steps),
-            ("BATCH_SIZE", self.batching.batch_size),
-        ):
-            if number < 1:
-                raise UserError(f"{name} = {number} must be at least 1.")
-
-    @property
-    def optimizer_in_use(self) -> Optimizer:
-        """`optimizer`, which leaves the parameters of `freeze`, or all but adapters, alone."""
-        adapted = () if self.lora is None else (lora_lib.FROZEN,)
-        return optimizers.freeze(self.optimizer, (*self.freeze, *adapted))
-
-    @property
-    def lora(self) -> lora_lib.Lora | None:
-        """The adapters that are trained; None where the weights themselves are."""
-        return lora_lib.of_config(self.model_config)
-
-    @property
-    def folder(self) -> Path:
-        """MODEL_DIR, absolute, or the place that its URL names (`remote.place`)."""
-        return remote.place(self.model_dir)
-
-    @property
-    def best_metric(self) -> str | None:
-        """The metric that selects a checkpoint; None where nothing is evaluated."""
-        return self.saving.best_metric if self.evaluation.splits else None
 
 
 def assemble(
@@ -480,192 +355,8 @@ class Assembly:
         base = loading.load_params_of(path, lora_lib.split(abstract)[0])
         return lora_lib.join(base, adapters)
 
-    def _adapted(self, adapters: Any, checkpoints: CheckpointManager, step: int) -> Any:
+    def adapted(self, adapters: Any, checkpoints: CheckpointManager, step: int) -> Any:
         """All parameters of a run that goes on, whose checkpoints hold adapters alone."""
         source = loading.identify(checkpoints.path_of(step))
         base = loading.load_base(source, lora_lib.split(self.student.placed_params)[0])
         return lora_lib.join(base, adapters)
-
-    def metadata(self, initial_checkpoint: str | None) -> dict[str, Any]:
-        """What is saved beside a run's weights, as JSON.
-
-        Args:
-          initial_checkpoint: where the run's first parameters came from; None for random ones.
-        """
-        config = self.config
-        return {
-            "model_config": config_to_json(config.model_config),
-            **self.task.record(),
-            "mixture_or_task_module": self.task.module,
-            "feature_lengths": dict(self.batching.lengths),
-            "data_settings": self.task.settings.record(),
-            "rationale_weight": self.loss.constant_weight,
-            **self._loss_of_parts(),
-            "loss_normalization": config.loss.normalization,
-            "label_smoothing": config.loss.label_smoothing,
-            "z_loss": config.loss.z_loss,
-            "seed": config.seed,
-            "initial_checkpoint": initial_checkpoint,
-        }
-
-    def _loss_of_parts(self) -> dict[str, Any]:
-        """What a record says of the loss besides λ; nothing where the method says nothing."""
-        found: dict[str, Any] = {}
-        weights = {name: w for name, w in self.loss.constant_weights.items() if name != "rationale"}
-        if weights:
-            found["part_weights"] = weights
-        if isinstance(self.loss.normalizations, dict):
-            found["part_normalizations"] = self.loss.normalizations
-        return found
-
-    @contextlib.contextmanager
-    def accepted(self) -> Iterator[None]:
-        """Holds MODEL_DIR for this process, after it was checked that the run may go on there.
-
-        Nothing of the run is written before this.
-
-        Raises:
-          UserError: another process trains there, or MODEL_DIR holds a run that this start would
-            change; see `resuming.check`.
-        """
-        folder = self.config.folder
-        main = jax.process_index() == 0
-        with files.locked(folder / "train.lock") if main else contextlib.nullcontext():
-            if main:
-                files.remove_temporary(folder)
-            if folders.complete_checkpoints(folder):
-                resuming.check(folder, self.metadata(None))
-            if self.task.settings.vocabulary_path is not None:
-                record.require_same_vocabulary(folder, self.task.settings.vocabulary_path)
-            yield
-
-    def fit(
-        self,
-        *,
-        stop: StopRequest,
-        progress: Progress,
-        checkpoints: CheckpointManager,
-        config_text: str | None,
-        batches: TrainBatches,
-        evaluate: EvaluateFn | None,
-        step_fn: StepFn,
-        to_device: Callable[[Mapping[str, np.ndarray]], Any],
-        train_steps: int | None = None,
-        restoring: contextlib.AbstractContextManager[Any] | None = None,
-    ) -> Finished:
-        """Finds the state to start from, writes the run's records, and trains.
-
-        Call it within `accepted`. A run that has nothing left to train writes nothing.
-
-        Args:
-          stop: the request to stop.
-          progress: what the terminal shows.
-          checkpoints: from `checkpoints`, opened.
-          config_text: the configuration, written to `MODEL_DIR/config.gin`; None writes none.
-          batches: from `batches`.
-          evaluate: see `training.loop.fit`.
-          step_fn: see `training.loop.fit`.
-          to_device: see `training.loop.fit`.
-          train_steps: the step to stop at for now; by default that of the configuration.
-          restoring: held while the state is restored or created.
-
-        Returns:
-          How training ended.
-
-        Raises:
-          UserError: see `training.start.starting_state` and `training.loop.fit`.
-        """
-        config, saving = self.config, self.config.saving
-        profile = Profile(saving.profile_steps, config.folder / "profile")
-        with checkpoints, MetricsWriter(config.folder, trackers=self._trackers()) as writer:
-            with restoring or contextlib.nullcontext():
-                start = starting_state(
-                    abstract_state=self.abstract_state,
-                    fresh=self.fresh_state,
-                    checkpoints=checkpoints,
-                    initial_checkpoint_path=saving.initial_checkpoint_path,
-                    load_params=self.initial_params,
-                    complete=None if config.lora is None else self._adapted,
-                )
-            if start.position is not None:
-                batches.restore(start.position["data"])  # It refuses other data, before we write.
-            metadata = self.metadata(start.initial_checkpoint)
-            if config.lora is not None:
-                metadata["lora_base_digest"] = self._base_digest(start)
-            train_steps = train_steps or config.train_steps
-            if start.step < train_steps:
-                self._write_records(start, metadata, config_text, progress)
-            return fit(
-                start=start,
-                step_fn=step_fn,
-                batches=batches,
-                train_steps=train_steps,
-                to_device=to_device,
-                count=self.count,
-                evaluate=evaluate,
-                eval_period=config.evaluation.period,
-                checkpoints=checkpoints,
-                checkpoint_period=saving.checkpoint_period,
-                metadata=metadata,
-                writer=writer,
-                log_period=saving.log_period,
-                profile=profile,
-                progress=progress,
-                stop=stop,
-            )
-
-    def _base_digest(self, start: Start) -> str:
-        """The digest of the weights that this run adapts."""
-        if start.step:
-            saved = loading.identify(self.config.folder).settings
-            return saved["lora_base_digest"]
-        assert start.initial_checkpoint is not None  # Adapters need one.
-        return loading.weights_digest(loading.identify(start.initial_checkpoint))
-
-    def _write_records(
-        self,
-        start: Start,
-        metadata: Mapping[str, Any],
-        config_text: str | None,
-        progress: Progress,
-    ) -> None:
-        if jax.process_index() != 0:
-            return
-        folder = self.config.folder
-        if self.task.settings.vocabulary_path is not None:
-            record.keep_vocabulary(folder, self.task.settings.vocabulary_path)
-        if start.step and (changed := resuming.changes(folder, config_text)):
-            progress.note(f"Resumed with other settings: {'; '.join(changed)}.")
-        record.write(folder, self.config.model_config, metadata)
-        if config_text is not None:
-            if self.config.batching.feature_lengths == AUTO:
-                lengths = dict(self.batching.lengths)
-                config_text += f"\n# TASK_FEATURE_LENGTHS = 'auto' of this run: {lengths}\n"
-            resuming.write_config(folder, config_text, start.step)
-
-    def count(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """What the record says of a numpy batch; see `training.loop.batch_counts`."""
-        rows, targets = batch["decoder_target_tokens"].shape
-        inputs = batch["encoder_input_tokens"].shape[1]
-        flops = costs.step_flops(self.config.model_config, rows, inputs, targets)
-        return batch_counts(batch) | {FLOPS: flops}
-
-    def _trackers(self) -> list[Tracker]:
-        """The services that are sent the metrics."""
-        saving = self.config.saving
-        if jax.process_index() != 0:
-            return []
-        settings = {
-            **self.task.record(),
-            "rationale_weight": self.loss.constant_weight,
-            **self._loss_of_parts(),
-            "train_steps": self.config.train_steps,
-            "seed": self.config.seed,
-            "data_settings": self.task.settings.record(),
-        }
-        trackers: list[Tracker] = []
-        if saving.wandb_project is not None:
-            trackers.append(WandbLog(saving.wandb_project, settings))
-        if saving.mlflow_experiment is not None:
-            trackers.append(MlflowLog(saving.mlflow_experiment, settings))
-        return trackers

@@ -9,7 +9,9 @@ from sbs_jax.data.batching import AUTO
 from sbs_jax.data.vocabulary import removed_on_error
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import dry_run as dry_run_lib
-from sbs_jax.programs.assembly import TrainConfig, assemble
+from sbs_jax.programs import running
+from sbs_jax.programs.assembly import assemble
+from sbs_jax.programs.train_config import TrainConfig
 from sbs_jax.progress import Progress
 from sbs_jax.training.loop import Finished
 
@@ -42,7 +44,7 @@ def train(
         return None
     progress = Progress()
     student = run.student
-    with run.accepted():
+    with running.accepted(run):
         with removed_on_error(config.folder):
             batches = run.batches()
             evaluate = run.evaluate
@@ -56,7 +58,8 @@ def train(
         progress.note(f"{student.num_params:,} parameters on {mesh_text}")
         # A signal that comes while a checkpoint is read counts as well.
         with StopRequest() as stop:
-            finished = run.fit(
+            finished = running.fit(
+                run,
                 stop=stop,
                 progress=progress,
                 checkpoints=run.checkpoints(),

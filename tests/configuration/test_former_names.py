@@ -14,7 +14,7 @@ from sbs_jax.configuration import former_names, reader, statements
 from sbs_jax.configuration.flags import parse_flags
 
 TRAIN = "sbs_jax.programs.train.train"
-CONFIG = "sbs_jax.programs.assembly.TrainConfig"
+CONFIG = "sbs_jax.programs.train_config.TrainConfig"
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ sbs_jax.data.report.inspect_task.examples = 3
 
 def test_modules_and_references_are_translated():
     assert bindings(OLD) == {
-        f"{TRAIN}.config": statements.Reference("assembly.TrainConfig", True),
+        f"{TRAIN}.config": statements.Reference("train_config.TrainConfig", True),
         f"{CONFIG}.batching": statements.Reference("batching.Batching", True),
         "sbs_jax.data.batching.Batching.batch_size": 8,
         "sbs_jax.data.batching.Batching.feature_lengths": {
@@ -96,15 +96,17 @@ def test_every_former_parameter_of_training_is_a_setting_of_today():
         assert place.parameter in {field.name for field in fields}
 
 
-def test_a_configuration_has_the_same_first_names_in_every_version():
+@pytest.mark.parametrize("module", ["assembly", "train_config"])  # before it moved, and today
+def test_a_configuration_has_the_same_first_names_in_every_version(module):
     text = (
         "from __gin__ import dynamic_registration\n"
-        "from sbs_jax.programs import assembly\nfrom sbs_jax.programs import train\n"
+        f"from sbs_jax.programs import {module}\nfrom sbs_jax.programs import train\n"
         "from sbs_jax.training import step\n"
-        "train.train.config = @assembly.TrainConfig()\n"
-        "assembly.TrainConfig.loss = @step.Loss()\n"
+        f"train.train.config = @{module}.TrainConfig()\n"
+        f"{module}.TrainConfig.loss = @step.Loss()\n"
         "step.Loss.z_loss = %Z\nZ = 1.0\n"
     )
+    assert bindings(text)[f"{CONFIG}.loss"] == statements.Reference("step.Loss", True)
     old = "from sbs_jax import trainer\ntrainer.train.z_loss = %Z\nZ = 1.0\n"
     names = {"/sbs_jax.trainer.train/z_loss", "/Z/"}
     assert [set(parsed(t).by_first_name()) for t in (text, old)] == [names, names]

@@ -9,8 +9,8 @@ from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.programs.train import train
+from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from tests.evaluation import toy

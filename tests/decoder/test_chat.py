@@ -13,7 +13,9 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.gguf_files import GGUFFile
 from sbs_jax.inference.predictor import load_predictor
-from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig, assemble
+from sbs_jax.programs import running
+from sbs_jax.programs.assembly import assemble
+from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.text_tokenizer import TextTokenizer, from_gguf
 from sbs_jax.training import optimizers
 from tests.decoder.students import one_device
@@ -104,7 +106,7 @@ def test_a_run_reads_and_its_student_is_asked_in_chats(tmp_path):
 
     begin = TextTokenizer(base / "tokenizer.json").encode("<s>u:")
     assert row[: len(begin)].tolist() == begin
-    metadata = run.metadata(None)["data_settings"]
+    metadata = running.metadata(run, None)["data_settings"]
     assert (metadata["prefix_side"], metadata["chat"]) == ("decoder", True)
 
 

@@ -15,8 +15,9 @@ from sbs_jax.data.batching import Batching
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.mesh import MeshSettings, make_mesh
-from sbs_jax.programs import assembly
-from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig, assemble
+from sbs_jax.programs import assembly, running, train_config
+from sbs_jax.programs.assembly import assemble
+from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.training.step import Loss
 from tests.evaluation import toy
 from tests.programs.tiny import config_of, one_device
@@ -102,7 +103,8 @@ PARTS = {
 
 
 def test_no_other_program_puts_a_run_together():
-    assert calls(ROOT / "programs" / "assembly.py") >= PARTS
+    programs = ROOT / "programs"
+    assert calls(programs / "assembly.py") | calls(programs / "running.py") >= PARTS
     others = [
         *(ROOT / "experiments").rglob("*.py"),
         ROOT / "programs" / "train.py",
@@ -121,7 +123,8 @@ def test_no_setting_is_forgotten(group):
     from sbs_jax.partitioning import mesh
     from sbs_jax.training import step
 
-    text = "".join(inspect.getsource(m) for m in (assembly, batching, mesh, step, resolving))
+    modules = (assembly, running, train_config, batching, mesh, step, resolving)
+    text = "".join(inspect.getsource(m) for m in modules)
     read = {
         node.attr
         for node in ast.walk(ast.parse(text.replace("from __future__ import annotations", "")))

@@ -9,9 +9,9 @@ from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.mesh import MeshSettings
-from sbs_jax.programs.assembly import TrainConfig
 from sbs_jax.programs.eval import evaluate
 from sbs_jax.programs.train import train
+from sbs_jax.programs.train_config import TrainConfig
 from sbs_jax.training import optimizers
 from tests.evaluation import toy
 from tests.toy import CONFIG

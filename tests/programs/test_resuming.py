@@ -15,8 +15,10 @@ from sbs_jax.data.batching import AUTO, Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.programs.assembly import EvaluationSettings, Saving, assemble
+from sbs_jax.programs import running
+from sbs_jax.programs.assembly import assemble
 from sbs_jax.programs.train import train
+from sbs_jax.programs.train_config import EvaluationSettings, Saving
 from sbs_jax.training.balancing import Balancing
 from sbs_jax.training.step import Loss
 from sbs_jax.training.writers import MetricsWriter
@@ -98,7 +100,7 @@ def test_row_lengths_that_are_left_to_the_data_stay_those_of_the_run(
     auto = Batching(AUTO, batch_size=8)
     fresh = assemble(quick(tmp_path, batching=auto), mesh=one_device())
     proposed = fresh.proposed_lengths.lengths
-    assert fresh.metadata(None)["feature_lengths"] == proposed != toy.LENGTHS
+    assert running.metadata(fresh, None)["feature_lengths"] == proposed != toy.LENGTHS
     # Longer inputs would want longer rows.
     usual = toy.load
     monkeypatch.setitem(
@@ -134,7 +136,7 @@ def test_weights_that_find_themselves_go_on_to_the_bit(tmp_path):
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):
-    with assemble(quick(tmp_path), mesh=one_device()).accepted():
+    with running.accepted(assemble(quick(tmp_path), mesh=one_device())):
         with pytest.raises(UserError, match="another process is at work here"):
             start(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["train.lock"]

@@ -16,9 +16,9 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.programs import eval as evaluation
-from sbs_jax.programs.assembly import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.programs.export import export
 from sbs_jax.programs.train import train
+from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from sbs_jax.training.step import Loss

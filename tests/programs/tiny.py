@@ -6,7 +6,7 @@ from sbs_jax.data.batching import Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.programs.assembly import TrainConfig
+from sbs_jax.programs.train_config import TrainConfig
 from sbs_jax.training import optimizers
 from tests.evaluation import toy
 from tests.toy import CONFIG

@@ -48,8 +48,8 @@ def test_config_gin_is_read_without_where_the_run_lies(sweeps):
         "TASK_FEATURE_LENGTHS": "{'inputs': 96, 'targets': 48}",
         "VOCABULARY_PATH": "'MODEL_DIR/vocabulary/spiece.model'",
         # Under today's names, whatever version wrote the file.
-        "assembly.TrainConfig.seed": "%SEED",
-        "train.train.config": "@assembly.TrainConfig()",
+        "train_config.TrainConfig.seed": "%SEED",
+        "train.train.config": "@train_config.TrainConfig()",
     }
 
 

@@ -8,7 +8,6 @@ the batch shrinks when most of its rows have ended, and its cache grows when it 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sbs_jax.decoding.choice import choose
+from sbs_jax.decoding import completion_programs as programs
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.network import DecoderOnly
 from sbs_jax.models.decoder.stack import Cache, Memory, as_prefix
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
 
-_STEPS = 8  # decoded between two looks at stop strings
 _MIN_PREFIX = 16
 _PREFILL_TOKENS = 4096  # rows × columns that go through the network at once
 _PREFILL_COLUMNS = 512
@@ -160,7 +158,7 @@ class CompletionEngine:
         padded = _round_up(length, 128)
         tokens = np.zeros((1, padded), np.int32)
         tokens[0, :length] = beginning
-        cache = _empty_cache(self._network, 1, padded)
+        cache = programs.empty_cache(self._network, 1, padded)
         _, cache = self._prefill(tokens, np.zeros(1, np.int32), cache, None)
         everywhere = NamedSharding(self._mesh, PartitionSpec(None, self._heads))
         cache = jax.tree.map(lambda array: jax.device_put(array, everywhere), cache)
@@ -180,7 +178,7 @@ class CompletionEngine:
         logits: Any = None
         for start in range(0, tokens.shape[1], _PREFILL_COLUMNS):
             piece = tokens[:, start : start + _PREFILL_COLUMNS]
-            logits, cache = _step(
+            logits, cache = programs.prefill(
                 self._params,
                 self._network,
                 jnp.asarray(piece),
@@ -200,7 +198,7 @@ class CompletionEngine:
         """Returns an empty cache on the mesh."""
         data = self.rows_sharding(rows).spec
         sharding = NamedSharding(self._mesh, PartitionSpec(*data, self._heads))
-        empty = _empty_cache(self._network, rows, columns)
+        empty = programs.empty_cache(self._network, rows, columns)
         return jax.tree.map(lambda array: jax.device_put(array, sharding), empty)
 
 
@@ -272,7 +270,7 @@ class _Batch:
             "seed": np.asarray([job.seed & 0x7FFFFFFF for job in jobs], np.int32),
             "limit": np.asarray([job.max_new for job in jobs], np.int32),
         }
-        out = _decode(
+        out = programs.decode(
             self.engine._params,
             self.engine._network,
             self.logits,
@@ -291,7 +289,7 @@ class _Batch:
         tokens, valid, logprobs, eos = jax.device_get(
             (out["tokens"], out["valid"], out["logprobs"], out["eos"])
         )
-        self.column += _STEPS
+        self.column += programs.STEPS
         for row, number in enumerate(self.rows):
             if number in self.open:
                 self._take(number, tokens[row], valid[row], logprobs[row], bool(eos[row]))
@@ -312,7 +310,7 @@ class _Batch:
 
     def _make_room(self) -> None:
         """Grows the cache when the next steps would not fit: doubled, so that few shapes occur."""
-        if self.column + _STEPS <= self.columns:
+        if self.column + programs.STEPS <= self.columns:
             return
         more = self.columns
         self.store = jax.tree.map(
@@ -333,106 +331,6 @@ class _Batch:
             lambda array: jnp.take(array, take, axis=0), (self.logits, self.store)
         )
         self.size = size
-
-
-@functools.partial(jax.jit, static_argnums=1, donate_argnums=5)
-def _step(
-    params: Any,
-    network: DecoderOnly,
-    tokens: jax.Array,
-    column: jax.Array,
-    padding: jax.Array,
-    cache: Cache,
-    prefix: Memory | None,
-) -> tuple[jax.Array, Cache]:
-    made: Any = network.apply(
-        {"params": params},
-        tokens,
-        column,
-        padding,
-        cache,
-        prefix,
-        last_only=True,
-        method="continue_texts",
-    )
-    logits, cache = made
-    return logits[:, -1], cache
-
-
-@functools.partial(jax.jit, static_argnums=(1, 11, 12), donate_argnums=(2, 5))
-def _decode(
-    params: Any,
-    network: DecoderOnly,
-    logits: jax.Array,
-    column: jax.Array,
-    padding: jax.Array,
-    store: Cache,
-    prefix: Memory | None,
-    ended: jax.Array,
-    made: jax.Array,
-    settings: dict[str, jax.Array],
-    ends: jax.Array,
-    sampled: bool,
-    nucleus: bool,
-) -> dict[str, Any]:
-    """Chooses and feeds back `_STEPS` tokens a row; ends early when all rows have ended."""
-    rows = logits.shape[0]
-    state = {
-        "step": jnp.int32(0),
-        "logits": logits,
-        "store": store,
-        "ended": ended,
-        "made": made,
-        "eos": jnp.zeros(rows, bool),
-        "tokens": jnp.zeros((rows, _STEPS), jnp.int32),
-        "valid": jnp.zeros((rows, _STEPS), bool),
-        "logprobs": jnp.zeros((rows, _STEPS), jnp.float32),
-    }
-
-    def more(state: dict[str, Any]) -> jax.Array:
-        return (state["step"] < _STEPS) & ~state["ended"].all()
-
-    def step(state: dict[str, Any]) -> dict[str, Any]:
-        token, logprob = choose(
-            state["logits"], state["made"], settings, sampled=sampled, nucleus=nucleus
-        )
-        live = ~state["ended"]
-        is_end = (token[:, None] == ends[None]).any(-1)
-        valid = live & ~is_end
-        place = state["step"]
-        made = state["made"] + valid
-        eos = state["eos"] | (live & is_end)
-        after, grown = network.apply(
-            {"params": params},
-            jnp.where(valid, token, 0)[:, None],
-            column + place,
-            padding,
-            state["store"],
-            prefix,
-            last_only=True,
-            method="continue_texts",
-        )
-        return {
-            "step": place + 1,
-            "logits": after[:, -1],
-            "store": grown,
-            "ended": state["ended"] | is_end | (made >= settings["limit"]),
-            "made": made,
-            "eos": eos,
-            "tokens": state["tokens"].at[:, place].set(token),
-            "valid": state["valid"].at[:, place].set(valid),
-            "logprobs": state["logprobs"].at[:, place].set(logprob),
-        }
-
-    return jax.lax.while_loop(more, step, state)
-
-
-def _empty_cache(network: DecoderOnly, rows: int, columns: int) -> Cache:
-    def make(module: DecoderOnly) -> Cache:
-        return module.decoder.empty_cache(rows, columns)
-
-    # The cache is donated to each step: every layer needs buffers of its own.
-    return jax.tree.map(jnp.copy, network.apply({}, method=make))
 
 
 def shared_beginning(prompts: Sequence[Sequence[int]]) -> Sequence[int]:

@@ -17,48 +17,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, UInt
 
 from sbs_jax.decoding import shapes
-from sbs_jax.decoding.begin import PAD_ID
-from sbs_jax.decoding.greedy import most_likely
-from sbs_jax.decoding.sampling import draw
-from sbs_jax.models.interface import Network
-from sbs_jax.models.stacks import DecoderCache, EncoderMemory
+from sbs_jax.decoding.slots import Draws, OnMesh, SlotPrograms, Slots, Taken
+from sbs_jax.models.stacks import EncoderMemory
 from sbs_jax.token_ids import EOS_ID
 
 REFILL_SHARE = 4
 """Slots are refilled when one in so many has ended."""
 _POOLS_PER_LENGTH = 8
 _PROMPT_MULTIPLE = 8
-
-
-class OnMesh(Protocol):
-    """What is needed of a `student.Student`: the module, its mesh, and how to compile on it."""
-
-    model: Network
-    mesh: Mesh
-
-    @property
-    def rules(self) -> Sequence[tuple[str, str | None]]:
-        """The mesh axis of each logical axis."""
-
-    @property
-    def replicated(self) -> NamedSharding:
-        """The sharding of a value that every device holds whole."""
-
-    def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """Compiles a function within the mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,50 +58,6 @@ class Output:
 
     tokens: list[int]
     log_probability: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """How tokens are sampled; see `sampling.sample_decode` for the values.
-
-    Attributes:
-      seed: seed of the random numbers of all requests.
-      temperature: at least 0, where 0 is greedy decoding.
-      top_k: number of tokens to draw from; 0 for all.
-      top_p: share of the probability to draw from.
-    """
-
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
-@struct.dataclass
-class Slots:
-    """The rows that are being decoded, on the devices. L is the length of prompt and output.
-
-    Attributes:
-      step: int32 [], steps so far.
-      tokens: int32 [R], the next input of each row's decoder.
-      starts: int32 [R], the step that corresponds to position 0 of each row.
-      active: bool [R], rows that have begun and not ended.
-      written: int32 [L, R], the tokens of each row, a ring over steps.
-      scores: float32 [R], log-probabilities of the tokens so far.
-      samples: uint32 [R], `Request.sample`.
-      memory: the encoder's, of S tokens.
-      cache: the cache of L slots, a ring over steps.
-    """
-
-    step: Int[Array, ""]
-    tokens: Int[Array, " R"]
-    starts: Int[Array, " R"]
-    active: Bool[Array, " R"]
-    written: Int[Array, "L R"]
-    scores: Float[Array, " R"]
-    samples: UInt[Array, " R"]
-    memory: EncoderMemory
-    cache: DecoderCache
 
 
 Feed = Callable[[int], Sequence[tuple[Any, Request]]]
@@ -171,25 +99,15 @@ class ContinuousDecoder:
             the same: those that read inputs do not depend on how outputs are chosen.
         """
         self.max_decode_len = max_decode_len
-        self._model = network.model
-        self._read = tuple(prompt) if network.model.reads_prompts else ()
-        self._fed = np.array([PAD_ID, *(() if self._read else prompt)], np.int32)
-        self._scored = scored
-        self._draws = draws
-        self._eos_id = eos_id
-        self._row_multiple = network.mesh.shape["data"]
-        jit, replicated = network.jit, network.replicated
-        # Fixed, so that a program is not compiled again for what another one has returned.
-        memory, slots = _shardings(network)
-        self._empty = jit(self._empty_fn, static_argnums=(0, 1), out_shardings=slots)
-        self._grow = jit(self._grow_fn, static_argnums=1, out_shardings=slots)
-        self._encode = jit(self._encode_fn, static_argnums=2, out_shardings=memory)
-        self._insert = jit(self._insert_fn, donate_argnums=1, out_shardings=slots)
-        if like is not None and like._model is self._model:
-            self._encode = like._encode
-            if like._reads_as(self):
-                self._empty, self._grow, self._insert = like._empty, like._grow, like._insert
-        self._advance = jit(self._advance_fn, donate_argnums=1, out_shardings=(slots, replicated))
+        self._programs = SlotPrograms(
+            network,
+            max_decode_len=max_decode_len,
+            prompt=prompt,
+            scored=scored,
+            draws=draws,
+            eos_id=eos_id,
+            like=None if like is None else like._programs,
+        )
 
     def __call__(
         self,
@@ -253,6 +171,7 @@ class ContinuousDecoder:
         Yields:
           Keys of requests that ended since the last time, with their outputs.
         """
+        programs = self._programs
         chunk = self._chunk(rows)
         pool_rows = pool_rows or (chunk,)
         lengths = [length + self._prompt_columns for length in lengths]
@@ -277,10 +196,10 @@ class ContinuousDecoder:
                 places = [free.popleft() for _ in taken]
                 for one, place in zip(taken, places, strict=True):
                     held[place] = (one.key,)
-                slots = self._insert(params, slots, pool.memory, _indices(taken, places, chunk))
+                slots = programs.insert(params, slots, pool.memory, _indices(taken, places, chunk))
             if slots is None or len(free) == rows:
                 return
-            slots, state = self._advance(params, slots, np.int32(chunk))
+            slots, state = programs.advance(params, slots, np.int32(chunk))
             active, starts, written, scores = map(np.asarray, state)
             ended = []
             for place in range(rows):
@@ -289,9 +208,9 @@ class ContinuousDecoder:
                 (key,) = held[place]
                 held[place] = None
                 free.append(place)
-                steps = starts[place] + len(self._fed) - 1 + np.arange(self.max_decode_len)
+                steps = starts[place] + len(programs.fed) - 1 + np.arange(self.max_decode_len)
                 tokens = written[steps % written.shape[0], place]
-                ends = np.flatnonzero(tokens == self._eos_id)
+                ends = np.flatnonzero(tokens == programs.eos_id)
                 tokens = tokens[: ends[0] + 1 if ends.size else tokens.size].tolist()
                 ended.append((key, Output(tokens, float(scores[place]))))
             yield ended
@@ -310,7 +229,7 @@ class ContinuousDecoder:
         length = shapes.fit(longest, lengths)
         rows = shapes.fit(len(sequences), row_counts)
         tokens = shapes.padded_rows(sequences, rows, shapes.fit(longest, encoder_lengths))
-        memory = self._encode(params, tokens, length)
+        memory = self._programs.encode(params, tokens, length)
         waiting = collections.deque(
             _Encoded(key, request.sample, row) for row, (key, request) in enumerate(found)
         )
@@ -319,198 +238,37 @@ class ContinuousDecoder:
     def compile(self, params: Any, rows: int, length: int) -> None:
         """Compiles the programs of `stream` for `rows` slots and inputs of up to `length` tokens.
 
-        Nothing runs on the devices, so that another thread may decode meanwhile.
-
         Args:
           params: the student's parameters on its mesh.
           rows: a number of slots, as `stream` takes it.
           length: the one length that `stream` is given.
         """
-        length += self._prompt_columns
-        chunk = self._chunk(rows)
-        slots = _compiled(self._empty, rows, length)
-        tokens = np.zeros((chunk, length), np.int32)
-        memory = _compiled(self._encode, params, tokens, length)
-        taken = _Taken(
-            np.zeros(chunk, np.int32), np.zeros(chunk, np.uint32), np.zeros(chunk, np.int32)
-        )
-        _compiled(self._insert, params, slots, memory, taken)
-        _compiled(self._advance, params, slots, np.int32(chunk))
+        self._programs.compile(params, rows, self._chunk(rows), length + self._prompt_columns)
 
     def _chunk(self, rows: int) -> int:
         """How many of so many slots are refilled at a time."""
-        return min(rows, shapes.round_up(max(1, rows // REFILL_SHARE), self._row_multiple))
+        return min(rows, shapes.round_up(max(1, rows // REFILL_SHARE), self._programs.row_multiple))
 
     @property
     def _prompt_columns(self) -> int:
         """Columns that prompts need behind inputs, the same for prompts of about one length."""
-        return shapes.round_up(len(self._read), _PROMPT_MULTIPLE)
+        return shapes.round_up(len(self._programs.read), _PROMPT_MULTIPLE)
 
     def _with_prompt(self, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens of an input, with the prompt in front of its EOS if that is read with it."""
-        if not self._read:
+        if not self._programs.read:
             return tokens
         # A text that is nothing but EOS is read; see `decoder.rows.without_end`.
         end = len(tokens) - (tokens[-1] == EOS_ID and len(tokens) > 1)
-        return (*tokens[:end], *self._read, *tokens[end:])
-
-    def _reads_as(self, other: ContinuousDecoder) -> bool:
-        """Whether inputs get into slots by the same programs."""
-        return (
-            self.max_decode_len == other.max_decode_len
-            and self._fed.tolist() == other._fed.tolist()
-        )
+        return (*tokens[:end], *self._programs.read, *tokens[end:])
 
     def _fitted(self, slots: Slots | None, rows: int, length: int) -> Slots:
         """Returns slots whose memory has room for `length` tokens."""
         if slots is None:
-            return self._empty(rows, length)
+            return self._programs.empty(rows, length)
         if length > slots.memory.bias.shape[-1]:
-            return self._grow(slots, length)
+            return self._programs.grow(slots, length)
         return slots
-
-    def _empty_fn(self, rows: int, length: int) -> Slots:
-        ring = len(self._fed) - 1 + self.max_decode_len
-        cache = self._model.apply({}, rows, ring, method=_empty_cache)
-        zeros = jnp.zeros(rows, jnp.int32)
-        return Slots(
-            step=jnp.int32(0),
-            tokens=zeros,
-            starts=zeros,
-            active=jnp.zeros(rows, bool),
-            written=jnp.zeros((ring, rows), jnp.int32),
-            scores=jnp.zeros(rows, jnp.float32),
-            samples=jnp.zeros(rows, jnp.uint32),
-            memory=self._model.apply({}, rows, length, method="empty_memory"),
-            cache=cache,
-        )
-
-    def _grow_fn(self, slots: Slots, length: int) -> Slots:
-        return dataclasses.replace(slots, memory=slots.memory.widened(length))
-
-    def _encode_fn(self, params: Any, tokens: Int[Array, "B S"], length: int) -> EncoderMemory:
-        memory, _ = self._model.apply({"params": params}, tokens, 1, method="start_decoding")
-        return memory.widened(length)
-
-    def _insert_fn(self, params: Any, slots: Slots, pool: EncoderMemory, taken: _Taken) -> Slots:
-        """Puts encoded inputs into slots; the last one may be there several times."""
-        count = taken.rows.shape[0]
-
-        def put(array: Array, rows: Array | np.ndarray) -> Array:
-            for i in range(count):
-                array = lax.dynamic_update_index_in_dim(array, rows[i], taken.places[i], axis=0)
-            return array
-
-        pool = pool.widened(slots.memory.bias.shape[-1])
-        own = jax.tree.map(lambda array: jnp.take(array, taken.rows, axis=0), pool)
-        prompt_length = len(self._fed) - 1
-        cache = slots.cache
-        if prompt_length:
-            cache = jax.tree.map(put, cache, self._prompted(params, own, slots))
-        broadcast = functools.partial(jnp.broadcast_to, shape=(count,))
-        return dataclasses.replace(
-            slots,
-            tokens=put(slots.tokens, broadcast(jnp.int32(self._fed[-1]))),
-            starts=put(slots.starts, broadcast(slots.step - prompt_length)),
-            active=put(slots.active, broadcast(jnp.bool_(True))),
-            scores=put(slots.scores, broadcast(jnp.float32(0.0))),
-            samples=put(slots.samples, taken.samples),
-            memory=jax.tree.map(put, slots.memory, own),
-            cache=cache,
-        )
-
-    def _prompted(self, params: Any, memory: EncoderMemory, slots: Slots) -> DecoderCache:
-        """A cache [Q, H, L, K] that holds the prompt in the slots before the present step's."""
-        fed = self._fed[:-1]
-        ring, rows = slots.written.shape[0], memory.bias.shape[0]
-        positions = np.arange(fed.size)
-        empty = self._model.apply({}, rows, fed.size, method=_empty_cache)
-        _, cache = self._model.apply(
-            {"params": params},
-            jnp.broadcast_to(fed, (rows, fed.size)),
-            0,
-            positions[None],
-            positions[None],
-            positions[None, None] <= positions[None, :, None],
-            memory,
-            empty,
-            method="extend",
-        )
-        padding = ((0, 0), (0, 0), (0, ring - fed.size), (0, 0))
-        shift = (slots.step - fed.size) % ring
-        return jax.tree.map(lambda array: jnp.roll(jnp.pad(array, padding), shift, axis=2), cache)
-
-    def _advance_fn(
-        self, params: Any, slots: Slots, min_ended: Int[Array, ""]
-    ) -> tuple[Slots, tuple[Array, ...]]:
-        """Decodes until `min_ended` more rows have ended, or all have."""
-        goal = jnp.maximum(jnp.sum(slots.active) - min_ended, 0)
-        slots = lax.while_loop(
-            lambda slots: jnp.sum(slots.active) > goal,
-            functools.partial(self._step, params),
-            slots,
-        )
-        return slots, (slots.active, slots.starts, slots.written, slots.scores)
-
-    def _step(self, params: Any, slots: Slots) -> Slots:
-        variables = {"params": params}
-        ring = slots.written.shape[0]
-        slot = slots.step % ring
-        ages = (slots.step - jnp.arange(ring)) % ring
-        # Where only differences of positions count, they are the same in all rows.
-        own = jnp.full((1, 1), ring - 1)
-        if self._model.absolute_positions:
-            own = (slots.step - slots.starts)[:, None]
-        hidden, cache = self._model.apply(
-            variables,
-            slots.tokens[:, None],
-            slot,
-            own,
-            own - ages[None],
-            (ages[None] <= (slots.step - slots.starts)[:, None])[:, None],
-            slots.memory,
-            slots.cache,
-            method="extend",
-        )
-        logits = self._model.apply(variables, hidden[:, 0], method="logits")
-        position = slots.step - slots.starts - (len(self._fed) - 1)
-        tokens = jnp.where(slots.active, self._choose(logits, position, slots.samples), PAD_ID)
-        scores = slots.scores
-        if self._scored:
-            chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-            log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-            scores += jnp.where(slots.active, log_probs, 0.0)
-        ended = (tokens == self._eos_id) | (position + 1 >= self.max_decode_len)
-        # What a row has written stays until the host has read it.
-        kept = jnp.where(slots.active, tokens, slots.written[slot])
-        return dataclasses.replace(
-            slots,
-            step=slots.step + 1,
-            tokens=tokens,
-            active=slots.active & ~ended,
-            written=lax.dynamic_update_index_in_dim(slots.written, kept, slot, axis=0),
-            scores=scores,
-            cache=cache,
-        )
-
-    def _choose(
-        self, logits: Float[Array, "R V"], position: Int[Array, " R"], samples: UInt[Array, " R"]
-    ) -> Int[Array, " R"]:
-        draws = self._draws
-        if draws is None:
-            return most_likely(logits)
-
-        def noise(sample: Array, position: Array) -> Array:
-            key = jax.random.fold_in(jax.random.key(draws.seed), sample)
-            return jax.random.gumbel(jax.random.fold_in(key, position), logits.shape[-1:])
-
-        return draw(
-            logits,
-            jax.vmap(noise)(samples, position),
-            jnp.float32(draws.temperature),
-            top_k=draws.top_k,
-            top_p=draws.top_p,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -536,50 +294,12 @@ class _Pool:
         return len(self.waiting)
 
 
-class _Taken(NamedTuple):
-    """Requests of a pool on their way into slots; all int32 [Q], samples uint32."""
-
-    rows: Array | np.ndarray
-    samples: Array | np.ndarray
-    places: Array | np.ndarray
-
-
-def _shardings(network: OnMesh) -> tuple[Any, Slots]:
-    """Returns the shardings of an `EncoderMemory` and of `Slots`: rows along `data`."""
-
-    def on(*axes: str | None) -> NamedSharding:
-        return NamedSharding(network.mesh, PartitionSpec(*axes))
-
-    row = on("data")
-    heads = on("data", dict(network.rules)["heads"])
-    memory = network.model.memory_type.spread(heads, row)
-    rows = dict.fromkeys(("tokens", "starts", "active", "scores", "samples"), row)
-    cache = network.model.cache_type.spread(heads)
-    # Of shardings, in the places of the arrays.
-    fields: dict[str, Any] = {"step": on(), "written": on(None, "data"), **rows}
-    return memory, Slots(memory=memory, cache=cache, **fields)
-
-
-def _indices(taken: Sequence[_Encoded], places: Sequence[int], count: int) -> _Taken:
+def _indices(taken: Sequence[_Encoded], places: Sequence[int], count: int) -> Taken:
     """Repeats the last request, so that programs have one shape."""
     chosen = [*taken, *[taken[-1]] * (count - len(taken))]
     places = [*places, *[places[-1]] * (count - len(places))]
-    return _Taken(
+    return Taken(
         np.array([one.row for one in chosen], np.int32),
         np.array([one.sample for one in chosen], np.uint32),
         np.array(places, np.int32),
     )
-
-
-def _compiled(program: Any, *args: Any) -> Any:
-    """Compiles a program for arguments; returns the shapes of its results, on their devices."""
-    lowered = program.lower(*args)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        lowered.out_info,
-        lowered.compile().output_shardings,
-    )
-
-
-def _empty_cache(model: Any, rows: int, slots: int) -> DecoderCache:
-    return model.decoder.empty_cache(rows, slots)

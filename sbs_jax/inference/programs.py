@@ -13,9 +13,10 @@ import numpy as np
 
 from sbs_jax.decoding.beam import beam_decode
 from sbs_jax.decoding.candidates import CandidateTree, candidate_tree
-from sbs_jax.decoding.continuous import ContinuousDecoder, Draws
+from sbs_jax.decoding.continuous import ContinuousDecoder
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.saliency import input_saliency
+from sbs_jax.decoding.slots import Draws
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import LABEL, RATIONALE
 from sbs_jax.student import Student

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from sbs_jax.decoding import shapes
-from sbs_jax.decoding.continuous import ContinuousDecoder, Draws, Request
+from sbs_jax.decoding.continuous import ContinuousDecoder, Request
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.sampling import sample_decode
+from sbs_jax.decoding.slots import Draws
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.partitioning.mesh import make_mesh

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sbs_jax.data.rows import read_rows as read_rows
     from sbs_jax.data.settings import DataSettings as DataSettings
     from sbs_jax.data.sources import register_public as register_public
-    from sbs_jax.inference.predictor import load_predictor as load_predictor
+    from sbs_jax.inference.loader import load_predictor as load_predictor
     from sbs_jax.programs.train import train as train
     from sbs_jax.programs.train_config import TrainConfig as TrainConfig
 
@@ -37,7 +37,7 @@ _PUBLIC = {
     "read_rows": "sbs_jax.data.rows",
     "register_dataset": "sbs_jax.data.registration",
     "register_public": "sbs_jax.data.sources",
-    "load_predictor": "sbs_jax.inference.predictor",
+    "load_predictor": "sbs_jax.inference.loader",
     "train": "sbs_jax.programs.train",
 }
 

@@ -1,17 +1,35 @@
-"""Everything that gin says about the student to be asked, in one place for all programs."""
+"""Loads a student to be asked: from any checkpoint, with all that gin says about it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import jax
+from jax.sharding import Mesh
+
+from sbs_jax.checkpoints import loading, networks, trees
 from sbs_jax.errors import UserError
-from sbs_jax.inference.predictor import CHOICES, TASK, Predictor, load_predictor
+from sbs_jax.inference.predictor import CHOICES, Predictor
 from sbs_jax.inference.programs import Strategy
+from sbs_jax.inference.prompting import prompting_from
+from sbs_jax.inference.tokenizer import open_tokenizer
 from sbs_jax.methods import METHODS
-from sbs_jax.models.interface import ModelConfig
+from sbs_jax.models.config import T5Config
+from sbs_jax.models.interface import ModelConfig, default_prefix_side
 from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.student import Student
+from sbs_jax.text_tokenizer import default_frame
+
+ENGINES = {"jax": ("float32", "bfloat16"), "ctranslate2": ("float32", "int8")}
+"""What can run a student, and the dtypes of its products."""
+
+TASK = "task"
+"""A value of `candidates`: the labels that the student's task declares."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,3 +128,134 @@ class Loader:
             trust_modules=self.trust_modules,
             **options,
         )
+
+
+def load_predictor(
+    checkpoint_path: str,
+    *,
+    mesh: Mesh | None = None,
+    batch_size: int = 32,
+    model_config: ModelConfig | None = None,
+    dtype: str | None = None,
+    inference_dtype: str | None = None,
+    engine: str = "jax",
+    vocabulary_path: str | None = None,
+    feature_lengths: Mapping[str, int] | None = None,
+    max_decode_len: int | None = None,
+    candidates: Sequence[str] | str | None = None,
+    prompting: Mapping[str, Any] | None = None,
+    fsdp: bool = False,
+    trust_modules: bool = False,
+    **options: Any,
+) -> Predictor:
+    """Loads a student from any checkpoint; by default it is asked as it was trained.
+
+    Args:
+      checkpoint_path: see `checkpoints.loading.identify`.
+      mesh: all devices along `data` by default.
+      batch_size: rows of a batch.
+      model_config: the network's dimensions, if the checkpoint does not say them.
+      dtype: dtype of activations; by default as the checkpoint says.
+      inference_dtype: dtype of weights and inputs of matrix products; see `T5Config.product_dtype`.
+        `int8` needs the engine `ctranslate2`.
+      engine: `jax`; or `ctranslate2`, which runs on CPUs alone.
+      vocabulary_path: a SentencePiece model; by default the one beside the weights.
+      feature_lengths: `inputs` and `targets` in tokens; by default as trained, or 512 and 128.
+      max_decode_len: maximum number of tokens of an answer; the length of targets by default.
+      candidates: a closed label set; `CHOICES`; `TASK`; or None: labels are open.
+      prompting: attributes of `Prompting` that override those of the checkpoint.
+      fsdp: also cut parameters along `data`.
+      trust_modules: whether the module that the checkpoint names may be imported, which runs its
+        code; only candidates = `TASK` needs it.
+      **options: further arguments of `Predictor`.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or does not fit something else that was given.
+    """
+    source = loading.identify(checkpoint_path)
+    if model_config is not None:
+        networks.require_same_network(source, model_config)
+    config = model_config or source.config
+    if config is None:
+        raise UserError(
+            f"{source.folder}: does not say the dimensions of its network; name a file of "
+            "gin/models besides, such as --gin_file=models/t5_1_1_small.gin."
+        )
+    if engine not in ENGINES:
+        raise UserError(f"ENGINE = {engine!r} is unknown; there are {', '.join(ENGINES)}.")
+    if inference_dtype is not None and inference_dtype not in ENGINES[engine]:
+        known = ", ".join(ENGINES[engine])
+        raise UserError(
+            f"INFERENCE_DTYPE = {inference_dtype!r} is unknown to ENGINE = {engine!r}; there are "
+            f"{known}."
+        )
+    config = dataclasses.replace(config, dtype=dtype or config.dtype)
+    if engine == "jax":
+        config = dataclasses.replace(config, product_dtype=inference_dtype or config.product_dtype)
+    settings = source.settings
+    tokenizer = open_tokenizer(vocabulary_path or source.require_vocabulary())
+    lengths = {"inputs": 512, "targets": 128} | dict(
+        feature_lengths or settings.get("feature_lengths") or {}
+    )
+    student = Student(config, mesh or make_mesh(), fsdp=fsdp)
+    params = loading.load_params(source, student.placed_params)
+    found = trees.inspect(params)
+    for name, leaf in found.items():
+        if leaf.has_nan or leaf.has_infinity:
+            raise UserError(f"{source.folder}: the parameter {name} holds NaN or infinity.")
+    trained = {
+        "prefix_side": default_prefix_side(config),
+        # Weights of others; a student of ours says how its inputs were framed.
+        "input_frame": None if settings else default_frame(tokenizer.path),
+        **(settings.get("data_settings") or {}),
+        "method": settings.get("method"),
+    }
+    step = "" if source.step is None else f" (step {source.step})"
+    digests = ",".join(f"{name}={leaf.digest}" for name, leaf in sorted(found.items()))
+    digests += hashlib.sha256(Path(tokenizer.path).read_bytes()).hexdigest()
+    if engine == "ctranslate2":
+        if jax.process_count() > 1:
+            raise UserError("ENGINE = 'ctranslate2' works in one process.")
+        if not isinstance(config, T5Config):
+            raise UserError("ENGINE = 'ctranslate2' runs T5 alone; use 'jax' for a decoder.")
+        from sbs_jax.inference.ctranslate2_programs import CTranslate2Programs
+
+        quantization = inference_dtype or "float32"
+        options["make_programs"] = functools.partial(
+            CTranslate2Programs, params, config, quantization
+        )
+        params = None
+    else:
+        params = student.for_inference(params)
+    predictor = Predictor(
+        student,
+        params,
+        tokenizer,
+        name=f"{source.folder}{step}",
+        prompting=prompting_from(trained, **(prompting or {})),
+        candidates=_task_labels(source, trust_modules) if candidates == TASK else candidates,
+        input_length=lengths["inputs"],
+        max_decode_len=max_decode_len or lengths["targets"],
+        batch_size=batch_size,
+        engine=engine,
+        inference_dtype=inference_dtype,
+        **options,
+    )
+    predictor.fingerprint = hashlib.sha256(digests.encode()).hexdigest()[:16]
+    return predictor
+
+
+def _task_labels(source: loading.Source, trust_modules: bool) -> tuple[str, ...]:
+    # The only thing here that needs TensorFlow.
+    from sbs_jax.data import choosing, registration
+
+    task = source.settings.get("mixture_or_task_name")
+    registration.import_tasks(source.task_module(trust=trust_modules))
+    info = choosing.task_info(task) if task else None
+    if info is None or not info.dataset.labels:
+        raise UserError(
+            f"{source.folder}: CANDIDATES = 'task', but the task it was trained on "
+            f"({task or 'unknown'}) declares no labels, or is not registered: name its file of "
+            "gin/tasks, or list them, as in CANDIDATES = ['yes', 'no']."
+        )
+    return info.dataset.labels

@@ -26,11 +26,7 @@ from sbs_jax.checkpoints import (
     tokenizer_files,
 )
 from sbs_jax.checkpoints import lora as lora_lib
-from sbs_jax.checkpoints.huggingface import (
-    CONFIG_FILE,
-    config_to_huggingface,
-    huggingface_sources,
-)
+from sbs_jax.checkpoints.huggingface import CONFIG_FILE, config_to_huggingface, huggingface_sources
 from sbs_jax.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, write_safetensors
 from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_shapes
 from sbs_jax.errors import UserError

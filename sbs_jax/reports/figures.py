@@ -13,13 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from sbs_jax.reports import curves, drawing, frontier_figure, style
-from sbs_jax.reports.aggregate import (
-    WITHOUT_RATIONALE_LOSS,
-    Configuration,
-    Mean,
-    Results,
-    describe,
-)
+from sbs_jax.reports.aggregate import WITHOUT_RATIONALE_LOSS, Configuration, Mean, Results, describe
 from sbs_jax.reports.drawing import MAX_PANELS, Drawn, size_axis
 from sbs_jax.reports.tables import matching_standard, teacher_name
 

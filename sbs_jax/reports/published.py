@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sbs_jax.reports.aggregate import (
-    WITHOUT_RATIONALE_LOSS,
-    Configuration,
-    Results,
-    format_count,
-)
+from sbs_jax.reports.aggregate import WITHOUT_RATIONALE_LOSS, Configuration, Results, format_count
 from sbs_jax.reports.tables import Table, percent
 
 # Hsieh et al. 2023, Tables 1 and 2: test accuracy in percent of T5-base on all training data.

@@ -9,14 +9,7 @@ import math
 from collections.abc import Callable, Sequence, Set
 
 from sbs_jax.parts import NAMES
-from sbs_jax.reports.aggregate import (
-    Configuration,
-    Mean,
-    Results,
-    format_setting,
-    order,
-    short,
-)
+from sbs_jax.reports.aggregate import Configuration, Mean, Results, format_setting, order, short
 from sbs_jax.reports.reading import SPLITS
 
 NO_VALUE = "–"

@@ -13,11 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from sbs_jax.checkpoints import hub, tensors
 from sbs_jax.checkpoints.huggingface import load_huggingface
-from sbs_jax.checkpoints.loading import (
-    identify,
-    load_params,
-    stored_params,
-)
+from sbs_jax.checkpoints.loading import identify, load_params, stored_params
 from sbs_jax.checkpoints.networks import model_config, require_same_network
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError

@@ -6,11 +6,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from sbs_jax.checkpoints.tokenizer_files import (
-    build_tokenizer,
-    read_sentencepiece,
-    tokenizer_files,
-)
+from sbs_jax.checkpoints.tokenizer_files import build_tokenizer, read_sentencepiece, tokenizer_files
 from sbs_jax.errors import UserError
 from tests.sentencepiece_models import texts, train
 

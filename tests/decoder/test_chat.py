@@ -12,7 +12,7 @@ from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.gguf_files import GGUFFile
-from sbs_jax.inference.predictor import load_predictor
+from sbs_jax.inference.loader import load_predictor
 from sbs_jax.programs import running
 from sbs_jax.programs.assembly import assemble
 from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig

@@ -11,7 +11,7 @@ from flax import traverse_util
 from sbs_jax.checkpoints import folders, lora
 from sbs_jax.checkpoints.loading import identify
 from sbs_jax.errors import UserError
-from sbs_jax.inference.predictor import load_predictor
+from sbs_jax.inference.loader import load_predictor
 from sbs_jax.programs.export import export
 from sbs_jax.student import Student
 from tests.decoder.students import one_device, params_of, run

@@ -16,7 +16,7 @@ from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.loss_step import make_loss_step
-from sbs_jax.inference.predictor import load_predictor
+from sbs_jax.inference.loader import load_predictor
 from sbs_jax.programs import eval as evaluation
 from sbs_jax.programs.export import export
 from sbs_jax.student import Student

@@ -9,7 +9,8 @@ import pytest
 from sbs_jax.decoding.continuous import Output
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
-from sbs_jax.inference.predictor import Predictor, load_predictor
+from sbs_jax.inference.loader import load_predictor
+from sbs_jax.inference.predictor import Predictor
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer

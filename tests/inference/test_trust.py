@@ -7,7 +7,7 @@ import pytest
 from sbs_jax.checkpoints import loading
 from sbs_jax.configuration.flags import parse_flags
 from sbs_jax.errors import UserError
-from sbs_jax.inference.predictor import load_predictor
+from sbs_jax.inference.loader import load_predictor
 from sbs_jax.programs.eval import evaluate
 from tests.inference import toy
 

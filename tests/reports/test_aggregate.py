@@ -5,13 +5,7 @@ import statistics
 
 import pytest
 
-from sbs_jax.reports.aggregate import (
-    Mean,
-    aggregate,
-    describe,
-    format_count,
-    format_setting,
-)
+from sbs_jax.reports.aggregate import Mean, aggregate, describe, format_count, format_setting
 from sbs_jax.reports.reading import read_sweep
 from tests.reports import synthetic
 

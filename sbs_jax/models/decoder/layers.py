@@ -14,13 +14,7 @@ from jaxtyping import Array, Float, Int
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.rotary import Rotation, rotate
 from sbs_jax.models.dropout import Seed, dropout
-from sbs_jax.models.layers import (
-    ACTIVATION_FUNCTIONS,
-    Initializer,
-    multiply,
-    partitioned,
-    project,
-)
+from sbs_jax.models.layers import ACTIVATION_FUNCTIONS, Initializer, multiply, partitioned, project
 
 KeysValues = tuple[Float[Array, "B KV L K"], Float[Array, "B KV L K"]]
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from sbs_jax.decoding.choice import choose
 from sbs_jax.models.decoder.network import DecoderOnly
-from sbs_jax.models.decoder.stack import Cache, Memory
+from sbs_jax.models.decoder.stack import Memory
+from sbs_jax.models.stacks import DecoderCache
 
 STEPS = 8  # decoded between two looks at stop strings
 
@@ -22,9 +23,9 @@ def prefill(
     tokens: jax.Array,
     column: jax.Array,
     padding: jax.Array,
-    cache: Cache,
+    cache: DecoderCache,
     prefix: Memory | None,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, DecoderCache]:
     """Sends tokens [B, N] through the network; returns the last logits [B, V] and the cache."""
     made: Any = network.apply(
         {"params": params},
@@ -47,7 +48,7 @@ def decode(
     logits: jax.Array,
     column: jax.Array,
     padding: jax.Array,
-    store: Cache,
+    store: DecoderCache,
     prefix: Memory | None,
     ended: jax.Array,
     made: jax.Array,
@@ -108,10 +109,10 @@ def decode(
     return jax.lax.while_loop(more, step, state)
 
 
-def empty_cache(network: DecoderOnly, rows: int, columns: int) -> Cache:
+def empty_cache(network: DecoderOnly, rows: int, columns: int) -> DecoderCache:
     """Returns a cache of zeros for `rows` rows of `columns` tokens."""
 
-    def make(module: DecoderOnly) -> Cache:
+    def make(module: DecoderOnly) -> DecoderCache:
         return module.decoder.empty_cache(rows, columns)
 
     # The cache is donated to each step: every layer needs buffers of its own.

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sbs_jax.decoding import completion_programs as programs
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.network import DecoderOnly
-from sbs_jax.models.decoder.stack import Cache, Memory, as_prefix
+from sbs_jax.models.decoder.stack import Memory, as_prefix
+from sbs_jax.models.stacks import DecoderCache
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
 
 _MIN_PREFIX = 16
@@ -116,7 +117,7 @@ class CompletionEngine:
         # The dtype of activations is that of the weights.
         self._network = DecoderOnly(dataclasses.replace(config, dtype=dtype))
         self._prefix_tokens: tuple[int, ...] = ()
-        self._prefix: Cache | None = None
+        self._prefix: DecoderCache | None = None
         even = self.config.num_kv_heads % mesh.shape[MODEL_AXIS] == 0
         self._heads = MODEL_AXIS if even else None
         self._ends = jnp.asarray(tokenizer.end_ids or (-1,), jnp.int32)
@@ -171,9 +172,9 @@ class CompletionEngine:
         self,
         tokens: np.ndarray,
         padding: np.ndarray,
-        cache: Cache,
+        cache: DecoderCache,
         prefix: Memory | None,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, DecoderCache]:
         """Sends prompts [B, N] through the network in pieces; returns the last logits [B, V]."""
         logits: Any = None
         for start in range(0, tokens.shape[1], _PREFILL_COLUMNS):
@@ -194,7 +195,7 @@ class CompletionEngine:
         even = rows % self._mesh.shape[DATA_AXIS] == 0
         return NamedSharding(self._mesh, PartitionSpec(DATA_AXIS if even else None))
 
-    def cache(self, rows: int, columns: int) -> Cache:
+    def cache(self, rows: int, columns: int) -> DecoderCache:
         """Returns an empty cache on the mesh."""
         data = self.rows_sharding(rows).spec
         sharding = NamedSharding(self._mesh, PartitionSpec(*data, self._heads))
@@ -242,12 +243,12 @@ class _Batch:
             padding[row] = length - len(rest)
         at_once = max(1, _PREFILL_TOKENS // min(length, _PREFILL_COLUMNS))
         at_once = min(self.size, 2 ** (at_once.bit_length() - 1))
-        parts: list[tuple[jax.Array, Cache]] = []
+        parts: list[tuple[jax.Array, DecoderCache]] = []
         for start in range(0, self.size, at_once):
             part = slice(start, start + at_once)
             cache = engine.cache(at_once, columns)
             parts.append(engine._prefill(tokens[part], padding[part], cache, self.prefix))
-        joined: tuple[jax.Array, Cache] = (
+        joined: tuple[jax.Array, DecoderCache] = (
             parts[0]
             if len(parts) == 1
             else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,6 @@ class SweepFolder:
         runs: Sequence[Run],
         *,
         command: str,
-        extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes sweep.json, atomically."""
         record = {
@@ -112,7 +111,6 @@ class SweepFolder:
             "axes": {axis.name: axis.values for axis in axes},
             "runs": [{"name": run.name, "bindings": dict(run.bindings)} for run in runs],
             "base": dataclasses.asdict(base),
-            **(extra or {}),
         }
         atomic_write_text(self.path / "sweep.json", json.dumps(record, indent=1) + "\n")
 

@@ -6,7 +6,7 @@ Parameters have T5X's names and shapes (`t5x/examples/t5/network.py`), for insta
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -47,23 +47,10 @@ class Transformer(nn.Module):
         self,
         encoder_input_tokens: Int[Array, "B S"],
         decoder_input_tokens: Int[Array, "B T"],
-        *,
-        encoder_segment_ids: Int[Array, "B S"] | None = None,
-        decoder_segment_ids: Int[Array, "B T"] | None = None,
-        decoder_source_ids: Int[Array, "B T"] | None = None,
-        deterministic: bool = True,
+        **options: Any,
     ) -> Float[Array, "B T V"]:
         """The logits of the token after each decoder input: `logits(hidden(...))`, float32."""
-        return self.logits(
-            self.hidden(
-                encoder_input_tokens,
-                decoder_input_tokens,
-                encoder_segment_ids=encoder_segment_ids,
-                decoder_segment_ids=decoder_segment_ids,
-                decoder_source_ids=decoder_source_ids,
-                deterministic=deterministic,
-            )
-        )
+        return self.logits(self.hidden(encoder_input_tokens, decoder_input_tokens, **options))
 
     def hidden(
         self,

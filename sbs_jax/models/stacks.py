@@ -57,14 +57,22 @@ class EncoderMemory:
 
 @struct.dataclass
 class DecoderCache:
-    """What the decoder remembers of the tokens so far.
+    """What decoding remembers of the tokens so far.
 
     Attributes:
-      keys_values: the keys values of every layer's self-attention, each [B, H, T, K], 0 where still
-        unwritten.
+      keys_values: the keys and values of every layer's self-attention, each [B, H, T, K] with H
+        heads of keys, 0 where still unwritten.
     """
 
     keys_values: tuple[KeysValues, ...]
+
+    @classmethod
+    def empty(cls, layers: int, shape: tuple[int, int, int, int], dtype: Any) -> DecoderCache:
+        """A cache of zeros, [B, H, T, K] in every layer."""
+        zeros = nn.with_logical_constraint(
+            jnp.zeros(shape, dtype), ("batch", "heads", "length", "kv")
+        )
+        return cls(((zeros, zeros),) * layers)
 
     @classmethod
     def spread(cls, heads: Any) -> DecoderCache:
@@ -206,11 +214,8 @@ class Decoder(nn.Module):
     def empty_cache(self, batch_size: int, length: int) -> DecoderCache:
         """A cache for `length` positions."""
         config = self.config
-        zeros = nn.with_logical_constraint(
-            jnp.zeros((batch_size, config.num_heads, length, config.head_dim), config.dtype),
-            ("batch", "heads", "length", "kv"),
-        )
-        return DecoderCache(((zeros, zeros),) * config.num_decoder_layers)
+        shape = (batch_size, config.num_heads, length, config.head_dim)
+        return DecoderCache.empty(config.num_decoder_layers, shape, config.dtype)
 
     def step(
         self,

@@ -78,6 +78,14 @@ class Chip:
 
 
 _GIB = 1024**3
+_H100 = Gpu(
+    name="NVIDIA H100 80GB HBM3",
+    capability=(9, 0),
+    cores=132,
+    fpus_per_core=128,
+    clock_ghz=1.98,
+    l2_bytes=52_428_800,
+)
 
 # Google gives links as bytes a second of both directions together: half of it is sent.
 CHIPS = {
@@ -157,14 +165,7 @@ CHIPS = {
             memory_bandwidth=3352e9,
             link_bandwidth=450e9,
             network_bandwidth=50e9,
-            gpu=Gpu(
-                name="NVIDIA H100 80GB HBM3",
-                capability=(9, 0),
-                cores=132,
-                fpus_per_core=128,
-                clock_ghz=1.98,
-                l2_bytes=52_428_800,
-            ),
+            gpu=_H100,
         ),
         Chip(
             name="h200",
@@ -174,14 +175,7 @@ CHIPS = {
             memory_bandwidth=4800e9,
             link_bandwidth=450e9,
             network_bandwidth=50e9,
-            gpu=Gpu(
-                name="NVIDIA H200 141GB HBM3e",
-                capability=(9, 0),
-                cores=132,
-                fpus_per_core=128,
-                clock_ghz=1.98,
-                l2_bytes=52_428_800,
-            ),
+            gpu=dataclasses.replace(_H100, name="NVIDIA H200 141GB HBM3e"),
         ),
         Chip(
             name="b200",

@@ -31,9 +31,10 @@ from sbs_jax.models.attention import mask_bias
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.layers import Embedder
 from sbs_jax.models.decoder.rows import Places, is_last, positions_in, without_end
-from sbs_jax.models.decoder.stack import Cache, Memory, Stack
+from sbs_jax.models.decoder.stack import Memory, Stack
 from sbs_jax.models.dropout import draw_seeds
 from sbs_jax.models.network import segments_of
+from sbs_jax.models.stacks import DecoderCache
 
 
 class DecoderOnly(nn.Module):
@@ -50,7 +51,7 @@ class DecoderOnly(nn.Module):
 
     config: DecoderConfig
     memory_type: ClassVar[type] = Memory
-    cache_type: ClassVar[type] = Cache
+    cache_type: ClassVar[type] = DecoderCache
     absolute_positions: ClassVar[bool] = True  # positions go on from those of the text
     reads_prompts: ClassVar[bool] = True
 
@@ -185,7 +186,7 @@ class DecoderOnly(nn.Module):
 
     def start_decoding(
         self, encoder_input_tokens: Int[Array, "B S"], max_decode_len: int
-    ) -> tuple[Memory, Cache]:
+    ) -> tuple[Memory, DecoderCache]:
         """Reads the texts, and prepares `decode_step` for up to `max_decode_len` tokens a row."""
         segments = self.input_segments(encoder_input_tokens)
         embedded = self.embed(encoder_input_tokens)
@@ -210,8 +211,12 @@ class DecoderOnly(nn.Module):
         )
 
     def decode_step(
-        self, tokens: Int[Array, " B"], position: Int[Array, ""], memory: Memory, cache: Cache
-    ) -> tuple[Float[Array, "B V"], Cache]:
+        self,
+        tokens: Int[Array, " B"],
+        position: Int[Array, ""],
+        memory: Memory,
+        cache: DecoderCache,
+    ) -> tuple[Float[Array, "B V"], DecoderCache]:
         """Decodes one token of every row.
 
         Args:
@@ -244,8 +249,8 @@ class DecoderOnly(nn.Module):
         key_positions: Int[Array, "#R L"],
         visible: Bool[Array, "#R #Q L"],
         memory: Memory,
-        cache: Cache,
-    ) -> tuple[Float[Array, "R Q D"], Cache]:
+        cache: DecoderCache,
+    ) -> tuple[Float[Array, "R Q D"], DecoderCache]:
         """Decodes tokens that need not follow one another: a prompt, beams, a tree of candidates.
 
         Args:
@@ -278,11 +283,11 @@ class DecoderOnly(nn.Module):
         tokens: Int[Array, "R Q"],
         column: Int[Array, ""] | int,
         padding: Int[Array, " R"],
-        cache: Cache,
+        cache: DecoderCache,
         prefix: Memory | None = None,
         *,
         last_only: bool = False,
-    ) -> tuple[Float[Array, "R Q V"], Cache]:
+    ) -> tuple[Float[Array, "R Q V"], DecoderCache]:
         """Fills the columns `column` … `column + Q - 1` of texts that are padded on the left.
 
         Row r begins at column `padding[r]`, behind the prefix.

@@ -26,7 +26,7 @@ from sbs_jax.models.decoder.layers import (
 )
 from sbs_jax.models.decoder.rotary import Rotation, rotation
 from sbs_jax.models.dropout import Seeds, draw_seeds, dropout
-from sbs_jax.models.stacks import KEPT
+from sbs_jax.models.stacks import KEPT, DecoderCache
 
 _LAYER_SEEDS = 4  # places of a layer that drop
 
@@ -65,22 +65,6 @@ class Memory:
     def spread(cls, heads: Any, rows: Any) -> Memory:
         """Puts `heads` in the place of keys and values, and `rows` in that of other arrays."""
         return cls(heads, rows, rows, rows, rows)
-
-
-@struct.dataclass
-class Cache:
-    """What decoding remembers of the tokens so far.
-
-    Attributes:
-      keys_values: the keys values of every layer, each [R, KV, L, K], 0 where still unwritten.
-    """
-
-    keys_values: tuple[KeysValues, ...]
-
-    @classmethod
-    def spread(cls, heads: Any) -> Cache:
-        """Puts `heads` in the place of keys and values."""
-        return cls(heads)
 
 
 class _View(NamedTuple):
@@ -156,14 +140,11 @@ class Stack(nn.Module):
             written.append(keys_values)
         return tuple(written)
 
-    def empty_cache(self, rows: int, length: int) -> Cache:
+    def empty_cache(self, rows: int, length: int) -> DecoderCache:
         """A cache for `length` slots."""
         config = self.config
-        zeros = nn.with_logical_constraint(
-            jnp.zeros((rows, config.num_kv_heads, length, config.head_dim), config.dtype),
-            ("batch", "heads", "length", "kv"),
-        )
-        return Cache(((zeros, zeros),) * config.num_layers)
+        shape = (rows, config.num_kv_heads, length, config.head_dim)
+        return DecoderCache.empty(config.num_layers, shape, config.dtype)
 
     def extend(
         self,
@@ -173,8 +154,8 @@ class Stack(nn.Module):
         key_positions: Int[Array, "#R L"],
         visible: Bool[Array, "#R #Q L"],
         memory: Memory | None,
-        cache: Cache,
-    ) -> tuple[Float[Array, "R Q D"], Cache]:
+        cache: DecoderCache,
+    ) -> tuple[Float[Array, "R Q D"], DecoderCache]:
         """Runs new tokens, whose keys and values go into the cache from `slot`.
 
         Args:
@@ -193,7 +174,7 @@ class Stack(nn.Module):
             view = views[self.config.is_local(number)]
             x, updated = layer.step(x, view, cache.keys_values[number], slot, remembered)
             written.append(updated)
-        return self.decoder_norm(x), Cache(tuple(written))
+        return self.decoder_norm(x), DecoderCache(tuple(written))
 
     def _views(
         self,
@@ -303,7 +284,7 @@ class Layer(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), (keys, values)
 
 
-def as_prefix(cache: Cache, length: Int[Array, ""]) -> Memory:
+def as_prefix(cache: DecoderCache, length: Int[Array, ""]) -> Memory:
     """Makes a memory of a cache of one row, for `DecoderOnly.continue_texts`.
 
     Args:

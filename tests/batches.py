@@ -1,8 +1,26 @@
-"""Random packed batches for tests of the network and the step."""
+"""Random packed batches for tests of the network and the step, and what is made of a batch."""
 
 import numpy as np
 
+from sbs_jax import losses
 from sbs_jax.parts import LABEL, RATIONALE
+
+_READ = (
+    *("encoder_input_tokens", "decoder_input_tokens", "encoder_segment_ids"),
+    *("decoder_segment_ids", "decoder_source_ids"),
+)
+
+
+def network_inputs(batch):
+    """What a network reads of a batch."""
+    return {name: batch[name] for name in _READ if name in batch}
+
+
+def part_sums(logits, batch):
+    """`losses.sum_parts` with the weights of token means."""
+    parts, segments = batch["decoder_target_parts"], batch["decoder_segment_ids"]
+    weights = losses.part_weights(parts, segments)
+    return losses.sum_parts(logits, batch["decoder_target_tokens"], parts, segments, weights)
 
 
 def random_batch(*, rows=8, inputs=24, targets=20, vocab_size=64, seed=0):

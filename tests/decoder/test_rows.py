@@ -13,6 +13,7 @@ from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.network import DecoderOnly
 from sbs_jax.parts import LABEL, RATIONALE
+from tests.batches import network_inputs, part_sums
 
 SMALL = {
     "vocab_size": 61,
@@ -96,14 +97,7 @@ def rows_of(rows, length_x, length_y):
 
 def row_loss(params, model, batch):
     """The two-part loss of a batch of rows."""
-    logits = model.apply(
-        {"params": params},
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        encoder_segment_ids=batch["encoder_segment_ids"],
-        decoder_segment_ids=batch["decoder_segment_ids"],
-        decoder_source_ids=batch["decoder_source_ids"],
-    )
+    logits = model.apply({"params": params}, **network_inputs(batch))
     chosen = jnp.take_along_axis(
         jax.nn.log_softmax(logits), batch["decoder_target_tokens"][..., None], -1
     )[..., 0]
@@ -166,22 +160,8 @@ def test_the_project_s_loss_on_rows():
     model, members = DecoderOnly(config), examples()
     params = random_params(config, jnp.float32)
     batch = rows_of([members[:3], members[3:]], 24, 56)
-    logits = model.apply(
-        {"params": params},
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        encoder_segment_ids=batch["encoder_segment_ids"],
-        decoder_segment_ids=batch["decoder_segment_ids"],
-        decoder_source_ids=batch["decoder_source_ids"],
-    )
-    parts, segments = batch["decoder_target_parts"], batch["decoder_segment_ids"]
-    sums = losses.sum_parts(
-        logits,
-        batch["decoder_target_tokens"],
-        parts,
-        segments,
-        losses.part_weights(parts, segments),
-    )
+    logits = model.apply({"params": params}, **network_inputs(batch))
+    sums = part_sums(logits, batch)
     np.testing.assert_allclose(losses.join(sums, LAMBDA), row_loss(params, model, batch), rtol=1e-6)
 
 

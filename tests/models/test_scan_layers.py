@@ -12,7 +12,7 @@ from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.models import stacking
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
-from tests.batches import random_batch
+from tests.batches import network_inputs, random_batch
 
 CONFIG = T5Config(
     vocab_size=64,
@@ -72,10 +72,7 @@ def test_logits_and_gradients_are_equal(stacked_params, remat):
         def loss(params):
             logits = model.apply(
                 {"params": params},
-                batch["encoder_input_tokens"],
-                batch["decoder_input_tokens"],
-                encoder_segment_ids=batch["encoder_segment_ids"],
-                decoder_segment_ids=batch["decoder_segment_ids"],
+                **network_inputs(batch),
                 deterministic=False,
                 rngs={"dropout": jax.random.key(3)},
             )

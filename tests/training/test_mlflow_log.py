@@ -1,4 +1,4 @@
-import builtins
+import sys
 
 import pytest
 
@@ -54,13 +54,6 @@ def test_a_store_that_fails_later_stops_nothing(client, tmp_path, caplog):
 
 
 def test_without_mlflow_it_is_a_sentence(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "mlflow":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # importing it fails
     with pytest.raises(UserError, match=r"MLFLOW_EXPERIMENT = 'students' needs mlflow: pip"):
         MlflowLog("students", {})

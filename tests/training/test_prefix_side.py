@@ -10,6 +10,7 @@ from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.records import Counts, Records, shared_sources
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.parts import LABEL, PADDING, RATIONALE
+from tests.batches import network_inputs, part_sums
 from tests.hf_models import hf_model, torch
 from tests.t5_weights import apply, our_model
 
@@ -85,18 +86,7 @@ def reference(model, examples):
 
 
 def our_sums(config, params, batch):
-    logits = apply(
-        config,
-        params,
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        encoder_segment_ids=batch["encoder_segment_ids"],
-        decoder_segment_ids=batch["decoder_segment_ids"],
-        decoder_source_ids=batch["decoder_source_ids"],
-    )
-    parts, segments = batch["decoder_target_parts"], batch["decoder_segment_ids"]
-    weights = losses.part_weights(parts, segments)
-    return losses.sum_parts(logits, batch["decoder_target_tokens"], parts, segments, weights)
+    return part_sums(apply(config, params, **network_inputs(batch)), batch)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -138,15 +128,7 @@ def test_example_means_leave_the_prompt_out(records, examples):
     )
 
     def apply_fn(params, batch, dropout_rng):
-        return apply(
-            config,
-            params,
-            batch["encoder_input_tokens"],
-            batch["decoder_input_tokens"],
-            encoder_segment_ids=batch["encoder_segment_ids"],
-            decoder_segment_ids=batch["decoder_segment_ids"],
-            decoder_source_ids=batch["decoder_source_ids"],
-        )
+        return apply(config, params, **network_inputs(batch))
 
     step = make_loss_step(apply_fn, loss_normalization="example_mean")
     sums = jax.jit(step)(params, next(batches))

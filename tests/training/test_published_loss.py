@@ -14,6 +14,7 @@ from sbs_jax.checkpoints.huggingface import params_from_huggingface
 from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.records import Counts, Records
 from sbs_jax.parts import LABEL, RATIONALE
+from tests.batches import network_inputs, part_sums
 from tests.hf_models import hf_model, torch
 from tests.t5_weights import apply, our_model
 
@@ -93,23 +94,8 @@ def padded(tokens, offsets, rows, padding):
 
 def our_loss(config, params, batch, lambda_):
     def loss_fn(params):
-        logits = apply(
-            config,
-            params,
-            batch["encoder_input_tokens"],
-            batch["decoder_input_tokens"],
-            encoder_segment_ids=batch["encoder_segment_ids"],
-            decoder_segment_ids=batch["decoder_segment_ids"],
-        )
-        parts, segments = batch["decoder_target_parts"], batch["decoder_segment_ids"]
-        sums = losses.sum_parts(
-            logits,
-            batch["decoder_target_tokens"],
-            parts,
-            segments,
-            losses.part_weights(parts, segments),
-        )
-        return losses.join(sums, lambda_)
+        logits = apply(config, params, **network_inputs(batch))
+        return losses.join(part_sums(logits, batch), lambda_)
 
     return jax.jit(jax.value_and_grad(loss_fn))(params)
 

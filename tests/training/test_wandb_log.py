@@ -1,4 +1,3 @@
-import builtins
 import sys
 import types
 
@@ -81,15 +80,7 @@ def test_a_refusal_is_told_in_a_sentence(wandb, tmp_path):
         record(tmp_path)
 
 
-def test_a_missing_module_is_told_in_a_sentence(monkeypatch):
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "wandb":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_without_wandb_it_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
     with pytest.raises(UserError, match=r"pip install 'sbs_jax\[wandb\]'"):
         WandbLog("students", {})

@@ -99,7 +99,7 @@ class ContinuousDecoder:
             the same: those that read inputs do not depend on how outputs are chosen.
         """
         self.max_decode_len = max_decode_len
-        self._programs = SlotPrograms(
+        self._programs: SlotPrograms = SlotPrograms(
             network,
             max_decode_len=max_decode_len,
             prompt=prompt,

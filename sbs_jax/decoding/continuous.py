@@ -72,6 +72,7 @@ class ContinuousDecoder:
 
     Attributes:
       max_decode_len: T, the maximum number of tokens of an output, EOS included.
+      programs: what runs on the devices.
     """
 
     def __init__(
@@ -99,14 +100,14 @@ class ContinuousDecoder:
             the same: those that read inputs do not depend on how outputs are chosen.
         """
         self.max_decode_len = max_decode_len
-        self._programs: SlotPrograms = SlotPrograms(
+        self.programs: SlotPrograms = SlotPrograms(
             network,
             max_decode_len=max_decode_len,
             prompt=prompt,
             scored=scored,
             draws=draws,
             eos_id=eos_id,
-            like=None if like is None else like._programs,
+            like=None if like is None else like.programs,
         )
 
     def __call__(
@@ -171,7 +172,7 @@ class ContinuousDecoder:
         Yields:
           Keys of requests that ended since the last time, with their outputs.
         """
-        programs = self._programs
+        programs = self.programs
         chunk = self._chunk(rows)
         pool_rows = pool_rows or (chunk,)
         lengths = [length + self._prompt_columns for length in lengths]
@@ -229,7 +230,7 @@ class ContinuousDecoder:
         length = shapes.fit(longest, lengths)
         rows = shapes.fit(len(sequences), row_counts)
         tokens = shapes.padded_rows(sequences, rows, shapes.fit(longest, encoder_lengths))
-        memory = self._programs.encode(params, tokens, length)
+        memory = self.programs.encode(params, tokens, length)
         waiting = collections.deque(
             _Encoded(key, request.sample, row) for row, (key, request) in enumerate(found)
         )
@@ -243,31 +244,31 @@ class ContinuousDecoder:
           rows: a number of slots, as `stream` takes it.
           length: the one length that `stream` is given.
         """
-        self._programs.compile(params, rows, self._chunk(rows), length + self._prompt_columns)
+        self.programs.compile(params, rows, self._chunk(rows), length + self._prompt_columns)
 
     def _chunk(self, rows: int) -> int:
         """How many of so many slots are refilled at a time."""
-        return min(rows, shapes.round_up(max(1, rows // REFILL_SHARE), self._programs.row_multiple))
+        return min(rows, shapes.round_up(max(1, rows // REFILL_SHARE), self.programs.row_multiple))
 
     @property
     def _prompt_columns(self) -> int:
         """Columns that prompts need behind inputs, the same for prompts of about one length."""
-        return shapes.round_up(len(self._programs.read), _PROMPT_MULTIPLE)
+        return shapes.round_up(len(self.programs.read), _PROMPT_MULTIPLE)
 
     def _with_prompt(self, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens of an input, with the prompt in front of its EOS if that is read with it."""
-        if not self._programs.read:
+        if not self.programs.read:
             return tokens
         # A text that is nothing but EOS is read; see `decoder.rows.without_end`.
         end = len(tokens) - (tokens[-1] == EOS_ID and len(tokens) > 1)
-        return (*tokens[:end], *self._programs.read, *tokens[end:])
+        return (*tokens[:end], *self.programs.read, *tokens[end:])
 
     def _fitted(self, slots: Slots | None, rows: int, length: int) -> Slots:
         """Returns slots whose memory has room for `length` tokens."""
         if slots is None:
-            return self._programs.empty(rows, length)
+            return self.programs.empty(rows, length)
         if length > slots.memory.bias.shape[-1]:
-            return self._programs.grow(slots, length)
+            return self.programs.grow(slots, length)
         return slots
 
 

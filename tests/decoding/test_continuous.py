@@ -111,7 +111,8 @@ def test_a_decoder_reads_its_prompt_behind_the_text():
     assert [output.tokens for output in found] == np.asarray(expected).tolist()
     # Another prompt's decoder has programs of its own only for what it does differently.
     plain = ContinuousDecoder(made, prompt=(5, 7), like=decoder, **options)
-    assert plain._insert is decoder._insert and plain._advance is not decoder._advance
+    assert plain.programs.insert is decoder.programs.insert
+    assert plain.programs.advance is not decoder.programs.advance
 
 
 def test_requests_join_while_others_are_decoded():

@@ -38,9 +38,9 @@ WINDOW = 2048
 """Examples that are shuffled first and then packed together. Large enough for full rows, small
 enough that a window is packed in some tens of milliseconds."""
 
-SAMPLED_ABOVE = 1 << 21
+SAMPLED_ABOVE = 1 << 16
 """Of more records than these, `measure_fill` looks at a part."""
-_SAMPLES = 64
+_SAMPLES = 16  # of 2 · WINDOW records, some tenths of a second each
 
 
 @dataclasses.dataclass

@@ -113,7 +113,7 @@ class Records:
         """The most input and the most target tokens of a record."""
         if self.longest is not None:
             return self.longest
-        return int(self.input_lengths.max(initial=0)), int(self.target_lengths.max(initial=0))
+        return _longest(self.input_offsets), _longest(self.target_offsets)
 
     def lengths_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 [R], int64 [R]: input and target tokens of some of the records."""
@@ -137,6 +137,12 @@ class Records:
         ):
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         return checksum
+
+
+def _longest(offsets: np.ndarray) -> int:
+    """Returns the greatest difference of neighbours, without an array of all of them."""
+    pieces = (offsets[start : start + _PIECE + 1] for start in range(0, offsets.size, _PIECE))
+    return max((int(np.diff(piece).max(initial=0)) for piece in pieces), default=0)
 
 
 def find_starts(example: np.ndarray) -> np.ndarray:

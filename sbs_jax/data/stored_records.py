@@ -80,14 +80,14 @@ def load_or_make(
     if origin is None:
         return make()
     folder = _folder(task, split, lengths, origin)
-    found = _open(folder)
+    found = open_folder(folder)
     if found is None:
         records = make()
         arrays = {name: getattr(records, name) for name in _ARRAYS}
         pieces = {name: iter([array]) for name, array in arrays.items() if array is not None}
-        _write(folder, pieces, counts=records.counts, draw=records.draw)
+        write_folder(folder, pieces, counts=records.counts, draw=records.draw)
         del records, arrays, pieces
-        found = _open(folder)
+        found = open_folder(folder)
         assert found is not None  # It was written just now.
     return found
 
@@ -112,15 +112,15 @@ def join(settings: DataSettings, records: Sequence[Records], rates: Sequence[flo
     made_of += [[one.checksum, len(one), dataclasses.asdict(one.counts)] for one in records]
     made_of += [[one.draw, one.source is None, one.variant is None] for one in records]
     folder = _root(settings) / f"mixture-{_digest(made_of)}"
-    found = _open(folder)
+    found = open_folder(folder)
     if found is None:
-        _write(
+        write_folder(
             folder,
             joined_arrays(records),
             counts=joined_counts(records),
             draw=any(one.draw for one in records),
         )
-        found = _open(folder)
+        found = open_folder(folder)
         assert found is not None  # It was written just now.
     return dataclasses.replace(found, mixture=mixture_of(records, rates))
 
@@ -187,7 +187,7 @@ def _digest(made_of: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _write(
+def write_folder(
     folder: Path, arrays: Mapping[str, Iterator[np.ndarray]], *, counts: Counts, draw: bool
 ) -> None:
     """Writes records, whose arrays come in pieces; a folder that bears its name is complete."""
@@ -212,7 +212,7 @@ def _write(
             try:
                 os.replace(partial, folder)
             except OSError:
-                if _open(folder) is None:  # Or else another process was faster.
+                if open_folder(folder) is None:  # Or else another process was faster.
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -247,7 +247,7 @@ def _mapped(folder: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
     return arrays
 
 
-def _open(folder: Path) -> Records | None:
+def open_folder(folder: Path) -> Records | None:
     """Maps the arrays of a folder; None if it is not there, or is damaged."""
     if not folder.is_dir():
         return None

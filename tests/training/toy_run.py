@@ -9,6 +9,7 @@ swapped shows in their bits.
 import argparse
 import dataclasses
 import functools
+import os
 import pickle
 import sys
 import time
@@ -178,6 +179,15 @@ def run(model_dir, options, *, mesh=None, console=None):
         )
 
 
+def save_again(model_dir, folder):
+    """Saves what the last checkpoint holds, as these processes and their devices restore it."""
+    state = abstract_state(mesh_of(1, len(jax.devices())))
+    with CheckpointManager(model_dir, keep=None) as manager:
+        restored = manager.restore_latest(state)
+    with CheckpointManager(folder) as manager:
+        manager.save(int(restored.state.step), restored.state)
+
+
 def step_of_five_parts(path):
     """Four devices of each process, rows and parameters cut; process 0 writes."""
     from tests.training import five_parts
@@ -202,7 +212,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model_dir")
     parser.add_argument("--process", type=int)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--devices", type=int, help="of each process")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--save_again", help="a folder for what the last checkpoint restores")
     parser.add_argument("--five_parts", help="where to write what a step of `five_parts` gives")
     for field in dataclasses.fields(Options):
         kind = type(field.default) if field.default is not None else int
@@ -210,9 +223,15 @@ def main():
     args = vars(parser.parse_args())
     model_dir, process, port = args.pop("model_dir"), args.pop("process"), args.pop("port")
     five_parts_file = args.pop("five_parts")
+    processes, devices = args.pop("processes"), args.pop("devices")
+    if devices is not None:  # JAX has not looked yet.
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     if process is not None:
-        initialize(f"localhost:{port}", 2, process)
+        initialize(f"localhost:{port}", processes, process)
+    save_again_folder = args.pop("save_again")
     try:
+        if save_again_folder:
+            save_again(model_dir, save_again_folder)
         run(model_dir, Options(**args))
         if five_parts_file:
             step_of_five_parts(five_parts_file)

@@ -87,7 +87,7 @@ def no_work(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "show", nothing)
     monkeypatch.setattr(sweeping, "show_plan", nothing)
     monkeypatch.setattr(searching, "tell_budget", nothing)
-    monkeypatch.setattr(importlib.import_module("sbs_jax.eval"), "compare_files", nothing)
+    monkeypatch.setattr(importlib.import_module("sbs_jax.scores.compare"), "compare", nothing)
 
 
 class _Anything:

@@ -31,6 +31,7 @@ def of(folder):
 
 # Files that only make sense inside others.
 PARTS = (
+    "models/adapters.gin",
     "models/computing.gin",
     "models/decoder_computing.gin",
     *(f"models/{name}.gin" for name in ("t5", "t5_1_1", "llama", "qwen2", "qwen3", "gemma3")),

@@ -168,7 +168,7 @@ def match_huggingface(
     return state_dicts.match(
         state_dict,
         huggingface_sources(config),
-        _parameter_shapes(config),
+        parameter_shapes(config),
         weights="The Hugging Face weights",
         config="T5Config",
         is_spare=spare.__contains__,
@@ -209,7 +209,7 @@ def params_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[s
       UserError: the tree does not fit the config; names the first difference.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    shapes = _parameter_shapes(config)
+    shapes = parameter_shapes(config)
     state_dicts.require_paths(flat, shapes, "T5Config")
     arrays = {path: np.asarray(array) for path, array in flat.items()}
     return state_dicts.write(arrays, huggingface_sources(config), shapes, "T5Config")
@@ -323,7 +323,8 @@ def _sources(config: T5Config) -> Iterator[tuple[str, TensorName]]:
         yield linear("decoder/logits_dense", _HEAD.removesuffix(".weight"))
 
 
-def _parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by path in our tree."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
     flat = traverse_util.flatten_dict(nn.unbox(boxed)["params"], sep="/")

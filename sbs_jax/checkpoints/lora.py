@@ -1,4 +1,4 @@
-"""Low-rank adapters of decoders (LoRA, Hu et al. 2021): apart from the weights that they adapt.
+"""Low-rank adapters (LoRA, Hu et al. 2021): apart from the weights that they adapt.
 
 A run with adapters saves the adapters alone, and says where the weights lie that it began from,
 with a digest of them. Whoever reads such a checkpoint gets both, merged:
@@ -24,7 +24,8 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sbs_jax.errors import UserError
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.config import adapted_name
+from sbs_jax.models.interface import ModelConfig
 
 DOWN, UP = "lora_a", "lora_b"
 FROZEN = rf"^(?!.*/({DOWN}|{UP})$)"
@@ -35,7 +36,7 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """The adapters of a network; see `DecoderConfig`.
+    """The adapters of a network; see `T5Config`.
 
     Attributes:
       rank: r.
@@ -55,7 +56,7 @@ class Lora:
 
 def of_config(config: Any) -> Lora | None:
     """The adapters of a network's config, or of the JSON that was saved of it; None without any."""
-    if isinstance(config, DecoderConfig):
+    if isinstance(config, ModelConfig):
         config = dataclasses.asdict(config)
     if not isinstance(config, Mapping) or config.get("lora_rank") is None:
         return None
@@ -88,7 +89,7 @@ def abstract_adapters(abstract_base: Any, lora: Lora) -> Any:
     found = {}
     for path, leaf in traverse_util.flatten_dict(abstract_base, sep="/").items():
         module, _, name = path.rpartition("/")
-        if name != "kernel" or module.rpartition("/")[2] not in lora.targets:
+        if name != "kernel" or adapted_name(module.rpartition("/")[2]) not in lora.targets:
             continue
         sharding = leaf.sharding
         if isinstance(sharding, NamedSharding):
@@ -160,7 +161,7 @@ def digest_of_files(place: epath.Path) -> str:
 
 
 def to_peft(
-    adapters: Any, lora: Lora, names: Mapping[str, str], base: str
+    adapters: Any, lora: Lora, names: Mapping[str, str], base: str, task_type: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The adapters as the package `peft` reads them.
 
@@ -169,6 +170,7 @@ def to_peft(
       lora: of it.
       names: the name in transformers of each kernel's weight, by our path of the kernel.
       base: a name or a place of the weights that they adapt, for `adapter_config.json`.
+      task_type: peft's name of what the network does, `CAUSAL_LM` or `SEQ_2_SEQ_LM`.
 
     Returns:
       The tensors of `adapter_model.safetensors`, [r, I] and [O, r], and `adapter_config.json`.
@@ -183,7 +185,7 @@ def to_peft(
         tensors[f"base_model.model.{theirs}.{kind}.weight"] = leaf
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,

@@ -82,8 +82,8 @@ def model_config(
     scan_layers: bool = T5Config.scan_layers,
     product_dtype: str | None = None,
     lora_rank: int | None = None,
-    lora_alpha: float = DecoderConfig.lora_alpha,
-    lora_targets: Sequence[str] = DecoderConfig.lora_targets,
+    lora_alpha: float = T5Config.lora_alpha,
+    lora_targets: Sequence[str] = T5Config.lora_targets,
 ) -> ModelConfig:
     """The config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
 
@@ -97,9 +97,9 @@ def model_config(
       remat: the remat of this run, see `T5Config`.
       scan_layers: the scan layers of this run, see `T5Config`.
       product_dtype: the dtype of projections' operands, where the network is a decoder.
-      lora_rank: the rank of adapters, see `DecoderConfig`.
-      lora_alpha: the scale of adapters, see `DecoderConfig`.
-      lora_targets: the projections with adapters, see `DecoderConfig`.
+      lora_rank: the rank of adapters, see `T5Config`.
+      lora_alpha: the scale of adapters, see `T5Config`.
+      lora_targets: the projections with adapters, see `T5Config`.
 
     Raises:
       UserError: there are no weights, or they do not say their dimensions.
@@ -115,7 +115,13 @@ def model_config(
             f"{source.folder}: a T5X checkpoint does not say the dimensions of its network; name a "
             "file of gin/models instead of models/from_checkpoint.gin."
         )
-    computing: dict[str, Any] = {"dtype": dtype, "remat": remat}
+    computing: dict[str, Any] = {
+        "dtype": dtype,
+        "remat": remat,
+        "lora_rank": lora_rank,
+        "lora_alpha": lora_alpha,
+        "lora_targets": tuple(lora_targets),
+    }
     if isinstance(source.config, DecoderConfig):
         if scan_layers or attention == "cudnn":
             raise UserError(
@@ -125,14 +131,9 @@ def model_config(
         computing |= {
             "dropout_rate": decoder_dropout_rate,
             "product_dtype": product_dtype,
-            "lora_rank": lora_rank,
-            "lora_alpha": lora_alpha,
-            "lora_targets": tuple(lora_targets),
         }
-    elif lora_rank is not None or product_dtype is not None:
-        raise UserError(
-            "LORA_RANK and PRODUCT_DTYPE are for decoder-only students; leave them out for a T5."
-        )
+    elif product_dtype is not None:
+        raise UserError("PRODUCT_DTYPE is for decoder-only students; leave it out for a T5.")
     else:
         computing |= {
             "dropout_rate": dropout_rate,

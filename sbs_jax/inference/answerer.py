@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import functools
@@ -458,11 +459,14 @@ class Answerer:
     def _label_end(self, ids: Sequence[int], start: int) -> int:
         """How many tokens an answer has up to the end of its label and of what ends that."""
         behind = self.prompting.behind_label.strip()
-        if behind:
-            for end in range(start + 1, len(ids)):
-                if behind in self.tokenizer.decode(ids[start:end]):
-                    return end
-        return len(ids)
+        if not behind:
+            return len(ids)
+        ends = range(start + 1, len(ids))
+        # What has been written stays there as more is written.
+        found = bisect.bisect_left(
+            ends, True, key=lambda end: behind in self.tokenizer.decode(ids[start:end])
+        )
+        return ends[found] if found < len(ends) else len(ids)
 
     def _rows(self, queries: Sequence[Query], rows: int, length: int) -> dict[str, jax.Array]:
         sequences = [query.tokens for query in queries]

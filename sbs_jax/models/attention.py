@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.dropout import Seed, dropout
-from sbs_jax.models.layers import Kernel, multiply, project
+from sbs_jax.models.layers import Kernel, Matrix, multiply, project
 
 MASKED = -1e10
 """Added to the logits of masked keys. Finite, so that a query without any key gives no NaN."""
@@ -42,10 +42,10 @@ class Attention(nn.Module):
             return init(*args) / jnp.sqrt(config.head_dim)
 
         inward = (config.emb_dim, joined), ("embed", "joined_kv")
-        self.query = Kernel(*inward, query_init)
-        self.key = Kernel(*inward, init)
-        self.value = Kernel(*inward, init)
-        self.out = Kernel((joined, config.emb_dim), ("joined_kv", "embed"), init)
+        self.query = Kernel(*inward, query_init, config)
+        self.key = Kernel(*inward, init, config)
+        self.value = Kernel(*inward, init, config)
+        self.out = Kernel((joined, config.emb_dim), ("joined_kv", "embed"), init, config)
 
     def __call__(
         self,
@@ -114,9 +114,7 @@ class Attention(nn.Module):
         weights = dropout(weights, seed, config)
         return jnp.einsum("bhql,bhlk->bhqk", weights, values)
 
-    def _heads(
-        self, x: Float[Array, "B L D"], kernel: Float[Array, "D HK"]
-    ) -> Float[Array, "B H L K"]:
+    def _heads(self, x: Float[Array, "B L D"], kernel: Matrix) -> Float[Array, "B H L K"]:
         """Projects and brings the heads forward: the products to come are then batched over rows.
 
         Left as [B, L, H, K], XLA:CPU makes the same copy, and less well (3 % of a training step).

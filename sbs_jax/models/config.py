@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from sbs_jax.errors import UserError
 
@@ -11,6 +12,8 @@ ATTENTIONS = ("auto", "xla", "cudnn")
 DTYPES = ("float32", "bfloat16")
 EMBEDDING_LOOKUPS = ("gather", "one_hot")
 REMATS = ("none", "dots", "minimal", "full")
+LORA_TARGETS = ("query", "key", "value", "out", "wi_0", "wi_1", "wo")
+"""The projections of a layer that may have adapters: those of attention and of the MLP."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,12 @@ class T5Config:
       scan_layers: run the layers of a stack as a loop over stacked parameters (`models.stacking`).
         The time to compile then does not grow with the number of layers. The network computes the
         same.
+      lora_rank: r of low-rank adapters (LoRA, Hu et al. 2021): a projection by W becomes one by
+        W + (lora_alpha / r) · A · B. A is drawn uniformly within ± inputs^-0.5, B begins as zeros,
+        and both alone are trained. None has no adapters.
+      lora_alpha: see `lora_rank`.
+      lora_targets: the projections that have adapters, out of `LORA_TARGETS`, in all attention and
+        all MLPs of both stacks. `wi_0` also means the one inward projection of T5 v1.0's MLP.
 
     Raises:
       UserError: a value is impossible; names it and the possible ones.
@@ -91,11 +100,15 @@ class T5Config:
     embedding_lookup: str = "gather"
     remat: str = "none"
     scan_layers: bool = False
+    lora_rank: int | None = None
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = LORA_TARGETS
 
     def __post_init__(self) -> None:
         # Gin and JSON may give a list, which would make the config unhashable.
-        if isinstance(self.mlp_activations, list):
-            object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in ("mlp_activations", "lora_targets"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_dimensions()
         self._check_activations()
         self._check_choice("dtype", DTYPES)
@@ -103,6 +116,12 @@ class T5Config:
         self._check_choice("attention", ATTENTIONS)
         self._check_choice("embedding_lookup", EMBEDDING_LOOKUPS)
         self._check_choice("remat", REMATS)
+        check_adapters(self)
+        if self.lora_rank is not None and self.scan_layers:
+            raise UserError(
+                f"T5Config.lora_rank = {self.lora_rank} needs scan_layers = False "
+                "(--gin.SCAN_LAYERS=False): adapters are read and written layer by layer."
+            )
         for name in (
             "dropout_attention_weights",
             "dropout_broadcast_length",
@@ -201,6 +220,44 @@ class T5Config:
     def _require(self, name: str, condition: bool, what: str) -> None:
         if not condition:
             raise UserError(f"T5Config.{name} = {getattr(self, name)!r} {what}.")
+
+
+def adapted_name(module: str) -> str:
+    """Returns the name out of `LORA_TARGETS` that a projection of this name goes by.
+
+    >>> adapted_name("query"), adapted_name("wi")
+    ('query', 'wi_0')
+    """
+    return "wi_0" if module == "wi" else module
+
+
+def check_adapters(config: Any) -> None:
+    """Checks the fields of a network's config that describe adapters.
+
+    Args:
+      config: has `lora_rank`, `lora_alpha` and `lora_targets`.
+
+    Raises:
+      UserError: one of them is impossible; names it and the possible ones.
+    """
+    rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
+    known = (
+        isinstance(targets, tuple)
+        and 0 < len(targets) == len(set(targets))
+        and all(name in LORA_TARGETS for name in targets)
+    )
+    for name, ok, what in (
+        (
+            "lora_rank",
+            rank is None or (_is_integer(rank) and rank > 0),
+            "must be a positive integer, or None",
+        ),
+        ("lora_alpha", _is_number(alpha) and alpha > 0, "must be positive"),
+        ("lora_targets", known, f"must name some of {', '.join(LORA_TARGETS)}, each once"),
+    ):
+        if not ok:
+            value = getattr(config, name)
+            raise UserError(f"{type(config).__name__}.{name} = {value!r} {what}.")
 
 
 def _is_integer(value: object) -> bool:

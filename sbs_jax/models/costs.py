@@ -16,12 +16,22 @@ def num_params(config: T5Config | DecoderConfig) -> int:
         return _decoder_params(config)
     attention = 4 * config.emb_dim * config.num_heads * config.head_dim
     mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
+    if config.lora_rank is not None:
+        ends = config.emb_dim + config.num_heads * config.head_dim, config.emb_dim + config.mlp_dim
+        branches = [f"wi_{index}" for index in range(len(config.mlp_activations))]
+        attention += config.lora_rank * ends[0] * _count(config, "query", "key", "value", "out")
+        mlp += config.lora_rank * ends[1] * _count(config, *branches, "wo")
     encoder = config.num_encoder_layers * (attention + mlp + 2 * config.emb_dim)
     decoder = config.num_decoder_layers * (2 * attention + mlp + 3 * config.emb_dim)
     positions = 2 * config.relative_attention_num_buckets * config.num_heads
     tables = 1 if config.logits_via_embedding else 2
     embeddings = tables * config.vocab_size * config.emb_dim
     return encoder + decoder + positions + 2 * config.emb_dim + embeddings
+
+
+def _count(config: T5Config, *names: str) -> int:
+    """How many of these projections have adapters."""
+    return sum(name in config.lora_targets for name in names)
 
 
 def _decoder_params(config: DecoderConfig) -> int:

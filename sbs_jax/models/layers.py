@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sbs_jax.models.config import T5Config
+from sbs_jax.models.config import T5Config, adapted_name
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.dropout import Seed, dropout
 
@@ -37,6 +37,26 @@ def partitioned(initializer: Initializer, axes: tuple[str | None, ...]) -> Initi
     return cast(Initializer, nn.with_logical_partitioning(initializer, axes))
 
 
+class Adapted(NamedTuple):
+    """A matrix with a low-rank adapter (LoRA): kernel + scale · down · up, never added up.
+
+    Attributes:
+      kernel: [inputs, outputs].
+      down: [inputs, r].
+      up: [r, outputs].
+      scale: a number.
+    """
+
+    kernel: Float[Array, "inputs outputs"]
+    down: Float[Array, "inputs r"]
+    up: Float[Array, "r outputs"]
+    scale: float
+
+
+Matrix = jax.Array | Adapted
+"""What `project` multiplies by."""
+
+
 class Kernel(nn.Module):
     """A float32 weight matrix of its own scope, so that its path ends in `NAME/kernel` as in T5X.
 
@@ -44,22 +64,54 @@ class Kernel(nn.Module):
       shape: (input width, output width).
       axes: the logical names of both axes.
       initializer: draws it.
+      config: says whether a projection of this name has an adapter; None for none.
     """
 
     shape: tuple[int, int]
     axes: tuple[str, str]
     initializer: Initializer
+    config: T5Config | None = None
 
     @nn.compact
-    def __call__(self) -> Float[Array, "inputs outputs"]:
+    def __call__(self) -> Matrix:
         """The matrix."""
         init = partitioned(self.initializer, self.axes)
-        return self.param("kernel", init, self.shape, jnp.float32)
+        kernel = self.param("kernel", init, self.shape, jnp.float32)
+        return with_adapter(self, kernel, self.axes, self.config)
+
+
+def with_adapter(
+    module: nn.Module,
+    kernel: jax.Array,
+    axes: tuple[str, str],
+    config: T5Config | DecoderConfig | None,
+) -> Matrix:
+    """Gives a projection its adapter, `NAME/lora_a` and `NAME/lora_b`, if it is to have one.
+
+    Args:
+      module: the projection, within its `nn.compact` method.
+      kernel: [inputs, outputs].
+      axes: the logical names of both axes.
+      config: see `T5Config.lora_rank`; None has no adapters.
+    """
+    if config is None or (rank := config.lora_rank) is None:
+        return kernel
+    if adapted_name(str(module.name)) not in config.lora_targets:
+        return kernel
+    spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    down, up = (
+        module.param(name, partitioned(init, own), shape, jnp.float32)
+        for name, init, own, shape in (
+            ("lora_a", spread, (axes[0], None), (kernel.shape[0], rank)),
+            ("lora_b", nn.initializers.zeros, (None, axes[1]), (rank, kernel.shape[1])),
+        )
+    )
+    return Adapted(kernel, down, up, config.lora_alpha / rank)
 
 
 def project(
     x: Float[Array, "*B inputs"],
-    kernel: Float[Array, "inputs outputs"],
+    kernel: Matrix,
     config: T5Config | DecoderConfig,
     *,
     result_dtype: str | None = None,
@@ -72,13 +124,17 @@ def project(
 
     Args:
       x: any leading axes.
-      kernel: float32, or in the products' dtype already.
+      kernel: float32, or in the products' dtype already; perhaps with an adapter.
       config: says the dtype of the operands, `product_dtype` or else `dtype`.
       result_dtype: dtype of the accumulated sums and the result; `config.dtype` by default.
 
     Returns:
       The product.
     """
+    if isinstance(kernel, Adapted):
+        product = project(x, kernel.kernel, config, result_dtype=result_dtype)
+        small = project(project(x, kernel.down, config), kernel.up, config)
+        return product + (small * kernel.scale).astype(product.dtype)
     dtype, result_dtype = config.product_dtype or config.dtype, result_dtype or config.dtype
     rows = x.reshape(-1, x.shape[-1])
     if config.product_dtype not in (None, config.dtype):
@@ -236,10 +292,11 @@ class Mlp(nn.Module):
         for index, name in enumerate(config.mlp_activations):
             scope = "wi" if len(config.mlp_activations) == 1 else f"wi_{index}"
             shape = (config.emb_dim, config.mlp_dim)
-            kernel = Kernel(shape, ("embed", "mlp"), init, name=scope)()
+            kernel = Kernel(shape, ("embed", "mlp"), init, config, name=scope)()
             branches.append(ACTIVATION_FUNCTIONS[name](project(x, kernel, config)))
         hidden = functools.reduce(operator.mul, branches)
         hidden = dropout(hidden, seed, config)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        kernel = Kernel((config.mlp_dim, config.emb_dim), ("mlp", "embed"), init, name="wo")()
+        shape = (config.mlp_dim, config.emb_dim)
+        kernel = Kernel(shape, ("mlp", "embed"), init, config, name="wo")()
         return project(hidden, kernel, config)

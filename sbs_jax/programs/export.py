@@ -26,7 +26,12 @@ from sbs_jax.checkpoints import (
     tokenizer_files,
 )
 from sbs_jax.checkpoints import lora as lora_lib
-from sbs_jax.checkpoints.huggingface import CONFIG_FILE, config_to_huggingface, huggingface_sources
+from sbs_jax.checkpoints.huggingface import (
+    CONFIG_FILE,
+    config_to_huggingface,
+    huggingface_sources,
+    parameter_shapes,
+)
 from sbs_jax.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, write_safetensors
 from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_shapes
 from sbs_jax.errors import UserError
@@ -173,24 +178,31 @@ def export(
 
 def _export_adapters(source: loading.Source, config: ModelConfig, folder: Path, dtype: str) -> Path:
     lora = source.lora
-    if lora is None or not isinstance(config, DecoderConfig):
+    if lora is None:
         raise UserError(
             f"{source.folder}: holds no adapters (it was not trained with LORA_RANK); export it "
             "without ADAPTERS_ONLY."
         )
     host = jax.sharding.SingleDeviceSharding(_host())
+    if isinstance(config, DecoderConfig):
+        task_type = "CAUSAL_LM"
+        shapes = decoder_huggingface.parameter_shapes(config)
+        sources = decoder_huggingface.huggingface_sources(config)
+    else:
+        task_type = "SEQ_2_SEQ_LM"
+        shapes, sources = parameter_shapes(config), huggingface_sources(config)
     kernels = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=host)
-        for path, shape in decoder_huggingface.parameter_shapes(config).items()
+        for path, shape in shapes.items()
     }
     base = traverse_util.unflatten_dict(kernels, sep="/")
-    sources = decoder_huggingface.huggingface_sources(config)
     names = {path: theirs.name for path, theirs in sources.items()}
     tensors, adapter_config = lora_lib.to_peft(
         loading.load_adapters(source, lora, base),
         lora,
         names,
         os.path.basename(str(source.settings.get("initial_checkpoint") or "").rstrip("/")),
+        task_type,
     )
     stored = {name: Transposed(tensor) for name, tensor in tensors.items()}
     write_safetensors(folder / "adapter_model.safetensors", stored, dtype)

@@ -6,12 +6,16 @@ import dataclasses
 import math
 
 from sbs_jax.errors import UserError
-from sbs_jax.models.config import ACTIVATIONS, EMBEDDING_LOOKUPS, REMATS
+from sbs_jax.models.config import (
+    ACTIVATIONS,
+    EMBEDDING_LOOKUPS,
+    LORA_TARGETS,
+    REMATS,
+    check_adapters,
+)
 from sbs_jax.token_ids import moved_ids
 
 DTYPES = ("float32", "bfloat16", "float64")
-LORA_TARGETS = ("query", "key", "value", "out", "wi_0", "wi_1", "wo")
-"""The projections of a layer that may have adapters: those of attention and of the MLP."""
 ROPE_SCALINGS = ("none", "linear", "llama3")
 
 
@@ -72,10 +76,8 @@ class DecoderConfig:
         the rows of tables and in texts. The defaults exchange nothing.
       embedding_lookup: see `T5Config`.
       remat: see `T5Config`.
-      lora_rank: r of low-rank adapters (LoRA, Hu et al. 2021): a projection by W becomes one by
-        W + (lora_alpha / r) · A · B. A is drawn uniformly within ± inputs^-0.5, B begins as zeros,
-        and both alone are trained. None has no adapters.
-      lora_alpha: see `lora_rank`.
+      lora_rank: r of low-rank adapters; see `T5Config`.
+      lora_alpha: see `T5Config`.
       lora_targets: the projections that have adapters, out of `LORA_TARGETS`.
 
     Raises:
@@ -209,19 +211,7 @@ class DecoderConfig:
                 f"must be an id below vocab_size = {self.vocab_size}",
             )
         self._require("eos_id", self.eos_id != self.pad_id, "must differ from pad_id")
-        rank = self.lora_rank
-        self._require(
-            "lora_rank", rank is None or _is_count(rank), "must be a positive integer, or None"
-        )
-        alpha = self.lora_alpha
-        self._require("lora_alpha", _is_number(alpha) and alpha > 0, "must be positive")
-        self._require(
-            "lora_targets",
-            isinstance(self.lora_targets, tuple)
-            and 0 < len(self.lora_targets) == len(set(self.lora_targets))
-            and all(name in LORA_TARGETS for name in self.lora_targets),
-            f"must name some of {', '.join(LORA_TARGETS)}, each once",
-        )
+        check_adapters(self)
 
     @property
     def moved_ids(self) -> dict[int, int]:

@@ -14,7 +14,14 @@ from jaxtyping import Array, Float, Int
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.rotary import Rotation, rotate
 from sbs_jax.models.dropout import Seed, dropout
-from sbs_jax.models.layers import ACTIVATION_FUNCTIONS, Initializer, multiply, partitioned, project
+from sbs_jax.models.layers import (
+    ACTIVATION_FUNCTIONS,
+    Initializer,
+    multiply,
+    partitioned,
+    project,
+    with_adapter,
+)
 
 KeysValues = tuple[Float[Array, "B KV L K"], Float[Array, "B KV L K"]]
 
@@ -48,29 +55,13 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
         """Projects."""
         kernel = self.param("kernel", _boxed(self.axes), self.features, jnp.float32)
-        product = project(x, kernel, self.config, result_dtype=self.result_dtype)
-        if self.config.lora_rank is not None and self.name in self.config.lora_targets:
-            product += self._adapted(x).astype(product.dtype)
+        matrix = with_adapter(self, kernel, self.axes, self.config)
+        product = project(x, matrix, self.config, result_dtype=self.result_dtype)
         if self.use_bias:
             init = partitioned(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, self.features[1:], jnp.float32)
             product += jnp.expand_dims(bias.astype(product.dtype), range(product.ndim - 1))
         return product
-
-    def _adapted(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        """What the low-rank adapter adds; see `DecoderConfig.lora_rank`."""
-        config = self.config
-        rank = config.lora_rank
-        assert rank is not None
-        spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        down, up = (
-            self.param(name, partitioned(init, axes), shape, jnp.float32)
-            for name, init, axes, shape in (
-                ("lora_a", spread, (self.axes[0], None), (self.features[0], rank)),
-                ("lora_b", nn.initializers.zeros, (None, self.axes[1]), (rank, self.features[1])),
-            )
-        )
-        return project(project(x, down, config), up, config) * (config.lora_alpha / rank)
 
 
 class RMSNorm(nn.Module):

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from sbs_jax.errors import UserError
@@ -91,14 +94,30 @@ class ChatTemplate:
         return before, after
 
 
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}``: some templates mark with it what a chat model learns to write."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Keeps what stands in between."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    """As transformers' `tojson`: nothing is escaped for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+
 def _compile(template: str, source: object) -> jinja2.Template:
     # The file is somebody else's: sandboxed, as transformers does it.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _fixed_date
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    environment.filters["tojson"] = _to_json
     try:
         return environment.from_string(template)
     except jinja2.TemplateError as error:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from tokenizers import Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, processors
 
 from sbs_jax.checkpoints.loading import identify
 from sbs_jax.data.batching import Batching
@@ -71,6 +71,86 @@ def test_smollm2s_own_template():
         return_dict=False,
     )
     assert ids_of(path, chat=True) == expected
+
+
+# In the families' special tokens and in what their own templates ask of Jinja; the words are ours.
+LLAMA3 = """{{- bos_token }}
+{%- if date_string is not defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- endif %}
+{%- if messages[0]["role"] == "system" %}
+    {%- set system = messages[0]["content"] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if tools is not none %}
+    {{- tools | tojson(indent=4) }}
+{%- endif %}
+{{- "Day: " + date_string + "\\n\\n" + system + "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- "<|start_header_id|>" + message["role"] + "<|end_header_id|>\\n\\n" }}
+    {{- message["content"] | trim + "<|eot_id|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}
+{%- endif %}
+"""
+GEMMA = """{{ bos_token }}
+{%- if messages[0]["role"] == "system" %}
+    {{- raise_exception("no system's words") }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message["role"] == "user") != (loop.index0 % 2 == 0) %}
+        {{- raise_exception("users and models take turns") }}
+    {%- endif %}
+    {%- set role = "model" if message["role"] == "assistant" else message["role"] %}
+    {{- "<start_of_turn>" + role + "\\n" }}
+    {%- if message["content"] is string %}
+        {{- message["content"] | trim }}
+    {%- else %}
+        {%- for part in message["content"] %}{{ part["text"] | trim }}{% endfor %}
+    {%- endif %}
+    {%- generation %}<end_of_turn>{% endgeneration %}
+
+{% endfor %}
+{%- if add_generation_prompt %}
+    {{- "<start_of_turn>model\\n" }}
+{%- endif %}
+"""
+
+
+@pytest.mark.parametrize(
+    ("template", "specials"),
+    [
+        (
+            LLAMA3,
+            ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+        ),
+        (GEMMA, ("<bos>", "<end_of_turn>", "<start_of_turn>")),
+    ],
+)
+def test_templates_of_llama_3_and_gemma(folder, template, specials):
+    transformers = pytest.importorskip("transformers")
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in specials])
+    tokenizer.save(str(path))
+    names = {"bos_token": specials[0], "eos_token": specials[1]}
+    change(folder, chat_template=template, **names)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), **names)
+    options = {
+        "chat_template": template,
+        "add_generation_prompt": True,
+        "date_string": "26 Jul 2024",
+    }
+    expected = theirs.apply_chat_template(CHAT, return_dict=False, **options)
+    assert ids_of(path, chat=True) == expected
+    assert {expected.count(theirs.convert_tokens_to_ids(name)) for name in specials} != {0}
+    text = theirs.apply_chat_template(CHAT, tokenize=False, **options)
+    assert QUESTION.join(TextTokenizer(path).frame(chat=True)) == text
+    assert "26 Jul 2024" in text or template is GEMMA
 
 
 def test_a_tokenizer_that_begins_texts_with_a_token(folder):

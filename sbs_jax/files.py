@@ -172,7 +172,8 @@ def locked(path: str | os.PathLike[str], *, patience: float = 0.0) -> Iterator[N
     """Holds an exclusive lock on the file `path`, which is there only as long as it is held.
 
     The system drops the lock when this process ends, however it ends; a file that a killed process
-    left behind blocks nobody. An object at a URL is held by renewing it; see `remote.leased`.
+    left behind blocks no other process. An object at a URL is held by renewing it; see
+    `remote.leased`.
 
     Args:
       path: the lock's file; its folder is made if need be. Or a URL.

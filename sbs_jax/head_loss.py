@@ -63,14 +63,14 @@ def sum_parts(
     """`losses.sum_parts` and `losses.join` from hidden states instead of logits.
 
     Args:
-      head: of the network.
+      head: the head of the network.
       params: all parameters.
       hidden: the head's input.
       targets: target token ids.
       target_parts: part codes.
       segment_ids: target number within the row.
-      weights: from `losses.part_weights` on the *whole* batch.
-      names: of the parts, see `losses.part_weights`.
+      weights: the weights, from `losses.part_weights` on the *whole* batch.
+      names: the names of the parts, see `losses.part_weights`.
       rationale_weight: the paper's λ, or the weights of all parts by name.
       label_smoothing: see `losses.token_cross_entropy`.
       z_loss: see `losses.token_cross_entropy`.

@@ -161,7 +161,7 @@ def part_weights(
       normalization: `token_mean` weighs every token alike (the published code); `example_mean`
         takes the mean of each target first and then of the targets (the paper's 1/N Σ). A mapping
         gives the normalisation of each part by name.
-      names: of the parts; the part with code c is entry c - 1.
+      names: the names of the parts; the part with code c is entry c - 1.
       token_weights: what each token counts within its part's mean; None weighs all alike.
 
     Returns:
@@ -243,12 +243,12 @@ def sum_parts(
     """Sums each part of a batch or a microbatch.
 
     Args:
-      logits: of the decoder, any float dtype.
+      logits: the logits of the decoder, any float dtype.
       targets: target token ids.
       target_parts: part codes.
       segment_ids: target number within the row.
-      weights: from `part_weights` on the *whole* batch.
-      names: of the parts, see `part_weights`.
+      weights: the weights, from `part_weights` on the *whole* batch.
+      names: the names of the parts, see `part_weights`.
       label_smoothing: see `token_cross_entropy`.
       z_loss: see `token_cross_entropy`.
 
@@ -282,11 +282,11 @@ def sum_tokens(
     Args:
       losses: cross-entropies, z-loss included, from `token_cross_entropy`.
       z_losses: the z-loss alone.
-      correct: from `is_largest`.
+      correct: whether each target is the most likely token, from `is_largest`.
       target_parts: part codes.
       segment_ids: target number within the row.
-      weights: from `part_weights` on the *whole* batch.
-      names: of the parts, see `part_weights`.
+      weights: the weights, from `part_weights` on the *whole* batch.
+      names: the names of the parts, see `part_weights`.
 
     Returns:
       The sums by part name, in the order of `names`.

@@ -107,7 +107,7 @@ class Target:
     """One target of a method, of one or more parts one behind the other, and what asks for it.
 
     Attributes:
-      parts: in the order in which they are written.
+      parts: the parts in the order in which they are written.
       codes: the part code of each.
     """
 
@@ -186,7 +186,7 @@ class Method:
 
     Attributes:
       name: what METHOD calls it; it also stands in the names of its tasks (``svamp_joint``).
-      parts: in the order in which an example gives them.
+      parts: the parts in the order in which an example gives them.
 
     Raises:
       UserError: the parts contradict each other.
@@ -226,7 +226,7 @@ class Method:
         of ``sbs``.
 
         Args:
-          name: of the part.
+          name: the name of the part.
         """
         for target in self.targets:
             if any(part.name == name for part in target.parts):

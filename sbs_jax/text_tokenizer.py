@@ -61,8 +61,8 @@ class GGUFVocabulary(NamedTuple):
 
     Attributes:
       pre: the name of the pre-tokenizer.
-      tokens: by id.
-      types: of each token, `gguf.TokenType`.
+      tokens: the text of each token, by id.
+      types: the type of each token, `gguf.TokenType`.
       merges: pairs of tokens, joined by a space, the first ones first.
     """
 

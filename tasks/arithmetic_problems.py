@@ -41,7 +41,7 @@ class Problem:
       input: the story and the question.
       label: the answer, a whole number.
       rationale: the scripted teacher's: the first number, then an equation a step.
-      second_rationale: of another scripted teacher: the results alone, one behind the other.
+      second_rationale: another scripted teacher's rationale: the results alone, in their order.
       expression: arithmetic that gives the answer.
       backward_question: the story with its first number left out and its answer given; it asks for
         that number.

@@ -31,7 +31,7 @@ def published_files(
     """Returns a loader of the files in ``DATA_DIR/NAME/``; see `FilesFn`.
 
     Args:
-      name: of the data set.
+      name: the name of the data set.
       files: finds the file of a split.
       convert: see `sbs_jax.data.release.ConvertFn`.
       parser: key of `sbs_jax.parsers.PARSERS`.

@@ -46,7 +46,7 @@ def make_distinct(
       make: draws a puzzle's text and the puzzle.
       split: ``train``, ``validation`` or ``test``.
       count: how many.
-      seed: of everything.
+      seed: the seed of everything.
 
     Raises:
       UserError: there are not so many.

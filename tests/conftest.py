@@ -48,15 +48,19 @@ def _frozen_heap():
     gc.freeze()
 
 
-_WITHOUT_RANK_PROMOTION = {"models", "decoder", "decoding", "partitioning", "training"} | {
-    "test_losses.py",
-    "test_head_loss.py",
+_WITHOUT_RANK_PROMOTION = {
+    *("models", "decoder", "decoding", "partitioning", "training"),
+    *("programs", "evaluation", "experiments"),
+    *("test_losses.py", "test_head_loss.py"),
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _rank_promotion(request):
-    """Networks, losses and steps broadcast on purpose only: (B,) against (B, S) is an error."""
+    """Networks, losses and steps broadcast on purpose only: (B,) against (B, S) is an error.
+
+    For a whole file, so that what its fixtures have traced is not traced again.
+    """
     if not _WITHOUT_RANK_PROMOTION & set(request.path.parts):
         yield
         return

@@ -53,7 +53,7 @@ def write_gguf(
       tokenizer: a pretrained byte-level one.
       dtype: of matrices: `float32`, `float16` or `q8_0` (8 bits a weight and a scale for 32;
         matrices whose rows 32 does not divide are float16).
-      name: of the model, in the metadata.
+      name: the name of the model, in the metadata.
 
     Raises:
       UserError: GGUF has no name for the network or for the tokenizer.

@@ -119,7 +119,7 @@ def find_base(model_dir: epath.Path, recorded: str | None) -> epath.Path:
     """Where the weights lie that a run adapted.
 
     Args:
-      model_dir: of the run; what is called `base` in it comes first.
+      model_dir: MODEL_DIR of the run; what is called `base` in it comes first.
       recorded: where the run began from.
 
     Raises:

@@ -33,8 +33,8 @@ class FileTensor:
     """A tensor in a safetensors file; see `tensors.StoredTensor`.
 
     Attributes:
-      file: that holds it.
-      name: in the file.
+      file: the file that holds it.
+      name: its name in the file.
       shape: its dimensions.
       dtype: as it is stored.
     """

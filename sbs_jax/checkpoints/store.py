@@ -31,7 +31,7 @@ class Steps(Closing):
 
         Args:
           folder: absolute.
-          prefix: of the folders of the steps.
+          prefix: the prefix of the folders of the steps.
           keep: asked after each save.
         """
         self._manager = ocp.CheckpointManager(
@@ -109,7 +109,7 @@ class Reader(Closing):
         """The tree in a folder, on the devices and in the dtypes of `abstract`.
 
         Args:
-          folder: of the tree.
+          folder: the folder of the tree.
           abstract: `jax.ShapeDtypeStruct` with sharding at each leaf, in the saved shapes.
 
         Raises:

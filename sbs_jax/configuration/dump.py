@@ -60,7 +60,7 @@ def write_config(path: str | os.PathLike[str], text: str | None = None) -> None:
 
     Args:
       path: the file, usually `MODEL_DIR/config.gin`.
-      text: from `config_text`; what is bound now by default.
+      text: the text, from `config_text`; what is bound now by default.
     """
     atomic_write_text(path, config_text() if text is None else text)
 

@@ -74,7 +74,7 @@ def propose(records: Records, batching: Batching, *, cut_nothing: bool = False) 
     """Chooses row lengths by the rule of this module.
 
     Args:
-      records: of a training split, uncut.
+      records: the records of a training split, uncut.
       batching: whether rows are packed, and how many examples a batch has; its
         `feature_lengths` are not looked at.
       cut_nothing: rows are as long as the longest sequence at least.

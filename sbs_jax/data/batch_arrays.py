@@ -48,12 +48,12 @@ class Fill:
     """How full batches are.
 
     Attributes:
-      rows: so far, empty ones included.
-      records: in them.
-      input_tokens: that are not padding.
-      target_tokens: that are not padding.
-      row_inputs: room for input tokens in a row.
-      row_targets: room for target tokens in a row.
+      row_inputs: input tokens that a row has room for.
+      row_targets: target tokens that a row has room for.
+      rows: the number of rows so far, empty ones included.
+      records: the number of records in them.
+      input_tokens: the number of input tokens in them that are not padding.
+      target_tokens: the number of target tokens in them that are not padding.
     """
 
     row_inputs: int
@@ -180,7 +180,7 @@ def place_records(
     """Places records in rows as training does.
 
     Args:
-      records: of a split; they say which records share their inputs.
+      records: the records of a split; they say which records share their inputs.
       ids: integers [R], the records that are placed.
       input_lengths: integers [R], each in 1 .. `row_inputs`.
       target_lengths: integers [R], each in 1 .. `row_targets`.
@@ -222,7 +222,7 @@ def array_shapes(
 
     Args:
       feature_lengths: row lengths in tokens, of `inputs` and `targets`.
-      rows: of the batch.
+      rows: the number of rows of the batch.
       shared_inputs: whether records share their inputs (`Records.source`).
 
     Raises:

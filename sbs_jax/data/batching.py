@@ -88,7 +88,7 @@ class TrainBatches(Iterator[Batch]):
         """Starts at the first batch of the first epoch.
 
         Args:
-          records: of a training split.
+          records: the records of a training split.
           batching: see the class.
           seed: decides the order of the examples, together with the epoch.
           row_multiple: see the class.
@@ -243,7 +243,7 @@ class EvalBatches:
         """Places all records.
 
         Args:
-          records: of one split.
+          records: the records of one split.
           batch_size: rows of a batch.
           feature_lengths: ``inputs`` and ``targets``, the lengths of a row.
           pack: whether rows hold several records.

@@ -45,7 +45,7 @@ def cache_task(
     It replaces what is there of the task. A split that has no data is left out.
 
     Args:
-      task: of ours, or another SeqIO task with a `CacheDatasetPlaceholder`.
+      task: a task of ours, or another SeqIO task with a `CacheDatasetPlaceholder`.
       splits: which are written, as far as the task has them.
       shards: files of a split.
       writer: ``local`` or ``beam``.

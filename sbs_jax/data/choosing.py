@@ -30,7 +30,7 @@ def _define(name: str, parts: Sequence[Part] | None) -> None:
     """Registers a task of a method that is not registered with its data set, if `name` is one.
 
     Args:
-      name: of a task.
+      name: the name of a task.
       parts: those of a method of the user's own, of any name; None knows the methods of the table.
     """
     seqio = loaded_seqio()

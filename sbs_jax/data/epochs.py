@@ -53,7 +53,7 @@ class Epoch:
         """Shuffles them.
 
         Args:
-          records: of a training split.
+          records: the records of a training split.
           starts: their `Records.example_starts`.
           seed: decides the order, together with the epoch.
           epoch: from 0.

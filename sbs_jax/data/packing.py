@@ -17,13 +17,13 @@ class Placement:
     """Where each of R records lies. All arrays are int64 [R], in the records' order.
 
     Attributes:
-      row: its row, from 0; every row in 0 .. `rows` - 1 holds a record.
-      segment: its number within the row, from 1.
-      source: the number of its inputs' segment within the row, from 1. Records that share their
-        inputs have the same one.
-      input_start: where its inputs start in the row.
-      target_start: likewise its targets.
-      rows: how many rows there are.
+      row: the row of the record, from 0; every row in 0 .. `rows` - 1 holds a record.
+      segment: the number of the record within its row, from 1.
+      source: the number of the segment of its inputs within the row, from 1. Records that share
+        their inputs have the same one.
+      input_start: where the inputs of the record start in the row.
+      target_start: where the targets of the record start in the row.
+      rows: the number of rows.
     """
 
     row: np.ndarray
@@ -81,10 +81,10 @@ def share_inputs(
 
     Args:
       sources: integers [R]; neighbours with the same number have the same inputs.
-      input_lengths: as for `pack`.
-      target_lengths: likewise.
-      row_inputs: likewise.
-      row_targets: likewise.
+      input_lengths: see `pack`.
+      target_lengths: see `pack`.
+      row_inputs: see `pack`.
+      row_targets: see `pack`.
       packed: whether a row holds the inputs of several sources.
 
     Returns:

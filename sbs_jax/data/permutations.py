@@ -35,7 +35,7 @@ def permuted(index: np.ndarray, size: int, key: np.uint64 | np.ndarray) -> np.nd
     Args:
       index: integers [N] in 0 .. `size` - 1, the places that are looked at.
       size: of the permutation, at least 1.
-      key: of the permutation; or uint64 [N], one for each entry.
+      key: the key of the permutation; or uint64 [N], one for each entry.
 
     Returns:
       int64 [N], what stands at these places.

@@ -37,7 +37,7 @@ def to_records(
     """Makes the records of `method` of each element; see `record_texts.RecordMaker`.
 
     Args:
-      dataset: of elements.
+      dataset: a dataset of elements.
       method: or its name in `methods.METHODS`.
       output_features: whose vocabularies tokenize; the texts are kept as ``inputs_pretokenized``
         and ``targets_pretokenized``, as SeqIO's own preprocessor does, but many at a time. None

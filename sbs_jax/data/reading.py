@@ -37,7 +37,7 @@ def read_columns(task: ResolvedTask, split: str) -> Columns:
     Args:
       task: any SeqIO task. Without a feature ``part`` it is all label, without ``example`` each
         record is an example of its own.
-      split: of the task.
+      split: the split of the task.
 
     Returns:
       The features that batches are made of, in the order of the task's records; EOS included,
@@ -101,9 +101,9 @@ def tokenized(task: TaskInfo, stream: Stream, settings: DataSettings) -> Iterato
     """Yields the records of elements, tokenized, many at a time.
 
     Args:
-      task: of ours.
-      stream: from `elements.stream_targets`.
-      settings: of the data; they are in force.
+      task: a task of ours.
+      stream: the stream, from `elements.stream_targets`.
+      settings: the settings of the data; they are in force.
     """
     vocabulary, method = task.dataset.vocabulary, task.definition
     make = record_texts.RecordMaker(method, settings, weighs=stream.weighs)

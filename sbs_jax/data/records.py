@@ -16,13 +16,14 @@ class Counts:
     """What became of the examples of one split.
 
     Attributes:
-      examples: read, whether or not they give a record.
+      examples: examples that were read, whether or not they give a record.
       label_records: records that train the label.
       rationale_records: records that train the rationale.
       blank_rationales: examples without a rationale, where the task trains rationales.
-      blank_labels: examples without a label (the teacher's did not parse), likewise.
+      blank_labels: examples without a label (the teacher's did not parse), where the task trains
+        labels.
       cut_inputs: records whose inputs were longer than their feature length.
-      cut_targets: likewise their targets.
+      cut_targets: records whose targets were longer than their feature length.
       other_records: records that train a further part, by its name.
     """
 
@@ -237,9 +238,9 @@ def shared_sources(
     """Finds which neighbouring records of an example have the same inputs.
 
     Args:
-      input_tokens: as in `Records`.
-      input_offsets: likewise.
-      example: likewise.
+      input_tokens: see `Records`.
+      input_offsets: see `Records`.
+      example: see `Records`.
 
     Returns:
       `Records.source`.

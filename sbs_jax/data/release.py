@@ -179,7 +179,7 @@ def completions_of(folder: Path, split: str, count: int, path: Path) -> list[str
     Args:
       folder: where ``{split}_CoT_0.json`` and so on may lie.
       split: see `load_release`.
-      count: of the examples, of which each needs one.
+      count: the number of examples, of which each needs one.
       path: where these are, for the sentence of the error.
 
     Raises:

@@ -50,7 +50,7 @@ class ResolvedTask:
     """A task or a mixture, with the settings that its data is read with.
 
     Attributes:
-      name: of the SeqIO task or mixture, `svamp_sbs`.
+      name: the name of the SeqIO task or mixture, `svamp_sbs`.
       module: the module that registers it; None for a shipped or an already registered task.
       info: data set, method and sources; None for a mixture, and for a task that was not
         registered with `registration.register_dataset`.

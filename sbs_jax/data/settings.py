@@ -82,7 +82,7 @@ class DataSettings(TemplateTexts):
       train_fraction: the share of the training examples that is used, in (0, 1]. For one `seed`
         a smaller share is a part of every larger one. Validation and test never change.
       train_examples: how many training examples are used; instead of `train_fraction`.
-      seed: of the choice of `train_fraction` and `train_examples`.
+      seed: the seed of the choice of `train_fraction` and `train_examples`.
       validation_seed: of the choice of the validation examples where a data set brings none. 0
         gives the published code's split, example by example.
       vocabulary_path: a SentencePiece model; None trains one on the data set's training texts.

@@ -55,7 +55,7 @@ def register_public(
     """Registers the tasks of a data set that is public: `DataSettings.data_source` says from where.
 
     Args:
-      name: of the data set, and of its folder in DATA_DIR.
+      name: the name of the data set, and of its folder in DATA_DIR.
       convert: makes the fields of an example of a row, whose fields are those of the source; see
         `sbs_jax.data.release.ConvertFn`.
       parser: key of `sbs_jax.parsers.PARSERS`, for the completions that lie in

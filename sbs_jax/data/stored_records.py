@@ -70,7 +70,7 @@ def load_or_make(
     Args:
       task: whose settings say where they are kept (`DataSettings.records_cache_dir`). Without that,
         and where it is not known what the data set reads, `make` is called every time.
-      split: of the task.
+      split: the split of the task.
       lengths: the most tokens of inputs and targets.
       make: reads and tokenizes them.
 
@@ -103,8 +103,8 @@ def join(settings: DataSettings, records: Sequence[Records], rates: Sequence[flo
     piece, once for all rates.
 
     Args:
-      settings: of the data; say where it is kept.
-      records: of each task.
+      settings: the settings of the data; they say where it is kept.
+      records: the records of each task.
       rates: how often each is drawn.
 
     Raises:

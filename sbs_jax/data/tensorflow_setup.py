@@ -30,7 +30,7 @@ def _without_log_lines() -> Iterator[None]:
     sys.stderr.flush()
     try:
         kept_stderr = os.dup(2)
-    except OSError:  # a process without stderr (a daemon): nobody can be disturbed
+    except OSError:  # A process without stderr (a daemon) shows no lines.
         yield
         return
     with tempfile.TemporaryFile() as captured:

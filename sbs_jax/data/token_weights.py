@@ -40,7 +40,7 @@ def word_weights(value: Any, text: str, where: str) -> str:
 
     Args:
       value: one of the two forms at the head of this module.
-      text: that they are the weights of.
+      text: the text that they are the weights of.
       where: the file, the line and the field, for errors.
 
     Returns:
@@ -85,7 +85,7 @@ def spread(spec: str, tokens: int, encode: EncodeFn) -> np.ndarray:
       spec: of each part its pieces; of each piece the text in front of a field, the field, and its
         words' weights as JSON, or nothing where all are 1. See `PART`.
       tokens: how many the target has, a prompt in front and EOS included.
-      encode: of the vocabulary.
+      encode: the method `encode` of the vocabulary.
     """
     weights = np.concatenate([_of_part(part, encode) for part in spec.split(PART)])
     result = np.ones(tokens, np.float32)

@@ -80,7 +80,7 @@ def candidate_tree(
     count = rows.shape[1]
     groups = min(count, -(-int(_is_first(rows, paths).sum((1, 2)).max()) // MAX_NODES))
     size = -(-count // groups)
-    # The last group is filled up with candidates that nobody asks for.
+    # The last group is filled up with repeated candidates, whose scores are not read.
     filled = np.minimum(np.arange(groups * size), count - 1).reshape(groups, size)
     built = [_build(rows[:, group], paths[:, group]) for group in filled]
     most = _round_up(max(tokens.shape[1] for tokens, *_ in built))
@@ -98,7 +98,7 @@ def candidate_tree(
 def plain_tree(
     candidates: Int[Array, "*B C T"], decoder_prompt: Int[Array, " P"] | None = None
 ) -> CandidateTree:
-    """A tree for traced candidates, whose prefixes nobody knows yet: each has its own nodes."""
+    """A tree for traced candidates: their prefixes are not known, so each has nodes of its own."""
     *batch, count, length = candidates.shape
     root = jnp.zeros((*batch, count, 1), jnp.int32) + PAD_ID
     prompt = jnp.asarray(() if decoder_prompt is None else decoder_prompt, jnp.int32)
@@ -184,7 +184,7 @@ def _pad(parts: tuple[np.ndarray, ...], nodes: int) -> tuple[np.ndarray, ...]:
     more = nodes - tokens.shape[1]
     wide = ((0, 0), (0, more))
     visible = np.pad(visible, (*wide, (0, more)))
-    # Even a node that nobody needs sees something.
+    # A node that is padding sees itself, so that its softmax is finite.
     visible[:, np.arange(nodes), np.arange(nodes)] = True
     return np.pad(tokens, wide), np.pad(depths, wide), visible, numbers, rows
 

@@ -255,7 +255,7 @@ def write_predictions(
     Args:
       folder: is made if need be.
       predictions: rows by split, of `Evaluation`.
-      step: of the checkpoint; None writes `{folder}/{split}.jsonl`.
+      step: the step of the checkpoint; None writes `{folder}/{split}.jsonl`.
 
     Raises:
       UserError: a file cannot be written.

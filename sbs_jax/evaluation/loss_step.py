@@ -27,7 +27,7 @@ def make_loss_step(
         the network below its head.
       head: see `training.step.make_train_step`.
       loss_normalization: see `losses.part_weights`.
-      names: of the parts, see `losses.part_weights`.
+      names: the names of the parts, see `losses.part_weights`.
 
     Returns:
       A function that gives, by part name, the sums `loss`, `weight`, `correct` and `tokens`, all

@@ -44,7 +44,7 @@ def survivors(
     """The runs that go on: those of the best configurations, one in `factor`, rounded up.
 
     Args:
-      runs: that reached the rung.
+      runs: the runs that reached the rung.
       accuracies: by run's name, on validation; a run without one counts as 0.
       factor: see `shares`.
 

@@ -131,7 +131,7 @@ class Lanes:
 
         Args:
           student: the student of all lanes.
-          lane_step: from `make_lane_step`.
+          lane_step: the lane step, from `make_lane_step`.
           abstract_state: the abstract state of one lane, with shardings.
           weights: the weights of each lane.
           stopping: whether to stop; asked once a step, so that all lanes stop at the same one.

@@ -149,7 +149,7 @@ class LocalEngine:
         """Runs jobs in their order, and those that follow from them, until all have ended.
 
         Args:
-          jobs: to run.
+          jobs: the jobs to run.
           on_start: called when a job starts.
           on_end: called when a job has ended; returns jobs to run, too: a second attempt, say.
           on_tick: called about twice a second.

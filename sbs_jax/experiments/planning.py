@@ -40,7 +40,7 @@ class Plan:
       runs: the runs of the grid, in its order.
       configs: by run, its configuration.
       settings: how it is run.
-      command: that asked for it.
+      command: the command that asked for it.
     """
 
     base: Base
@@ -225,7 +225,7 @@ def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[Jo
     """Groups runs that one program can train; in the grid's order.
 
     Args:
-      runs: to train.
+      runs: the runs to train.
       together: the most runs in one program.
       until: see `Job`.
     """

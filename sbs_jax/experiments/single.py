@@ -108,8 +108,8 @@ def judge(run: Assembly, evaluator: Evaluator) -> dict[str, dict[str, Any]]:
     The checkpoint is the best one on validation, by the run's BEST_METRIC; without that, the last.
 
     Args:
-      run: that has been trained.
-      evaluator: from `judging_evaluator`.
+      run: a run that has been trained.
+      evaluator: the evaluator, from `judging_evaluator`.
 
     Returns:
       The metrics of both splits, and under `selected` the checkpoint's step.

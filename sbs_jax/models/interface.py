@@ -107,7 +107,7 @@ class Network(Protocol):
         """Reads the inputs: a memory (with a `bias` whose first axis is B), and an empty cache."""
 
     def empty_memory(self, rows: int, length: int) -> Any:
-        """A memory of `rows` inputs of `length` tokens that nobody has read."""
+        """A memory of `rows` inputs of `length` tokens, all zeros."""
 
     def decode_step(
         self, tokens: Int[Array, " B"], position: Int[Array, ""], memory: Any, cache: Any

@@ -168,7 +168,7 @@ class Transformer(nn.Module):
         return memory, self.decoder.empty_cache(encoded.shape[0], max_decode_len)
 
     def empty_memory(self, rows: int, length: int) -> EncoderMemory:
-        """A memory of `rows` inputs of `length` tokens that nobody has read."""
+        """A memory of `rows` inputs of `length` tokens, all zeros."""
         keys_values = self.decoder.empty_cache(rows, length).keys_values
         return EncoderMemory(keys_values, jnp.zeros((rows, 1, 1, length), jnp.float32))
 

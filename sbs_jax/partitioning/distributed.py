@@ -86,7 +86,7 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     Args:
       batch: arrays [B, ...]. Every process passes the same *global* batch and keeps only the rows
         of its own devices, so the batch does not depend on how many processes there are.
-      mesh: from `make_mesh`.
+      mesh: the mesh, from `make_mesh`.
 
     Returns:
       Global arrays with the same keys.

@@ -29,7 +29,7 @@ def logical_axis_rules(mesh: Mesh, axis_sizes: Mapping[str, int], *, fsdp: bool 
     cannot share), so every mesh that divides the devices works for every size.
 
     Args:
-      mesh: from `make_mesh`.
+      mesh: the mesh, from `make_mesh`.
       axis_sizes: sizes of the network's logical axes, `T5Config.axis_sizes`.
       fsdp: also cut parameters and optimizer state along `data` (their `embed` axis).
 
@@ -63,7 +63,7 @@ def like_params(tree: Any, shardings: Any, params: Any, mesh: Mesh) -> Any:
 
     Args:
       tree: abstract arrays.
-      shardings: from `param_shardings`.
+      shardings: the shardings, from `param_shardings`.
       params: the abstract unboxed parameters.
       mesh: the mesh of `shardings`.
     """

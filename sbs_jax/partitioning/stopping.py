@@ -36,7 +36,7 @@ class StopRequest:
         """Whether to stop now; every process calls this once a step and gets the same answer.
 
         With several processes, the answer to a signal comes a step later: their flags travel behind
-        the step that is running, and nobody waits for them. On CPU everybody does: programs that
+        the step that is running, and no process waits for them. On CPU all wait: programs that
         communicate are not kept in order there, and two at a time could block each other for ever.
 
         Args:

@@ -122,7 +122,7 @@ def compile_program(
     Args:
       name: what it does.
       lower: gives the `jax.stages.Lowered` program.
-      mesh: that it was lowered for.
+      mesh: the mesh that it was lowered for.
       params: abstract parameters, with shardings.
       target: whose devices these are; None for those of this machine.
       opt_state: the optimizer's abstract state, with shardings.

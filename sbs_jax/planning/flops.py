@@ -16,7 +16,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     depends on data counts once.
 
     Args:
-      function: to be traced, nothing is computed.
+      function: the function that is traced; nothing is computed.
       *arguments: arrays or `jax.ShapeDtypeStruct`s.
 
     >>> import jax.numpy as jnp

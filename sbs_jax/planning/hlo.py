@@ -30,7 +30,7 @@ class Program:
     Attributes:
       flops: the FLOPs of products of matrices, a multiplication and an addition being two.
       traffic: bytes that cross the bus of the main memory if nothing stays in a cache.
-      collectives: by kind and size, the largest first.
+      collectives: the collectives by kind and size, the largest first.
     """
 
     flops: float

@@ -24,7 +24,7 @@ class Array:
     """An array of an instruction.
 
     Attributes:
-      dtype: in XLA's words, `bf16`.
+      dtype: the dtype in XLA's words, `bf16`.
       dims: its shape on this device.
       in_memory: whether it lies in the device's main memory, not in a scratchpad.
     """
@@ -50,7 +50,7 @@ class Instruction:
 
     Attributes:
       name: unique in its computation.
-      opcode: in XLA's words, `all-gather-start`.
+      opcode: the operation in XLA's words, `all-gather-start`.
       results: the arrays of its result, a tuple flattened.
       operands: names of instructions.
       rest: the text after the operands.

@@ -50,7 +50,7 @@ class Tried:
     """A layout, and what the compiler said.
 
     Attributes:
-      layout: that was tried.
+      layout: the layout that was tried.
       compiled: None where parameters and optimizer alone are larger than the memory.
       static_bytes: the bytes of parameters and optimizer on one device.
     """

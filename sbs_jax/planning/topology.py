@@ -32,7 +32,7 @@ def devices_of(target: Target) -> tuple[Any, ...]:
     takes no accelerator away from anybody.
 
     Args:
-      target: from `targets.parse_target`.
+      target: the target, from `targets.parse_target`.
 
     Returns:
       Its devices, in JAX's order.

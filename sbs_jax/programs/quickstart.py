@@ -179,8 +179,8 @@ def compare(runs: Sequence[Run], output_dir: Path, console: Console) -> None:
 
     Args:
       runs: with at least two seeds of each method.
-      output_dir: for `results.json` and `learning_curves.png`.
-      console: to print on.
+      output_dir: the folder of `results.json` and `learning_curves.png`.
+      console: the console to print on.
 
     Raises:
       UserError: a folder holds something else.

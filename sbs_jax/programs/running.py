@@ -70,12 +70,12 @@ def fit(
     Call it within `accepted`. A run that has nothing left to train writes nothing.
 
     Args:
-      run: from `assembly.assemble`.
+      run: the run, from `assembly.assemble`.
       stop: the request to stop.
       progress: what the terminal shows.
-      checkpoints: from `Assembly.checkpoints`.
+      checkpoints: the checkpoints, from `Assembly.checkpoints`.
       config_text: the configuration, written to `MODEL_DIR/config.gin`; None writes none.
-      batches: from `Assembly.batches`.
+      batches: the batches, from `Assembly.batches`.
       evaluate: see `training.loop.fit`.
       step_fn: see `training.loop.fit`.
       to_device: see `training.loop.fit`.
@@ -132,7 +132,7 @@ def metadata(run: Assembly, initial_checkpoint: str | None) -> dict[str, Any]:
     """What is saved beside a run's weights, as JSON.
 
     Args:
-      run: from `assembly.assemble`.
+      run: the run, from `assembly.assemble`.
       initial_checkpoint: where the run's first parameters came from; None for random ones.
     """
     config = run.config

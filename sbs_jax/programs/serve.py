@@ -43,8 +43,8 @@ def serve(
       max_body_bytes: the largest body; beyond it, requests get 413.
       max_candidates: the most labels of a request's own label set; 0: requests bring none.
       max_candidate_length: the most tokens of such a label, EOS included.
-      max_delay_ms: for so long a batch that is not full waits for company.
-      drain_seconds: for so long after SIGTERM new connections are still served.
+      max_delay_ms: milliseconds that a batch which is not full waits for further requests.
+      drain_seconds: seconds after SIGTERM in which new connections are still served.
       limits: the limits of connections, and of the time that the end may take.
       access: the key that clients bring, and the names that they know the service by.
 

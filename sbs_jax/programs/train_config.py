@@ -77,7 +77,7 @@ class TrainConfig:
       model_dir: where everything is written; may be relative, or `gs://…`.
       task: what is trained.
       batching: how records become batches.
-      optimizer: from `training.optimizers`.
+      optimizer: the optimizer, from `training.optimizers`.
       freeze: regular expressions; parameters whose path contains one are not trained, see
         `training.optimizers.freeze`.
       train_steps: the step to end at, counted from the beginning of the run.

@@ -31,7 +31,7 @@ class Mean:
       standard_error: the standard error of the mean, from the spread between seeds; None for a
         single seed.
       n: how many seeds.
-      examples: that each was judged on, None if that is unknown or differs.
+      examples: the number of examples that each was judged on, None if that is unknown or differs.
     """
 
     mean: float
@@ -98,7 +98,7 @@ class Results:
     """All that the tables, the figures and the page are made of.
 
     Attributes:
-      sweeps: that were read.
+      sweeps: the sweeps that were read.
       configurations: with at least one run that is done, in the order they are shown.
       varied: names of the settings in which configurations differ, in the order they are shown.
       split: whose accuracy the figures show: `test` if any run has it.

@@ -21,9 +21,9 @@ class Report:
     """What was made.
 
     Attributes:
-      results: that it shows.
+      results: the results that it shows.
       main_tables: the results, and what rationales gain.
-      files: that were written.
+      files: the files that were written.
     """
 
     results: Results

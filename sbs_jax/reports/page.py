@@ -40,7 +40,7 @@ def make_page(
     Args:
       results: what it reports on.
       main_tables: shown first.
-      losses: of the parts, shown below the figures; None where they are not known.
+      losses: the losses of the parts, shown below the figures; None where they are not known.
       published: the paper's tables.
       configurations: lines of `config.gin` that differ, if any do.
       runs: every run.

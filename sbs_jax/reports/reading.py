@@ -54,7 +54,7 @@ class Run:
       config: parameters and macros in its `config.gin`, as text; {} without that file.
       scores: the scores of `validation` and `test`, as far as there are any.
       selected_step: the selected step of the checkpoint that was judged.
-      seconds: that it took.
+      seconds: the seconds that it took.
     """
 
     sweep: str
@@ -131,9 +131,9 @@ class Sweep:
     Attributes:
       folder: where it lies.
       name: what it is called.
-      command: that started it.
+      command: the command that started it.
       axes: what was varied, and its values.
-      runs: in the sweep's order.
+      runs: the runs in the sweep's order.
       teacher: the teacher's own few-shot accuracy, if it is known.
     """
 

@@ -26,7 +26,7 @@ class Comparison:
     """The result of a paired bootstrap.
 
     Attributes:
-      examples: in both files.
+      examples: the number of examples in both files.
       first: accuracy of the first file.
       second: the second of the second.
       first_stderr: standard error of `first`.
@@ -61,7 +61,7 @@ class RunsComparison:
 
     Attributes:
       pairs: the prediction files of each pair of runs.
-      examples: in every file.
+      examples: the number of examples in every file.
       first: accuracy of each run of the first side.
       second: the second of each run of the second side.
       low: 2.5 % quantile of the difference of the means second - first.

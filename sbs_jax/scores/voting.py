@@ -24,9 +24,9 @@ def vote(label: str, expression: str, rationale: str = "") -> str:
     '7'
 
     Args:
-      label: as the student wrote it.
-      expression: likewise.
-      rationale: likewise; '' for none.
+      label: the label as the student wrote it.
+      expression: the expression as the student wrote it.
+      rationale: the rationale as the student wrote it; '' for none.
 
     Returns:
       The label itself where it wins, so that it keeps its form; else a number.

@@ -61,8 +61,8 @@ class TwoPartModel(models.EncoderDecoderModel):
 
         Args:
           module: T5X's network.
-          input_vocabulary: of the task.
-          output_vocabulary: of the task.
+          input_vocabulary: the input vocabulary of the task.
+          output_vocabulary: the output vocabulary of the task.
           optimizer_def: T5X's optimizer.
           rationale_weight: the paper's λ, or a schedule of it.
           loss_normalization: see `losses.part_weights`.
@@ -103,7 +103,7 @@ class TwoPartModel(models.EncoderDecoderModel):
 
         Args:
           batch: as `PartFeatureConverter` makes it, packed or not.
-          step: of the training, for schedules of the parts' weights.
+          step: the step of training, for schedules of the parts' weights.
         """
         weights = self._token_weights(batch)
         of_parts = self.weights_at(step)

@@ -64,7 +64,7 @@ def of_parts(
     """Returns ``label_loss``, ``label_accuracy``, ``label_tokens`` and so on.
 
     Args:
-      sums: of each part, made with `losses.raw_weights`.
+      sums: the sums of each part, made with `losses.raw_weights`.
       weights: Σ of those weights, by part.
     """
     metrics: dict[str, clu_metrics.Metric] = {}

@@ -150,7 +150,7 @@ class Journal(Closing):
         self._end = 0
         try:
             with writing(self.path):
-                # Half-written files of runs that were killed; nobody else writes here now.
+                # Half-written files of runs that were killed; no other process writes here now.
                 for stale in self.folder.glob(".*.tmp"):
                     stale.unlink()
                 self._drop_torn_line()

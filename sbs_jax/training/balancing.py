@@ -62,7 +62,7 @@ class Balancing:
 
         Args:
           optimizer: see `optimizers`.
-          names: of all parts, see `losses.part_weights`.
+          names: the names of all parts, see `losses.part_weights`.
         """
         if self.rule is None:
             return optimizer

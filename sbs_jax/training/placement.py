@@ -59,7 +59,7 @@ def jit_train_step(
     Args:
       student: the network on its mesh.
       step: pure, from `training.step.make_train_step`.
-      abstract: from `abstract_state`.
+      abstract: the abstract state, from `abstract_state`.
 
     Returns:
       The jitted step. Its `lower(abstract, abstract_batch)` compiles it ahead of time.

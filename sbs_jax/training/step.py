@@ -74,7 +74,7 @@ class Loss:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parts that are told apart; the part with code c is entry c - 1."""
+        """The names of the parts; the part with code c is entry c - 1."""
         return parts_lib.names_of(self.parts)
 
     @property

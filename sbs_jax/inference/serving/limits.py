@@ -114,7 +114,7 @@ class BodyLimit:
           app: what gets the requests, each with its whole body.
           max_bytes: the largest size of a body.
           max_requests: with bodies, at a time, from their heads to the ends of their answers.
-          seconds: for which a body may take to arrive.
+          seconds: seconds that a body may take to arrive.
         """
         self._app = app
         self._max_bytes = max_bytes

@@ -179,7 +179,7 @@ def run(
 
     Args:
       service: not started yet.
-      listener: from `listen`.
+      listener: the listener, from `listen`.
       drain_seconds: for so long after the signal, new connections are still served, while
         `/healthz` says 503: time for a load balancer to look elsewhere.
       limits: the limits of connections.

@@ -201,7 +201,7 @@ class DecoderOnly(nn.Module):
         return memory, self.decoder.empty_cache(segments.shape[0], max_decode_len)
 
     def empty_memory(self, rows: int, length: int) -> Memory:
-        """A memory of `rows` texts of `length` tokens that nobody has read."""
+        """A memory of `rows` texts of `length` tokens, all zeros."""
         return Memory(
             keys_values=self.decoder.empty_cache(rows, length).keys_values,
             bias=jnp.zeros((rows, 1, length), jnp.float32),

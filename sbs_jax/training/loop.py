@@ -86,7 +86,7 @@ def fit(
     is killed and started again ends with the same parameters and the same record.
 
     Args:
-      start: where the run starts, from `starting_state`; a position in it is restored into `batches`.
+      start: where the run starts, from `starting_state`; its position is restored into `batches`.
       step_fn: `step(state, batch) -> (state, metrics)`, jitted; it may donate the state. Metrics
         are device scalars, `loss` among them.
       batches: endless; used by a thread of its own while this runs.

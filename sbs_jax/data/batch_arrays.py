@@ -116,7 +116,7 @@ class BatchMaker:
     def make(self, ids: np.ndarray, placement: Placement, rows: int) -> Batch:
         """Returns the batch of `rows` rows with the records `ids` [R], placed so."""
         records = self.records
-        lengths = {"inputs": self.row_inputs, "targets": self.row_targets}
+        lengths = (self.row_inputs, self.row_targets)
         shapes = array_shapes(lengths, rows, shared_inputs=records.source is not None)
         batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
         if records.target_weights is not None:
@@ -216,19 +216,16 @@ def row_lengths(feature_lengths: Mapping[str, int] | str) -> tuple[int, int]:
 
 
 def array_shapes(
-    feature_lengths: Mapping[str, int], rows: int, *, shared_inputs: bool
+    lengths: tuple[int, int], rows: int, *, shared_inputs: bool
 ) -> dict[str, tuple[int, int]]:
     """Returns the shape of each int32 array of a batch.
 
     Args:
-      feature_lengths: row lengths in tokens, of `inputs` and `targets`.
+      lengths: the lengths of rows of inputs and of targets, from `row_lengths`.
       rows: the number of rows of the batch.
       shared_inputs: whether records share their inputs (`Records.source`).
-
-    Raises:
-      UserError: a length is missing or no positive whole number.
     """
-    inputs, targets = row_lengths(feature_lengths)
+    inputs, targets = lengths
     encoder = ("encoder_input_tokens", "encoder_segment_ids")
     decoder = (
         "decoder_input_tokens",

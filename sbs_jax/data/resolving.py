@@ -193,11 +193,7 @@ def resolve_task(choice: TaskChoice | str, settings: DataSettings | None = None)
     name = choosing.choose_task(
         choice.name, choice.method, choice.label_source, choice.rationale_source, settings.parts
     )
-    if not registry.is_mixture(name):
+    info = registry.TASKS.get(name)
+    if info is None and not registry.is_mixture(name):
         registry.require_task(name)
-    return ResolvedTask(
-        name=name,
-        module=choice.module,
-        info=choosing.task_info(name),
-        settings=settings,
-    )
+    return ResolvedTask(name=name, module=choice.module, info=info, settings=settings)

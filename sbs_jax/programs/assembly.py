@@ -23,7 +23,7 @@ from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.data import auto_lengths, pipeline
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.batch_arrays import array_shapes
+from sbs_jax.data.batch_arrays import array_shapes, row_lengths
 from sbs_jax.data.batching import AUTO, Batching, TrainBatches
 from sbs_jax.data.resolving import ResolvedTask, resolve_task
 from sbs_jax.data.settings import DataSettings
@@ -162,7 +162,7 @@ class Assembly:
                 "a batch to the data; set BATCH_SIZE instead."
             )
         shapes = array_shapes(
-            batching.lengths,
+            row_lengths(batching.lengths),
             batching.batch_size if rows is None else rows,
             shared_inputs=self._choice.settings.prefix_side == "decoder",
         )

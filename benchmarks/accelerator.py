@@ -12,8 +12,10 @@ takes networks that a CPU trains in seconds, to try all of this out.
 Cases: the rate of a large bfloat16 product of matrices, which MFU refers to; the training step of
 T5 v1.1 small, base and large (bfloat16, AdamW, packed rows, the prefix on either side, XLA's and
 cuDNN's attention, what is kept for the gradient); the published method in PyTorch (two padded
-passes, bfloat16 autocast, fused AdamW, torch.compile, `sdpa`); greedy decoding of both; 1 to 16
-runs trained as one program.
+passes, bfloat16 autocast, fused AdamW, torch.compile, `sdpa`); a decoder student of SmolLM2-135M's
+dimensions, and the same in PyTorch (each target a text of its own, padded); greedy decoding of
+both, and by CTranslate2; the local teacher, with and without the shared prefix; 1 to 16 runs
+trained as one program.
 """
 
 from __future__ import annotations
@@ -42,6 +44,29 @@ SIZES = {
     "base": {"emb_dim": 768, "num_heads": 12, "layers": 12, "mlp_dim": 2048, "rows": 64},
     "large": {"emb_dim": 1024, "num_heads": 16, "layers": 24, "mlp_dim": 2816, "rows": 32},
 }
+DECODERS = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "emb_dim": 576,
+        "num_layers": 30,
+        "num_heads": 9,
+        "num_kv_heads": 3,
+        "mlp_dim": 1536,
+        "rope_theta": 1e5,
+        "rows": 32,
+    },
+}
+TINY_DECODER = {
+    "vocab_size": 8192,
+    "emb_dim": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "mlp_dim": 64,
+    "rows": 8,
+}
+TEACHER_PROMPT = 640, 64  # tokens that all prompts share, and each one's own
+TEACHER_ROWS = 32
 TINY = {"emb_dim": 32, "num_heads": 2, "layers": 1, "mlp_dim": 64, "rows": 8}
 VOCABULARY, TINY_VOCABULARY = 32128, 8192
 
@@ -79,6 +104,9 @@ def cases() -> dict[str, Case]:
         train("base", remat="minimal"),
         train("base", remat="full"),
         train("base", scan_layers=True),
+        train("smollm2-135m", side="decoder"),
+        Case("peer smollm2-135m", functools.partial(peer_decoder_step, size="smollm2-135m")),
+        train("smollm2-135m", side="decoder", remat="minimal"),
         train("large", remat="minimal"),
         train("large", attention="cudnn", attention_dropout=False),
     ]
@@ -86,7 +114,12 @@ def cases() -> dict[str, Case]:
         found += [
             Case(f"decode {size}", functools.partial(decode, size=size)),
             Case(f"peer decode {size}", functools.partial(peer_decode, size=size)),
+            Case(f"ctranslate2 decode {size}", functools.partial(ctranslate2_decode, size=size)),
         ]
+    found += [
+        Case("local teacher", functools.partial(local_teacher, share=True)),
+        Case("local teacher unshared", functools.partial(local_teacher, share=False)),
+    ]
     found += [
         Case(f"lanes {count}", functools.partial(lanes, count=count)) for count in (1, 2, 4, 8, 16)
     ]
@@ -109,6 +142,16 @@ def network(size: str, tiny: bool, **options: Any) -> Any:
         **options,
     )
     return config, rows
+
+
+def decoder_network(size: str, tiny: bool, **options: Any) -> Any:
+    """The decoder of a size, and how many rows a batch of it has."""
+    from sbs_jax.models.decoder.config import DecoderConfig
+
+    chosen = dict(TINY_DECODER if tiny else DECODERS[size])
+    rows = chosen.pop("rows")
+    options = {"dtype": "bfloat16", "head_dim": 16 if tiny else 64, **options}
+    return DecoderConfig(**chosen, **options), rows
 
 
 def load_batches(arguments: argparse.Namespace, side: str, rows: int) -> list[dict[str, Any]]:
@@ -153,14 +196,17 @@ def train_step(
     from sbs_jax.training import optimizers, placement
     from sbs_jax.training.step import Loss, make_train_step
 
-    config, rows = network(
-        size,
-        arguments.tiny,
-        attention=attention,
-        dropout_attention_weights=attention_dropout,
-        remat=remat,
-        scan_layers=scan_layers,
-    )
+    if size in DECODERS:
+        config, rows = decoder_network(size, arguments.tiny, remat=remat)
+    else:
+        config, rows = network(
+            size,
+            arguments.tiny,
+            attention=attention,
+            dropout_attention_weights=attention_dropout,
+            remat=remat,
+            scan_layers=scan_layers,
+        )
     batches = load_batches(arguments, side, rows)
     student = Student(config, make_mesh(devices=jax.devices()[:1]))
     optimizer = optimizers.adamw(LEARNING_RATE)
@@ -202,32 +248,52 @@ def train_step(
         "peak_bytes": peak_bytes(),
         "planned_peak_bytes": compiled.peak_bytes,
         "compile_seconds": compiled.seconds,
-        "attention": student.model.config.attention,
+        "attention": getattr(student.model.config, "attention", "xla"),
         "last_loss": float(loss),
     }
 
 
 def peer_step(arguments: argparse.Namespace, *, size: str) -> Numbers:
     """The published method in PyTorch on the same examples: label pass, rationale pass, update."""
-    import torch
     from published_peer import pad_part, peer_model
 
     from sbs_jax.parts import LABEL, RATIONALE
 
     config, rows = network(size, arguments.tiny)
+    batches = load_batches(arguments, "encoder", rows)
+    passes = [[pad_part(batch, part) for part in (LABEL, RATIONALE)] for batch in batches]
+    # The published loss with α = 0.5 is half of ours with λ = 1.
+    return train_peer(arguments, peer_model(config, "sdpa"), batches, passes)
+
+
+def peer_decoder_step(arguments: argparse.Namespace, *, size: str) -> Numbers:
+    """The decoder in PyTorch on the same examples: one pass of all texts, then the update."""
+    from published_peer import pad_texts, peer_decoder
+
+    config, rows = decoder_network(size, arguments.tiny)
+    batches = load_batches(arguments, "decoder", rows)
+    passes = [[pad_texts(batch)] for batch in batches]
+    return train_peer(arguments, peer_decoder(config, "sdpa"), batches, passes)
+
+
+def train_peer(
+    arguments: argparse.Namespace,
+    model: Any,
+    batches: list[dict[str, Any]],
+    passes: list[list[dict[str, Any]]],
+) -> Numbers:
+    """The step of a network in PyTorch, whose loss is the mean over the passes of a batch."""
+    import torch
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = peer_model(config, "sdpa").train().to(device)
+    model = model.train().to(device)
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=on_gpu
     )
-    batches = load_batches(arguments, "encoder", rows)
     padded = [
-        {
-            part: {name: tensor.to(device) for name, tensor in pad_part(batch, part).items()}
-            for part in (LABEL, RATIONALE)
-        }
-        for batch in batches
+        [{name: tensor.to(device) for name, tensor in one.items()} for one in found]
+        for found in passes
     ]
     forward = torch.compile(model, dynamic=True) if on_gpu else model
     number = 0
@@ -237,7 +303,7 @@ def peer_step(arguments: argparse.Namespace, *, size: str) -> Numbers:
         nonlocal number, loss
         batch = padded[number % BATCHES]
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = 0.5 * (forward(**batch[LABEL]).loss + forward(**batch[RATIONALE]).loss)
+            loss = sum(forward(**one).loss for one in batch) / len(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -256,7 +322,7 @@ def peer_step(arguments: argparse.Namespace, *, size: str) -> Numbers:
         "examples_per_second": examples / seconds,
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "attention": "sdpa",
-        "last_loss": 2 * float(loss.detach()),
+        "last_loss": len(passes[0]) * float(loss.detach()),
     }
 
 
@@ -308,6 +374,83 @@ def peer_decode(arguments: argparse.Namespace, *, size: str) -> Numbers:
             torch.cuda.synchronize()
 
     return {"tokens_per_second": rows * length / timed(once, 3)}
+
+
+def ctranslate2_decode(arguments: argparse.Namespace, *, size: str) -> Numbers:
+    """CTranslate2 on the same inputs, as many tokens; bfloat16 on a GPU, float32 on a CPU."""
+    import tempfile
+
+    import ctranslate2
+    import jax
+
+    from sbs_jax.checkpoints import ctranslate2_weights
+    from sbs_jax.partitioning.mesh import make_mesh
+    from sbs_jax.student import Student
+
+    config, rows = network(size, arguments.tiny, dropout_rate=0.0)
+    params = Student(config, make_mesh(devices=jax.devices()[:1])).init_params(0)
+    tokens = load_batches(arguments, "encoder", rows)[0]["encoder_input_tokens"]
+    texts = [[str(token) for token in row[row != 0]] or ["1"] for row in tokens]
+    length = 8 if arguments.tiny else 64
+    on_gpu = ctranslate2.get_cuda_device_count() > 0
+    with tempfile.TemporaryDirectory() as folder:
+        ctranslate2_weights.save(folder, jax.device_get(params), config, "float32")
+        translator = ctranslate2.Translator(
+            folder,
+            device="cuda" if on_gpu else "cpu",
+            compute_type="bfloat16" if on_gpu else "float32",
+        )
+
+    def once() -> None:
+        translator.translate_batch(
+            texts,
+            beam_size=1,
+            max_batch_size=rows,
+            max_decoding_length=length,
+            min_decoding_length=length,
+        )
+
+    return {
+        "tokens_per_second": rows * length / timed(once, 3),
+        "device": "cuda" if on_gpu else "cpu",
+    }
+
+
+def local_teacher(arguments: argparse.Namespace, *, share: bool) -> Numbers:
+    """Completions of prompts with the same exemplars, by a decoder of SmolLM2-135M's dimensions."""
+    import types
+
+    import jax
+
+    from sbs_jax.decoding.completions import CompletionEngine, Job
+    from sbs_jax.partitioning.mesh import make_mesh
+    from sbs_jax.student import Student
+
+    config, _ = decoder_network("smollm2-135m", arguments.tiny)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    student = Student(config, mesh)
+    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), student.init_params(0))
+    rows = 4 if arguments.tiny else TEACHER_ROWS
+    common, own = (32, 8) if arguments.tiny else TEACHER_PROMPT
+    length = 8 if arguments.tiny else 64
+    rng = np.random.default_rng(0)
+    beginning = rng.integers(2, config.vocab_size, common).tolist()
+    prompts = [(*beginning, *rng.integers(2, config.vocab_size, own).tolist()) for _ in range(rows)]
+    # No token ends a completion, and no text is made of it.
+    tokenizer = types.SimpleNamespace(end_ids=(), decode=lambda tokens: "")
+    engine = CompletionEngine(
+        config, params, tokenizer, mesh, dtype=config.dtype, batch_size=rows, share_prefix=share
+    )
+    jobs = [Job(prompt, length) for prompt in prompts]
+    said = engine.generate(jobs)
+    seconds = timed(lambda: engine.generate(jobs), 3)
+    written = sum(len(one.tokens) for one in said)
+    return {
+        "tokens_per_second": written / seconds,
+        "examples_per_second": rows / seconds,
+        "written_tokens": written,
+        "peak_bytes": peak_bytes(),
+    }
 
 
 def lanes(arguments: argparse.Namespace, *, count: int) -> Numbers:

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 import transformers
 
+from sbs_jax.checkpoints import decoder_huggingface
 from sbs_jax.models.config import T5Config
+from sbs_jax.models.decoder.config import DecoderConfig
 
 Batch = Mapping[str, np.ndarray]
 
@@ -35,6 +37,41 @@ def peer_model(config: T5Config, attention: str) -> transformers.T5ForConditiona
     head = torch.randn(config.vocab_size, config.emb_dim) * config.emb_dim**-0.5
     model.lm_head.weight = torch.nn.Parameter(head)  # transformers 5 ties it whatever we ask for
     return model
+
+
+def peer_decoder(config: DecoderConfig, attention: str) -> transformers.LlamaForCausalLM:
+    """Hugging Face's Llama with the dimensions of `config`, freshly drawn."""
+    raw = decoder_huggingface.config_to_huggingface(config)
+    raw.pop("dtype", None)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**raw, attn_implementation=attention)
+    )
+
+
+def pad_texts(batch: Batch) -> dict[str, torch.Tensor]:
+    """Makes each target a text of its own, behind its input, and pads them to the longest.
+
+    Trained is what belongs to a part, as completion-only training does it; ids are ours.
+    """
+    ids, labels = [], []
+    for row, segments in enumerate(batch["decoder_segment_ids"]):
+        for segment in range(1, segments.max() + 1):
+            mine = segments == segment
+            source = batch["decoder_source_ids"][row][mine][0]
+            x = batch["encoder_input_tokens"][row][batch["encoder_segment_ids"][row] == source]
+            target = batch["decoder_target_tokens"][row][mine]
+            trained = batch["decoder_target_parts"][row][mine] > 0
+            # The input's EOS is no part of the text.
+            ids.append(np.concatenate([x[:-1], target]))
+            labels.append(
+                np.concatenate([np.full(len(x) - 1, -100), np.where(trained, target, -100)])
+            )
+    input_ids = pad(ids, 0)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != 0).long(),
+        "labels": pad(labels, -100),
+    }
 
 
 def pad_part(batch: Batch, part: int) -> dict[str, torch.Tensor]:

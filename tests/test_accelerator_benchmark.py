@@ -30,6 +30,9 @@ def flags(benchmark, tmp_path):
         for number in range(benchmark.BATCHES)
         for name, array in random_batch(seed=number).items()
     }
+    for number in range(benchmark.BATCHES):  # each target is about the input of its number
+        source = arrays[f"decoder/{number}/decoder_segment_ids"]
+        arrays[f"decoder/{number}/decoder_source_ids"] = source
     np.savez(tmp_path / "batches.npz", **arrays)
     return ["--tiny", f"--data={tmp_path / 'batches.npz'}", f"--json={tmp_path / 'found.json'}"]
 
@@ -73,7 +76,13 @@ def test_without_batches_a_sentence(benchmark, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["matrix rate", "train base remat=full", "decode base", "lanes 2"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("matrix rate", "train base remat=full", "decode base", "lanes 2"),
+        *("train smollm2-135m side=decoder", "ctranslate2 decode base", "local teacher"),
+    ],
+)
 def test_a_case_on_a_cpu(benchmark, flags, tmp_path, case):
     assert benchmark.main([*flags, f"--only=^{case}$"]) == 0
     (row,) = json.loads((tmp_path / "found.json").read_text()).values()
@@ -81,3 +90,40 @@ def test_a_case_on_a_cpu(benchmark, flags, tmp_path, case):
     if case.startswith("train"):
         assert row["tokens_per_second"] > row["examples_per_second"] > 0
         assert row["planned_peak_bytes"] > 0
+    if case == "local teacher":
+        assert row["written_tokens"] == 4 * 8
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_the_peer_s_decoder_has_the_loss_of_ours(benchmark, monkeypatch):
+    """The same weights, the same texts: `pad_texts` takes a batch apart as our network reads it."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(FILE.parent))
+    import jax
+    from published_peer import pad_texts, peer_decoder
+
+    from sbs_jax.checkpoints import decoder_huggingface
+    from sbs_jax.partitioning.mesh import make_mesh
+    from sbs_jax.student import Student
+
+    config, _ = benchmark.decoder_network("smollm2-135m", True, dtype="float32")
+    batch = random_batch(seed=1)
+    batch["decoder_source_ids"] = batch["decoder_segment_ids"]
+    segments = batch["encoder_segment_ids"]
+    last = (segments > 0) & (segments != np.roll(segments, -1, axis=1))
+    batch["encoder_input_tokens"][last] = 1  # EOS, which ends an input and is not read
+    student = Student(config, make_mesh(devices=jax.devices()[:1]))
+    params = student.init_params(0)
+    logits = student.apply(params, batch, None)
+    trained = batch["decoder_target_parts"] > 0
+    logs = jax.nn.log_softmax(logits)
+    ours = -np.take_along_axis(np.array(logs), batch["decoder_target_tokens"][..., None], -1)
+    model = peer_decoder(config, "eager").eval()
+    state = decoder_huggingface.params_to_huggingface(jax.device_get(params), config)
+    model.load_state_dict({n: torch.tensor(a) for n, a in state.items()}, strict=False)
+    model.tie_weights()
+    with torch.no_grad():
+        theirs = model(**pad_texts(batch)).loss
+    np.testing.assert_allclose(float(theirs), ours[..., 0][trained].mean(), rtol=1e-5)

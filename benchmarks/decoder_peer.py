@@ -28,7 +28,7 @@ import torch
 import transformers
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
-from sbs_jax.checkpoints import decoder_huggingface, loading
+from sbs_jax.checkpoints import decoder_config_json, decoder_huggingface, loading
 from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.pipeline import load_records
 from sbs_jax.data.resolving import TaskChoice, resolve_task
@@ -66,7 +66,7 @@ class Peer:
     """transformers' network with torch's optimizer."""
 
     def __init__(self, params: Any, config: DecoderConfig) -> None:
-        raw = decoder_huggingface.config_to_huggingface(config)
+        raw = decoder_config_json.config_to_huggingface(config)
         self._config = config
         network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**raw))
         state = decoder_huggingface.params_to_huggingface(params, config)

@@ -97,7 +97,7 @@ class ChatTemplate:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}``: some templates mark with it what a chat model learns to write."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  # as the base class has it
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """Keeps what stands in between."""

@@ -16,8 +16,9 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType, LlamaFileType, RopeScalingType
 from gguf.gguf_writer import WriterState
 
+from sbs_jax.checkpoints.decoder_config_json import huggingface_type
 from sbs_jax.checkpoints.decoder_gguf import gguf_name, pairs_heads
-from sbs_jax.checkpoints.decoder_huggingface import huggingface_sources, huggingface_type
+from sbs_jax.checkpoints.decoder_huggingface import huggingface_sources
 from sbs_jax.checkpoints.tensors import StoredTensor
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open

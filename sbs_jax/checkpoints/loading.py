@@ -25,8 +25,9 @@ from flax import traverse_util
 from sbs_jax import remote, remote_copies
 from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5x, tensors
 from sbs_jax.checkpoints import lora as lora_lib
+from sbs_jax.checkpoints.decoder_config_json import FAMILIES
 from sbs_jax.checkpoints.decoder_gguf import open_gguf
-from sbs_jax.checkpoints.decoder_huggingface import FAMILIES, open_decoder
+from sbs_jax.checkpoints.decoder_huggingface import open_decoder
 from sbs_jax.checkpoints.huggingface import CONFIG_FILE, open_huggingface
 from sbs_jax.checkpoints.manager import restore_params
 from sbs_jax.checkpoints.safetensors_files import read_json

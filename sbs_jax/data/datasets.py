@@ -16,10 +16,11 @@ import numpy as np
 
 from sbs_jax import metrics
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.rationales import join_rationales
 from sbs_jax.data.release import Example, LoadFn, own_fields, rationale_texts, where
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.vocabulary import EOS_STRING, DatasetVocabulary
+from sbs_jax.data.vocabulary import EOS_STRING
 from sbs_jax.errors import UserError
 from sbs_jax.methods import CUSTOM, find_method
 from sbs_jax.part_templates import fill

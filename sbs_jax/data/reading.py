@@ -16,11 +16,11 @@ import numpy as np
 
 from sbs_jax.data import record_texts
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.elements import Stream, stream_targets
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.parts import LABEL, PADDING, Method
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 from sbs_jax.data import datasets
 from sbs_jax.data.choosing import task_info
+from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.datasets import SPLITS, AbsenceFn, Dataset, JudgeFn, LoadFn, OriginFn, TaskInfo
 from sbs_jax.data.registry import DATASETS, add_method, find_dataset
 from sbs_jax.data.release import ConvertFn, Example, ParseFn, load_release
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
 from sbs_jax.methods import METHODS, REGISTERED
 from sbs_jax.parsers import find_parser

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sbs_jax.data import choosing, registration, registry
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.vocabulary import DatasetVocabulary
 from sbs_jax.errors import UserError
 from sbs_jax.methods import METHODS, find_method
 from sbs_jax.parts import Method

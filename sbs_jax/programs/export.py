@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from sbs_jax.checkpoints import (
+    decoder_config_json,
     decoder_huggingface,
     folders,
     gguf_export,
@@ -123,7 +124,7 @@ def export(
         return path
     generation: dict[str, Any]
     if isinstance(config, DecoderConfig):
-        config_json = decoder_huggingface.config_to_huggingface(config, dtype)
+        config_json = decoder_config_json.config_to_huggingface(config, dtype)
         generation = {"eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
     else:
         config_json = config_to_huggingface(config, dtype)

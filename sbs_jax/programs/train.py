@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from sbs_jax.data import pipeline
 from sbs_jax.data.batching import AUTO
-from sbs_jax.data.vocabulary import removed_on_error
+from sbs_jax.data.dataset_vocabulary import removed_on_error
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import dry_run as dry_run_lib
 from sbs_jax.programs import running

@@ -8,11 +8,12 @@ import sentencepiece
 
 from sbs_jax.data import datasets, registry, sentencepiece_training
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.dataset_vocabulary import DatasetVocabulary, removed_on_error
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.sentencepiece_training import train_sentencepiece
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.tensorflow_setup import tf
-from sbs_jax.data.vocabulary import EOS_ID, UNK_ID, DatasetVocabulary, removed_on_error, require_fit
+from sbs_jax.data.vocabulary import EOS_ID, UNK_ID, require_fit
 from sbs_jax.errors import UserError
 from tests.examples import load_examples
 

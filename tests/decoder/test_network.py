@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from sbs_jax.checkpoints.decoder_config_json import config_to_huggingface
 from sbs_jax.checkpoints.decoder_huggingface import (
-    config_to_huggingface,
     huggingface_sources,
     open_decoder,
     params_to_huggingface,

@@ -20,8 +20,8 @@ def tokenizer():
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokens_are_those_of_training(tokenizer, text):
     from sbs_jax.data import settings
+    from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
     from sbs_jax.data.settings import DataSettings
-    from sbs_jax.data.vocabulary import DatasetVocabulary
 
     vocabulary = DatasetVocabulary("inference_toy", lambda: [])
     with settings.override(DataSettings(vocabulary_path=str(sentencepiece_models.with_bytes()))):

@@ -245,7 +245,7 @@ def atomic_write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str,
 
 
 class DuplicateKeyError(Exception):
-    """Of a JSON object; the argument is the key."""
+    """A key stands twice in a JSON object; the argument is the key."""
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

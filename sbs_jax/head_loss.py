@@ -118,7 +118,7 @@ class _Options:
 
 
 Tokens = tuple[jax.Array, jax.Array, jax.Array]
-"""Of each token: the loss, its z-loss, whether the target has the largest logit; float32."""
+"""Each token's loss and z-loss, and whether its target has the largest logit; float32."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

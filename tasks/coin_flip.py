@@ -23,7 +23,7 @@ LABELS = ("yes", "no")
 
 @gin.configurable
 class Sizes(puzzles.Sizes):
-    """As gin has bound them (gin/tasks/coin_flip.gin)."""
+    """The sizes that gin has bound (gin/tasks/coin_flip.gin)."""
 
 
 def _make(people: int, rng: random.Random) -> tuple[str, list[tuple[str, bool]]]:

@@ -21,7 +21,7 @@ from .names import FIRST, LAST
 
 @gin.configurable
 class Sizes(puzzles.Sizes):
-    """As gin has bound them (gin/tasks/last_letters.gin)."""
+    """The sizes that gin has bound (gin/tasks/last_letters.gin)."""
 
 
 def _make(words: int, rng: random.Random) -> tuple[str, list[str]]:

@@ -6,7 +6,7 @@ from sbs_jax import Row
 from sbs_jax.data.vocabulary import EOS_STRING
 
 LABELS = ("entailment", "neutral", "contradiction")
-"""By the number that stands for each in the files."""
+"""The labels, by the number that stands for each in the files."""
 
 
 def nli_input(row: Row) -> str:

@@ -31,7 +31,7 @@ TYPES = {
     "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-"""Of matrices, and of the file; vectors are float32 in all of them."""
+"""The types of matrices and of the file, by DTYPE; vectors are float32 in all of them."""
 
 _BLOCK = 32  # numbers that share a scale in Q8_0
 

@@ -31,7 +31,8 @@ DOWN, UP = "lora_a", "lora_b"
 FROZEN = rf"^(?!.*/({DOWN}|{UP})$)"
 """The regular expression, for `training.optimizers.freeze`, of all parameters but adapters."""
 BASE = "base"
-"""In MODEL_DIR: the weights that were adapted, or a link to them, where they have been moved."""
+"""The name, in MODEL_DIR, of the weights that were adapted, or of a link to them, if they have
+been moved."""
 
 
 @dataclasses.dataclass(frozen=True)

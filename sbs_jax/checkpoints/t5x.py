@@ -54,7 +54,7 @@ class ZarrTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions."""
+        """The dimensions of the tensor."""
         return tuple(self.store.shape)
 
     def __getitem__(self, index: Index) -> np.ndarray:

@@ -24,11 +24,11 @@ class StoredTensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions."""
+        """The dimensions of the tensor."""
 
     @property
     def dtype(self) -> np.dtype:
-        """As it is stored."""
+        """The dtype in which it is stored."""
 
     def __getitem__(self, index: Index) -> np.ndarray:
         """Reads a part: one slice with step 1 for each axis."""

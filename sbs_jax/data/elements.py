@@ -121,7 +121,7 @@ def _elements(
 
 
 WEIGHTS_OF = "weights of "
-"""With the name of a field behind it, the key of an element that has its words' weights."""
+"""Followed by the name of a field, the key under which an element has the weights of its words."""
 
 
 def _written_fields(task: TaskInfo) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def add(task: TaskInfo) -> None:
     def accuracy(
         targets: Sequence[str | None], predictions: Sequence[str | None]
     ) -> dict[str, float]:
-        """Of the labels alone: SeqIO's evaluator decodes every record of a task."""
+        """The accuracy of the labels alone: SeqIO's evaluator decodes every record of a task."""
         scores = [
             task.dataset.score(prediction or "", target)
             for prediction, target in zip(predictions, targets, strict=True)

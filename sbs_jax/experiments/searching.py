@@ -241,7 +241,7 @@ def _only(axes: Sequence[Axis], names: Sequence[str], what: str) -> Axis:
 
 
 def _labels(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """By run of the grid, in its order, the labels of its point."""
+    """The labels of the point of each run of the grid, in its order."""
     points: list[dict[str, Any]] = [{}]
     for axis in axes:
         points = [{**point, axis.name: label} for point in points for label in axis.points]

@@ -70,6 +70,6 @@ def walk(
 
 
 def frontier(visits: Sequence[Visit[Size, Share]]) -> list[Visit[Size, Share]]:
-    """Of each student that beats the target, the point with the least data; smallest first."""
+    """The point with the least data of each student that beats the target; smallest first."""
     last = {visit.size: visit for visit in visits if visit.beats}
     return list(last.values())

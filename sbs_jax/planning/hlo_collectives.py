@@ -49,7 +49,7 @@ class Collective:
 
     @property
     def total_bytes(self) -> int:
-        """Of all executions."""
+        """The bytes of all executions."""
         return self.bytes * self.count
 
 

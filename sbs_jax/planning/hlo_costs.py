@@ -155,7 +155,10 @@ _CUTS = ("dynamic-slice", "slice", "gather")
 
 
 def _fusion_traffic(instruction: Instruction, computation: Computation, inner: Computation) -> int:
-    """Of a parameter that is only cut, the cuts count; of one updated in place, the update."""
+    """The bytes of a fusion.
+
+    Of a parameter that is only cut the cuts count, and of one that is updated in place the update.
+    """
 
     def origin(name: str) -> Instruction | None:
         found = inner.get(name)

@@ -35,7 +35,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Its size."""
+        """The size of the array."""
         return math.prod(self.dims) * _bits(self.dtype) // 8
 
     @property

@@ -214,7 +214,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """As in `--target`."""
+        """The name that `--target` takes."""
         if self.chip.platform == "tpu":
             return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
         return f"{self.chip.name}:{math.prod(self.shape)}"

@@ -24,13 +24,13 @@ _METHOD_ORDER = ("standard", "sbs", "joint", "rationale_input")
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """Of n seeds.
+    """The mean accuracy of n seeds.
 
     Attributes:
       mean: the mean of their accuracies, 0 to 1.
       standard_error: the standard error of the mean, from the spread between seeds; None for a
         single seed.
-      n: how many seeds.
+      n: the number of seeds.
       examples: the number of examples that each was judged on, None if that is unknown or differs.
     """
 
@@ -76,7 +76,7 @@ class Configuration:
 
     @property
     def seeds(self) -> list[Any]:
-        """Of the runs that are done."""
+        """The seeds of the runs that are done."""
         return [run.seed for run in self.runs]
 
     @property

@@ -90,7 +90,7 @@ def best_of_cells(
 
 
 def frontier(best: dict[tuple[float, float], float], level: float) -> list[tuple[float, float]]:
-    """For each size that beats `level`, by size, the least fraction that does."""
+    """The least fraction that beats `level`, for each size that does, by size."""
     least: dict[float, float] = {}
     for (size, fraction), accuracy in best.items():
         if accuracy > level:

@@ -71,7 +71,7 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        """Its SEED, None if it does not say."""
+        """The run's SEED, None if it does not say."""
         return self.settings.get("SEED")
 
     @property

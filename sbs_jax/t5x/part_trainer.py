@@ -37,7 +37,7 @@ class PartTrainer(trainer_lib.Trainer):
         num_microbatches: int | None = None,
         weight_metrics_computer: trainer_lib.WeightMetricsComputer | None = None,
     ) -> None:
-        """As `t5x.trainer.Trainer`."""
+        """Takes the arguments of `t5x.trainer.Trainer`."""
         super().__init__(
             model=model,
             train_state=train_state,

@@ -48,7 +48,7 @@ class TrainStateInitializer(utils.TrainStateInitializer):
         input_types: Mapping[str, Any] | None = None,
         weights_path: str | None = None,
     ) -> None:
-        """As T5X's.
+        """Takes the arguments of T5X's class.
 
         Args:
           optimizer_def: see T5X.

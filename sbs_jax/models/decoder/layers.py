@@ -26,7 +26,7 @@ from sbs_jax.models.layers import (
 KeysValues = tuple[Float[Array, "B KV L K"], Float[Array, "B KV L K"]]
 
 _INIT_STDDEV = 0.02
-"""Of fresh kernels and embeddings: `initializer_range` of all these families in transformers."""
+"""The deviation of fresh kernels and embeddings: transformers' `initializer_range`."""
 
 
 def wide_dtype(config: DecoderConfig) -> jnp.dtype:

@@ -9,20 +9,10 @@ import pytest
 from sbs_jax.checkpoints.loading import identify, load_params
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.models import stacking
-from sbs_jax.models.config import T5Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers, placement
-
-CONFIG = T5Config(
-    vocab_size=64,
-    emb_dim=32,
-    num_heads=4,
-    num_encoder_layers=3,
-    num_decoder_layers=2,
-    head_dim=8,
-    mlp_dim=64,
-)
+from tests.toy import LAYERS as CONFIG
 
 
 @pytest.mark.parametrize("stacked", [True, False])

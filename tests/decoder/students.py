@@ -7,23 +7,13 @@ from sbs_jax.checkpoints.loading import identify, load_params
 from sbs_jax.data.batching import Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.programs.train import train
 from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers
 from tests.evaluation import toy
-
-TINY = DecoderConfig(
-    vocab_size=512,
-    emb_dim=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    mlp_dim=32,
-)
+from tests.toy import DECODER as TINY
 
 
 def one_device():

@@ -10,21 +10,11 @@ from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.sampling import sample_decode
 from sbs_jax.decoding.slots import Draws
-from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from sbs_jax.token_ids import EOS_ID
-from tests.toy import CONFIG
+from tests.toy import CONFIG, DECODER
 
-DECODER = DecoderConfig(
-    vocab_size=512,
-    emb_dim=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    mlp_dim=32,
-)
 LENGTH = 12
 LENGTHS = (16, 32)
 DRAWS = Draws(seed=3, top_k=5)

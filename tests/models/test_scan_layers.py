@@ -10,20 +10,10 @@ from flax import linen as nn
 
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.models import stacking
-from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
 from tests.batches import network_inputs, random_batch
+from tests.toy import LAYERS as CONFIG
 
-CONFIG = T5Config(
-    vocab_size=64,
-    emb_dim=32,
-    num_heads=4,
-    num_encoder_layers=3,
-    num_decoder_layers=2,
-    head_dim=8,
-    mlp_dim=64,
-    dropout_rate=0.1,
-)
 TOKENS = jax.ShapeDtypeStruct((1, 2), jnp.int32)
 
 

@@ -53,7 +53,7 @@ def serve(
     """
     try:
         from sbs_jax.inference.serving import server
-        from sbs_jax.inference.serving.app import Service
+        from sbs_jax.inference.serving.service import Service
     except ModuleNotFoundError as error:
         raise UserError(
             f"Serving needs the package {error.name}: pip install 'sbs_jax[serve]'."

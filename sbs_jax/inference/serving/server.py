@@ -15,9 +15,10 @@ from typing import Any
 import uvicorn
 
 from sbs_jax.errors import UserError
-from sbs_jax.inference.serving.app import Service, create_app
+from sbs_jax.inference.serving.app import create_app
 from sbs_jax.inference.serving.connections import Connection, Connections
 from sbs_jax.inference.serving.limits import ConnectionLimits
+from sbs_jax.inference.serving.service import Service
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import uvloop
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.serving import server
-from sbs_jax.inference.serving.app import Service
+from sbs_jax.inference.serving.service import Service
 from sbs_jax.inference.warming import Progress
 
 TIMEOUT = 60

@@ -11,7 +11,7 @@ import pytest
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.serving import server
-from sbs_jax.inference.serving.app import Service
+from sbs_jax.inference.serving.service import Service
 from tests.inference.serving.support import TIMEOUT, FakePredictor, Served
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 
-from sbs_jax.checkpoints import decoder_huggingface
+from sbs_jax.checkpoints import decoder_config_json
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.decoder.config import DecoderConfig
 
@@ -41,7 +41,7 @@ def peer_model(config: T5Config, attention: str) -> transformers.T5ForConditiona
 
 def peer_decoder(config: DecoderConfig, attention: str) -> transformers.LlamaForCausalLM:
     """Hugging Face's Llama with the dimensions of `config`, freshly drawn."""
-    raw = decoder_huggingface.config_to_huggingface(config)
+    raw = decoder_config_json.config_to_huggingface(config)
     raw.pop("dtype", None)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(**raw, attn_implementation=attention)

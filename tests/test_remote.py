@@ -14,8 +14,8 @@ from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings, override
 from sbs_jax.errors import UserError
 from sbs_jax.programs import eval as evaluation
-from sbs_jax.programs.assembly import EvaluationSettings, Saving
 from sbs_jax.programs.train import train
+from sbs_jax.programs.train_config import EvaluationSettings, Saving
 from tests.programs import tiny
 from tests.release_layout import write_release
 

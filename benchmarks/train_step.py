@@ -1,13 +1,19 @@
 """Training speed: sbs_jax's step against the published method in PyTorch, on real examples.
 
-    python benchmarks/train_step.py --release_dir=PATH [--datasets svamp cqa] [--json=FILE]
+    python benchmarks/train_step.py --release_dir=PATH [--examples=64] [--batches=windows]
+        [--prefix_side=decoder] [--datasets svamp cqa] [--json=FILE]
 
 The peer is the published method: Hugging Face's `T5ForConditionalGeneration`, two padded forward
 passes (label and rationale), α-weighted loss with α = 0.5, gradients clipped to norm 1, AdamW. Ours
 is the jitted step of `python -m sbs_jax.train`, on packed batches. Both train the same network
-(`cpu_small`) from random weights with the same dropout on the same 16 examples a step (an
+(`cpu_small`) from random weights with the same dropout on the same number of examples a step (an
 example is its label and its rationale), in float32, with one thread each on one core, by turns in
 this one process. Compilation and making the batches are not timed; the cost of packing is printed.
+
+Our rows have the lengths of TASK_FEATURE_LENGTHS = 'auto', unless --row_lengths gives others. With
+`--batches=exact` (EXAMPLES_PER_BATCH) our steps have the very examples of the peer's; with
+`--batches=windows` (BATCH_SIZE) as many rows, filled better, hold other numbers of examples from
+step to step, and the ratio is that of examples a second.
 """
 
 from __future__ import annotations
@@ -44,7 +50,8 @@ from cpu_small import CPU_SMALL
 from published_peer import pad_part, peer_model
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
-from sbs_jax.data import pipeline, settings
+from sbs_jax.data import auto_lengths, pipeline, settings
+from sbs_jax.data.batching import AUTO
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.errors import UserError
 from sbs_jax.host_memory import keep_freed_memory
@@ -55,14 +62,9 @@ from sbs_jax.student import Student
 from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import Loss, make_train_step
 
-EXAMPLES_PER_STEP = 16
 LEARNING_RATE = 5e-5
 ALPHA = 0.5
-# Shorter rows cost less attention, longer ones waste less of their ends.
-ROW_LENGTHS = {
-    "svamp": {"inputs": 160, "targets": 128},
-    "cqa": {"inputs": 192, "targets": 80},
-}
+DATA_SETS = ("svamp", "cqa")
 
 Batch = Mapping[str, np.ndarray]
 
@@ -74,13 +76,15 @@ class Side:
     Attributes:
       name: for the table.
       step: trains on the batch of that number; returns the loss.
+      examples: in the batch of each number.
       fill: share of the positions of its batches that is not padding.
-      wall: seconds of each timed block.
-      cpu: processor seconds of each timed block, of all threads.
+      wall: seconds an example of each timed block.
+      cpu: processor seconds an example of each timed block, of all threads.
     """
 
     name: str
     step: Callable[[int], float]
+    examples: Sequence[int]
     fill: float
     wall: list[float] = dataclasses.field(default_factory=list)
     cpu: list[float] = dataclasses.field(default_factory=list)
@@ -89,12 +93,35 @@ class Side:
         """Trains on some batches, timed; returns the losses."""
         wall, cpu = time.perf_counter(), time.process_time()
         losses = [self.step(number) for number in numbers]
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
+        examples = sum(self.examples[number] for number in numbers)
+        self.wall.append((time.perf_counter() - wall) / examples)
+        self.cpu.append((time.process_time() - cpu) / examples)
         return losses
 
 
-def our_side(batches: Sequence[Batch], config: T5Config, seed: int) -> Side:
+@dataclasses.dataclass
+class Made:
+    """Batches of one side.
+
+    Attributes:
+      batches: packed.
+      examples: in each of them.
+      lengths: of their rows.
+      seconds: that packing one took.
+    """
+
+    batches: list[Batch]
+    examples: list[int]
+    lengths: Mapping[str, int]
+    seconds: float
+
+    @property
+    def rows(self) -> list[int]:
+        """The number of rows of each batch."""
+        return [len(batch["encoder_segment_ids"]) for batch in self.batches]
+
+
+def our_side(made: Made, config: T5Config, seed: int) -> Side:
     """The step that `sbs_jax.programs.train.train` jits, on one device."""
     student = Student(config, make_mesh(devices=jax.devices()[:1]))
     optimizer = optimizers.adamw(LEARNING_RATE)
@@ -109,6 +136,7 @@ def our_side(batches: Sequence[Batch], config: T5Config, seed: int) -> Side:
         placement.abstract_state(student, optimizer, seed),
     )
     state = placement.create_state(student, student.init_params(seed), optimizer, seed)
+    batches = made.batches
 
     def train(number: int) -> float:
         nonlocal state
@@ -117,15 +145,18 @@ def our_side(batches: Sequence[Batch], config: T5Config, seed: int) -> Side:
 
     sides = [(batch["encoder_segment_ids"], batch["decoder_segment_ids"]) for batch in batches]
     real = sum(np.count_nonzero(array) for pair in sides for array in pair)
-    return Side("sbs_jax", train, real / sum(array.size for pair in sides for array in pair))
+    size = sum(array.size for pair in sides for array in pair)
+    return Side("sbs_jax", train, made.examples, real / size)
 
 
-def peer_side(batches: Sequence[Batch], config: T5Config, seed: int, attention: str) -> Side:
-    """The published method, on the examples that our packed `batches` hold."""
+def peer_side(made: Made, config: T5Config, seed: int, attention: str) -> Side:
+    """The published method, on the examples that packed batches with encoder's prefixes hold."""
     torch.manual_seed(seed)
     model = peer_model(config, attention).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    padded = [{part: pad_part(batch, part) for part in (LABEL, RATIONALE)} for batch in batches]
+    padded = [
+        {part: pad_part(batch, part) for part in (LABEL, RATIONALE)} for batch in made.batches
+    ]
 
     def train(number: int) -> float:
         label = model(**padded[number][LABEL]).loss
@@ -140,45 +171,72 @@ def peer_side(batches: Sequence[Batch], config: T5Config, seed: int, attention: 
     parts = [part for batch in padded for part in batch.values()]
     real = sum(int(part["attention_mask"].sum() + (part["labels"] >= 0).sum()) for part in parts)
     size = sum(part["input_ids"].numel() + part["labels"].numel() for part in parts)
-    return Side("published, PyTorch", train, real / size)
+    return Side("published, PyTorch", train, made.examples, real / size)
 
 
 def make_batches(
-    dataset: str, release_dir: str, row_lengths: Mapping[str, int], count: int, seed: int
-) -> tuple[list[Batch], float]:
-    """Returns packed batches of 16 whole examples, and the seconds that packing one took."""
+    dataset: str,
+    arguments: argparse.Namespace,
+    count: int,
+    *,
+    prefix_side: str,
+    rows: int | None = None,
+    lengths: Mapping[str, int] | None = None,
+) -> Made:
+    """Returns packed batches: of so many rows if `rows` says so, else of whole examples."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = settings.DataSettings(
-            data_dir=release_dir,
+            data_dir=arguments.release_dir,
             model_dir=folder,
             vocabulary_size=CPU_SMALL.vocab_size,
+            prefix_side=prefix_side,
             keep_blank_rationales=True,  # as the published code: every example has two records
         )
         with settings.override(chosen):
-            records = pipeline.load_records(resolve_task(f"{dataset}_sbs"), "train", row_lengths)
-    print(f"{dataset}: {records.counts}")
-    batches = pipeline.TrainBatches(
-        records, pipeline.Batching(row_lengths, examples_per_batch=EXAMPLES_PER_STEP), seed=seed
-    )
+            task = resolve_task(f"{dataset}_sbs")
+            batching = pipeline.Batching(AUTO, examples_per_batch=arguments.examples)
+            if lengths is None:
+                whole = pipeline.load_whole_records(task, "train")
+                lengths = auto_lengths.propose(whole, batching).lengths
+            records = pipeline.load_records(task, "train", lengths)
+    if rows is None:
+        batching = dataclasses.replace(batching, feature_lengths=lengths)
+    else:
+        batching = pipeline.Batching(lengths, batch_size=rows)
+    batches = pipeline.TrainBatches(records, batching, seed=arguments.seed)
+    made, examples = [], []
     start = time.perf_counter()
-    made = [next(batches) for _ in range(count)]
-    return made, (time.perf_counter() - start) / count
+    for _ in range(count):
+        before = batches.fill.records
+        made.append(next(batches))
+        examples.append((batches.fill.records - before) // 2)
+    return Made(made, examples, lengths, (time.perf_counter() - start) / count)
 
 
-def compare(
-    dataset: str, arguments: argparse.Namespace, row_lengths: Mapping[str, int]
-) -> dict[str, Any]:
+def compare(dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times both sides by turns on one data set."""
     count = arguments.blocks * arguments.steps
-    batches, packing = make_batches(
-        dataset, arguments.release_dir, row_lengths, count, arguments.seed
+    given = arguments.row_lengths
+    lengths = dict(zip(("inputs", "targets"), given, strict=True)) if given else None
+    side = arguments.prefix_side
+    made = make_batches(dataset, arguments, count, prefix_side=side, lengths=lengths)
+    theirs = (
+        made
+        if side == "encoder"
+        else make_batches(dataset, arguments, count, prefix_side="encoder")
     )
+    if arguments.batches == "windows":
+        rows = round(statistics.mean(made.rows))
+        made = make_batches(
+            dataset, arguments, count, prefix_side=side, rows=rows, lengths=made.lengths
+        )
     config = dataclasses.replace(CPU_SMALL, dropout_rate=arguments.dropout)
-    ours = our_side(batches, config, arguments.seed)
-    peer = peer_side(batches, config, arguments.seed, arguments.peer_attention)
+    products = dataclasses.replace(config, product_dtype=arguments.product_dtype)
+    ours = our_side(made, products, arguments.seed)
+    peer = peer_side(theirs, config, arguments.seed, arguments.peer_attention)
 
     # Our batches have few numbers of rows, and each is compiled once.
-    first_of_shape = {len(batch["encoder_segment_ids"]): i for i, batch in enumerate(batches)}
+    first_of_shape = {rows: number for number, rows in enumerate(made.rows)}
     for number in first_of_shape.values():
         ours.step(number)
     for number in range(arguments.steps):
@@ -186,30 +244,32 @@ def compare(
     for block in range(arguments.blocks):
         numbers = range(block * arguments.steps, (block + 1) * arguments.steps)
         order = (ours, peer) if block % 2 else (peer, ours)
-        losses = {side.name: side.run_block(numbers) for side in order}
-    examples = EXAMPLES_PER_STEP * arguments.steps
+        losses = {each.name: each.run_block(numbers) for each in order}
     return {
         "dataset": dataset,
-        "row_lengths": dict(row_lengths),
+        "prefix_side": side,
+        "batches": arguments.batches,
+        "product_dtype": arguments.product_dtype,
+        "row_lengths": dict(made.lengths),
         "shapes": sorted(first_of_shape),
         "steps": count,
-        "packing_seconds_per_step": packing,
+        "packing_seconds_per_step": made.seconds,
         "sides": {
-            side.name: {
-                "examples_per_second": examples / statistics.median(side.wall),
-                "examples_per_cpu_second": examples / statistics.median(side.cpu),
-                "cpu_seconds_per_step": statistics.median(side.cpu) / arguments.steps,
-                "fill": side.fill,
-                "last_loss": losses[side.name][-1],
+            each.name: {
+                "examples_per_step": statistics.mean(each.examples),
+                "examples_per_second": 1 / statistics.median(each.wall),
+                "examples_per_cpu_second": 1 / statistics.median(each.cpu),
+                "fill": each.fill,
+                "last_loss": losses[each.name][-1],
             }
-            for side in (ours, peer)
+            for each in (ours, peer)
         },
         # Of neighbouring blocks, so that what else the machine does falls on both.
         "ratio_examples_per_second": statistics.median(
             theirs / mine for mine, theirs in zip(ours.wall, peer.wall, strict=True)
         ),
-        "ratio_cpu_seconds": statistics.median(
-            mine / theirs for mine, theirs in zip(ours.cpu, peer.cpu, strict=True)
+        "ratio_examples_per_cpu_second": statistics.median(
+            theirs / mine for mine, theirs in zip(ours.cpu, peer.cpu, strict=True)
         ),
     }
 
@@ -217,25 +277,29 @@ def compare(
 def show(results: Sequence[Mapping[str, Any]], console: rich.console.Console) -> None:
     """Prints the results as a table."""
     table = rich.table.Table(
-        "data set", "program", "examples/s", "CPU s/step", "batch fill", "loss",
-        title="cpu_small, 16 examples a step, one thread each", box=rich.box.SIMPLE,
+        "data set", "program", "examples a step", "examples/s", "examples/CPU s", "fill", "loss",
+        title="cpu_small, one thread each", box=rich.box.SIMPLE,
     )  # fmt: skip
     for result in results:
         for name, side in result["sides"].items():
             table.add_row(
                 result["dataset"],
                 name,
+                f"{side['examples_per_step']:.1f}",
                 f"{side['examples_per_second']:.1f}",
-                f"{side['cpu_seconds_per_step']:.3f}",
+                f"{side['examples_per_cpu_second']:.1f}",
                 f"{side['fill']:.0%}",
                 f"{side['last_loss']:.2f}",
             )
     console.print(table)
     for result in results:
+        lengths = result["row_lengths"]
         console.print(
-            f"{result['dataset']}: {result['ratio_examples_per_second']:.2f} × the peer's "
-            f"examples/s, {result['ratio_cpu_seconds']:.2f} × its CPU seconds; rows a batch "
-            f"{result['shapes']}; packing takes "
+            f"{result['dataset']}, prefixes on the {result['prefix_side']}'s side, "
+            f"{result['batches']} batches, products in {result['product_dtype']}: "
+            f"{result['ratio_examples_per_second']:.2f} × the peer's examples/s, "
+            f"{result['ratio_examples_per_cpu_second']:.2f} × its examples/CPU s; rows of "
+            f"{lengths['inputs']} × {lengths['targets']}, {result['shapes']} a batch; packing takes "
             f"{result['packing_seconds_per_step'] * 1e3:.1f} ms a step, beside the step"
         )
 
@@ -247,9 +311,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--release_dir", required=True, help="the authors' released data: svamp/, cqa/")
-    add("--datasets", nargs="+", default=["svamp", "cqa"], choices=sorted(ROW_LENGTHS))
+    add("--datasets", nargs="+", default=list(DATA_SETS), choices=DATA_SETS)
+    add("--examples", type=int, default=16, help="a step; the published batch has 64")
+    add("--batches", default="exact", choices=["exact", "windows"])
+    add("--prefix_side", default="encoder", choices=["encoder", "decoder"])
     add("--blocks", type=int, default=6, help="timed blocks of each side")
     add("--steps", type=int, default=5, help="steps in a block")
+    add("--product_dtype", default="float32", choices=["float32", "bfloat16"], help="of ours alone")
     add("--dropout", type=float, default=0.1, help="of both sides")
     add("--seed", type=int, default=0)
     add("--peer_attention", default="sdpa", choices=["sdpa", "eager"])
@@ -265,12 +333,7 @@ def main() -> int:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     try:
-        results = []
-        for dataset in arguments.datasets:
-            lengths = ROW_LENGTHS[dataset]
-            if arguments.row_lengths:
-                lengths = dict(zip(("inputs", "targets"), arguments.row_lengths, strict=True))
-            results.append(compare(dataset, arguments, lengths))
+        results = [compare(dataset, arguments) for dataset in arguments.datasets]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

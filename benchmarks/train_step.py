@@ -299,8 +299,8 @@ def show(results: Sequence[Mapping[str, Any]], console: rich.console.Console) ->
             f"{result['batches']} batches, products in {result['product_dtype']}: "
             f"{result['ratio_examples_per_second']:.2f} × the peer's examples/s, "
             f"{result['ratio_examples_per_cpu_second']:.2f} × its examples/CPU s; rows of "
-            f"{lengths['inputs']} × {lengths['targets']}, {result['shapes']} a batch; packing takes "
-            f"{result['packing_seconds_per_step'] * 1e3:.1f} ms a step, beside the step"
+            f"{lengths['inputs']} × {lengths['targets']}, {result['shapes']} a batch; packing "
+            f"takes {result['packing_seconds_per_step'] * 1e3:.1f} ms a step, beside the step"
         )
 
 

@@ -9,6 +9,8 @@ forced length, and for greedy decoding of rationales also end by a token that se
 sides get batches sorted by length, each padded to its longest (ours to a multiple of 16).
 Compilation and tokenizing are not timed. `equal` is the share of rows in which both sides wrote the
 same tokens.
+
+With `--ctranslate2 float32 int8` also by CTranslate2, the other ENGINE of the service, greedily.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ import sentencepiece
 import torch
 import transformers
 
+from sbs_jax.checkpoints import ctranslate2_weights
 from sbs_jax.checkpoints.huggingface import config_from_huggingface, params_from_huggingface
 from sbs_jax.decoding.beam import beam_decode
 from sbs_jax.decoding.candidates import candidate_tree
@@ -51,6 +54,7 @@ from sbs_jax.decoding.continuous import ContinuousDecoder, Request
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.host_memory import keep_freed_memory
+from sbs_jax.models.config import T5Config
 from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
@@ -256,6 +260,33 @@ def decode_continuously(
     return pad([output.tokens for output in outputs], decoder.max_decode_len, len(outputs))
 
 
+def translator(folder: str, params: Any, config: T5Config, quantization: str) -> Any:
+    """The same weights in CTranslate2, as our engine of that name converts them."""
+    import ctranslate2
+
+    ctranslate2_weights.save(folder, params, config, quantization)
+    return ctranslate2.Translator(folder, device="cpu", compute_type=quantization, intra_threads=1)
+
+
+def translate(
+    engine: Any, problems: Sequence[Problem], size: int, length: int, eos_id: int | None
+) -> np.ndarray:
+    """Greedy decoding by CTranslate2, which sorts by length itself; its tokens are named by id."""
+    ordered = sorted(problems, key=lambda problem: len(problem.tokens))
+    results = engine.translate_batch(
+        [[str(token) for token in problem.tokens] for problem in ordered],
+        beam_size=1,
+        max_batch_size=size,
+        max_input_length=0,
+        max_decoding_length=length,
+        min_decoding_length=length if eos_id is None else 1,
+        end_token=None if eos_id is None else [str(eos_id)],
+        return_end_token=True,
+    )
+    outputs = [[int(name) for name in result.hypotheses[0]] for result in results]
+    return pad(outputs, length, len(outputs))
+
+
 def rank(model: Transformer, params: Any, problems: Sequence[Problem], size: int) -> None:
     """Our closed label set: every problem's own five choices."""
     pairs = zip(
@@ -320,6 +351,10 @@ def run(arguments: argparse.Namespace, console: rich.console.Console) -> list[di
             dataclasses.replace(config, product_dtype=dtype), make_mesh(devices=jax.devices()[:1])
         )
         students[dtype] = student, student.for_inference(params)
+    engines = {}
+    for kind in arguments.ctranslate2:
+        with tempfile.TemporaryDirectory() as folder:
+            engines[kind] = translator(folder, jax.device_get(params), config, kind)
     problems = load_problems(arguments.release_dir, arguments.labels)
     explained = problems[: arguments.rationales]
 
@@ -361,6 +396,16 @@ def run(arguments: argparse.Namespace, console: rich.console.Console) -> list[di
                     ),
                 )
             )
+        for (kind, engine), size in itertools.product(engines.items(), arguments.batch):
+            if beams == 1:
+                made.append(
+                    Side(
+                        f"CTranslate2 {kind}, batch {size}",
+                        lambda engine=engine, size=size: translate(
+                            engine, chosen, size, length, eos_id
+                        ),
+                    )
+                )
         return made
 
     ranking = [
@@ -449,6 +494,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch", type=int, nargs="+", default=[16, 64], help="of our side")
     add("--peer_batch", type=int, nargs="+", default=[16, 64], help="the first is the measure")
     add("--dtype", nargs="+", default=["float32", "bfloat16"], help="of our products' operands")
+    add("--ctranslate2", nargs="+", default=[], choices=["float32", "int8"])
     add("--repeats", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--json", type=Path, help="also write the results here")

@@ -67,6 +67,7 @@ def config_of(url, steps, data):
     )
 
 
+@pytest.mark.slow
 def test_a_run_lives_in_a_bucket(bucket, tmp_path, monkeypatch):
     import sbs_jax.tasks.svamp  # noqa: F401  (registers the data set)
 

@@ -29,6 +29,7 @@ import transformers
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
 from sbs_jax.checkpoints import decoder_config_json, decoder_huggingface, loading
+from sbs_jax.data import auto_lengths
 from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.pipeline import load_records
 from sbs_jax.data.resolving import TaskChoice, resolve_task
@@ -42,6 +43,7 @@ from sbs_jax.training import optimizers, placement
 from sbs_jax.training.step import make_train_step
 
 EXAMPLES = 8
+UNCUT = 1024
 
 
 def texts_of(batch: dict[str, np.ndarray], config: DecoderConfig) -> list[tuple[list, list]]:
@@ -112,10 +114,13 @@ def main() -> None:
         vocabulary_path=str(source.require_vocabulary()),
         prefix_side="decoder",
     )
-    lengths = {"inputs": 208, "targets": 352}
     task = resolve_task(TaskChoice("svamp", method="sbs"), settings)
-    records = load_records(task, "train", lengths)
-    batches = TrainBatches(records, Batching(lengths, examples_per_batch=EXAMPLES), seed=0)
+    # As TASK_FEATURE_LENGTHS = 'auto' does.
+    records = load_records(task, "train", {"inputs": UNCUT, "targets": UNCUT})
+    proposed = auto_lengths.propose(records, Batching("auto", examples_per_batch=EXAMPLES))
+    print(proposed)
+    batching = Batching(proposed.lengths, examples_per_batch=EXAMPLES)
+    batches = TrainBatches(records, batching, seed=0)
 
     config = source.config
     student = Student(

@@ -42,7 +42,7 @@ class Student:
 
     def __init__(self, config: ModelConfig, mesh: Mesh, *, fsdp: bool = False) -> None:
         self.config = config
-        self.model = network_of(config, mesh.devices.flat[0].platform)
+        self.model = network_of(config, mesh.devices.flat[0].platform, mesh.size)
         self.mesh = mesh
         self.rules = rules_lib.logical_axis_rules(mesh, config.axis_sizes, fsdp=fsdp)
         # XLA:CPU runs virtual devices on one pool of threads: two programs whose devices wait for

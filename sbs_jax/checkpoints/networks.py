@@ -29,6 +29,7 @@ _DECODER_COMPUTING = (
     "dtype",
     "product_dtype",
     "float32_attention_logits",
+    "attention",
     "max_positions",
     "embedding_lookup",
     "remat",

@@ -127,13 +127,14 @@ class Network(Protocol):
         """Decodes tokens that need not follow one another; R is a multiple of B."""
 
 
-def network_of(config: ModelConfig, platform: str | None = None) -> Network:
+def network_of(config: ModelConfig, platform: str | None = None, devices: int = 1) -> Network:
     """Makes the network of a config.
 
     Args:
       config: its dimensions.
       platform: `gpu`, `tpu` or `cpu`, of the devices that compute it; decides what `attention =
-        'auto'` of a T5 is. None leaves that open.
+        'auto'` is. None leaves that open.
+      devices: how many these are.
 
     Raises:
       UserError: MODEL is no config of a network, or the platform lacks what it asks for.
@@ -144,6 +145,8 @@ def network_of(config: ModelConfig, platform: str | None = None) -> Network:
             config = dataclasses.replace(config, attention=attention)
         return Transformer(config)
     if isinstance(config, DecoderConfig):
+        if config.attention == "auto" and platform == "cpu" and devices == 1:
+            config = dataclasses.replace(config, attention="by_head")
         return DecoderOnly(config)
     raise UserError(
         f"MODEL = {config!r} is no T5Config or DecoderConfig; include a file of gin/models."

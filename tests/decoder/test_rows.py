@@ -155,6 +155,24 @@ def test_rows_equal_separate_texts_in_float64(settings):
                 np.testing.assert_allclose(ours, theirs, atol=1e-12 * scale, rtol=0)
 
 
+def test_attention_by_heads_is_that_of_all_at_once():
+    batch = rows_of([examples()[:2], examples()[2:]], 40, 48)
+    params = random_params(DecoderConfig(**GEMMA), jnp.float32)
+
+    def gradients(attention):
+        model = DecoderOnly(DecoderConfig(**GEMMA, attention=attention))
+        function = jax.jit(jax.value_and_grad(functools.partial(row_loss, model=model)))
+        # There is a loop over heads exactly where it is asked for.
+        text = function.lower(params, batch=batch).as_text()
+        assert ("stablehlo.while" in text) == (attention == "by_head")
+        return function(params, batch=batch)
+
+    (loss, found), (expected_loss, expected) = map(gradients, ("by_head", "whole"))
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+
+
 def test_the_project_s_loss_on_rows():
     config = DecoderConfig(**SMALL)
     model, members = DecoderOnly(config), examples()

@@ -15,6 +15,7 @@ from sbs_jax.models.config import (
 )
 from sbs_jax.token_ids import moved_ids
 
+ATTENTIONS = ("auto", "whole", "by_head")
 DTYPES = ("float32", "bfloat16", "float64")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 
@@ -44,6 +45,10 @@ class DecoderConfig:
       product_dtype: see `T5Config`.
       float32_attention_logits: compute attention logits and softmax in float32 even if activations
         are bfloat16.
+      attention: how attention to one set of keys is computed, as in training: `whole`, with the
+        logits of all heads in memory; `by_head`, one head of one row after another, computing
+        logits again for the gradient, which needs less memory and is faster on a CPU; or `auto`,
+        which is `by_head` on a single CPU device. Where weights are dropped, it is `whole`.
       layer_norm_epsilon: added to the mean square of a norm's input.
       norm_adds_one: a norm scales by 1 + its weight (Gemma).
       post_norms: norms after attention and MLP, too, before the residual is added (Gemma).
@@ -98,6 +103,7 @@ class DecoderConfig:
     dtype: str = "float32"
     product_dtype: str | None = None
     float32_attention_logits: bool = True
+    attention: str = "auto"
     layer_norm_epsilon: float = 1e-5
     norm_adds_one: bool = False
     post_norms: bool = False
@@ -162,6 +168,7 @@ class DecoderConfig:
         for name, choices in (
             ("dtype", DTYPES),
             ("product_dtype", (None, *DTYPES)),
+            ("attention", ATTENTIONS),
             ("embedding_lookup", EMBEDDING_LOOKUPS),
             ("remat", REMATS),
             ("rope_scaling", ROPE_SCALINGS),

@@ -25,6 +25,7 @@ from sbs_jax.models.layers import (
 
 KeysValues = tuple[Float[Array, "B KV L K"], Float[Array, "B KV L K"]]
 
+_FEW_QUERIES = 64
 _INIT_STDDEV = 0.02
 """The deviation of fresh kernels and embeddings: transformers' `initializer_range`."""
 
@@ -191,22 +192,16 @@ class Attention(nn.Module):
         rows, _, length, width = query.shape
         query = query.reshape(rows, config.num_kv_heads, config.groups, length, width)
         wide = wide_dtype(config) if config.float32_attention_logits else config.dtype
-        logits = []
-        for source in sources:
-            part = _products("rhgqk,rhlk->rhgql", query, source.keys, wide)
-            if config.attention_softcap is not None:
-                cap = jnp.asarray(config.attention_softcap, part.dtype)
-                part = cap * jnp.tanh(part / cap)
-            bias = source.bias
-            if bias.shape[0] not in (1, rows):
-                bias = jnp.repeat(bias, rows // bias.shape[0], axis=0)
-            logits.append(part + bias[:, None, None].astype(part.dtype))
-        if len(logits) == 1:
-            weights = jax.nn.softmax(logits[0], axis=-1).astype(config.dtype)
-            weights = dropout(weights, seed, config)
-            mixed = _products("rhgql,rhlk->rhgqk", weights, sources[0].values, config.dtype)
+        if len(sources) == 1:
+            by_head = _goes_by_head(config, query, sources[0], seed)
+            mixed = (
+                _attend_by_head(config, query, sources[0])
+                if by_head
+                else _attend_once(config, query, sources[0], seed)
+            )
         else:
             # One softmax over parts that are never joined in memory.
+            logits = [_logits(config, query, source) for source in sources]
             highest = jnp.max(jnp.stack([part.max(-1, keepdims=True) for part in logits]), axis=0)
             parts = [jnp.exp(part - highest) for part in logits]
             total = sum(part.sum(-1, keepdims=True) for part in parts)
@@ -221,6 +216,74 @@ class Attention(nn.Module):
     def _heads(self, x: Float[Array, "B L NK"], count: int) -> Float[Array, "B N L K"]:
         heads = x.reshape(*x.shape[:-1], count, self.config.head_dim).swapaxes(1, 2)
         return nn.with_logical_constraint(heads, ("batch", "heads", "length", "kv"))
+
+
+def _logits(
+    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys
+) -> Float[Array, "R KV G Q L"]:
+    """The masked attention logits of queries, in the dtype of the softmax."""
+    wide = wide_dtype(config) if config.float32_attention_logits else config.dtype
+    logits = _products("rhgqk,rhlk->rhgql", query, source.keys, wide)
+    if config.attention_softcap is not None:
+        cap = jnp.asarray(config.attention_softcap, logits.dtype)
+        logits = cap * jnp.tanh(logits / cap)
+    bias, rows = source.bias, query.shape[0]
+    if bias.shape[0] not in (1, rows):
+        bias = jnp.repeat(bias, rows // bias.shape[0], axis=0)
+    return logits + bias[:, None, None].astype(logits.dtype)
+
+
+def _attend_once(
+    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys, seed: Seed | None
+) -> Float[Array, "R KV G Q K"]:
+    """Attends to one source, the logits of all heads at once."""
+    weights = jax.nn.softmax(_logits(config, query, source), axis=-1).astype(config.dtype)
+    weights = dropout(weights, seed, config)
+    return _products("rhgql,rhlk->rhgqk", weights, source.values, config.dtype)
+
+
+def _goes_by_head(
+    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys, seed: Seed | None
+) -> bool:
+    """Whether queries attend head by head: where the config says so, and that is worth a loop."""
+    rows, length = query.shape[0], query.shape[3]
+    drops = seed is not None and config.dropout_rate > 0
+    plain = source.keys.shape[0] == rows and source.bias.shape[0] in (1, rows)
+    return config.attention == "by_head" and plain and not drops and length >= _FEW_QUERIES
+
+
+def _attend_by_head(
+    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys
+) -> Float[Array, "R KV G Q K"]:
+    """Attends head by head, whose logits are computed again for the gradient.
+
+    The logits of one head stay in the cache of a CPU's core; those of all go through its memory
+    several times, there and back.
+    """
+    rows, kv_heads, groups, length, width = query.shape
+
+    def group(own: tuple[Array, Array, Array, Array]) -> Float[Array, "G Q K"]:
+        row, queries, keys, values = own
+        place = row if source.bias.shape[0] == rows else 0
+        bias = lax.dynamic_index_in_dim(source.bias, place, keepdims=True)
+        shared = Keys(keys[None, None], values[None, None], bias)
+
+        def head(one: Float[Array, "Q K"]) -> Float[Array, "Q K"]:
+            return _attend_once(config, one[None, None, None], shared, None)[0, 0, 0]
+
+        return lax.map(jax.checkpoint(head), queries)
+
+    joined = rows * kv_heads
+    mixed = lax.map(
+        group,
+        (
+            jnp.arange(joined) // kv_heads,
+            query.reshape(joined, groups, length, width),
+            source.keys.reshape(joined, -1, width),
+            source.values.reshape(joined, -1, width),
+        ),
+    )
+    return mixed.reshape(query.shape)
 
 
 def _products(spec: str, left: Array, right: Array, dtype: jnp.dtype | str) -> Array:

@@ -47,8 +47,8 @@ class DecoderConfig:
         are bfloat16.
       attention: how attention to one set of keys is computed, as in training: `whole`, with the
         logits of all heads in memory; `by_head`, one head of one row after another, computing
-        logits again for the gradient, which needs less memory and is faster on a CPU; or `auto`,
-        which is `by_head` on a single CPU device. Where weights are dropped, it is `whole`.
+        logits again for the gradient, which needs less memory and no more time on a CPU; or
+        `auto`, which is `by_head` on a single CPU device. Where weights are dropped, it is `whole`.
       layer_norm_epsilon: added to the mean square of a norm's input.
       norm_adds_one: a norm scales by 1 + its weight (Gemma).
       post_norms: norms after attention and MLP, too, before the residual is added (Gemma).

@@ -25,6 +25,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# epath asks once in a process how to reach gs://, and TensorFlow's client finds no local server.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 # How long an example takes says more about the machine's other work than about the code.
 hypothesis.settings.register_profile("sbs_jax", deadline=None)

@@ -36,7 +36,8 @@ RENEW_SECONDS = 15.0
 """How often the holder of a lease says that it is alive."""
 STALE_SECONDS = 60.0
 """After so long without a word, the holder of a lease counts as dead."""
-_SETTLE_SECONDS = 1.0  # within which a second process that takes the same lease is noticed
+SETTLE_SECONDS = 1.0
+"""Within which a second process that takes the same lease is noticed."""
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
 
@@ -210,7 +211,7 @@ def leased(url: str) -> Iterator[None]:
     own: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
     _wait_for_holder(url)
     _say(url, own)
-    time.sleep(_SETTLE_SECONDS)
+    time.sleep(SETTLE_SECONDS)
     if (_read(url) or {}).get("id") != own["id"]:
         raise UserError(_held(url, _read(url) or {}))
     ended = threading.Event()

@@ -36,7 +36,7 @@ def bucket():
         patch.setenv("STORAGE_EMULATOR_HOST", host)  # gcsfs
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", host)  # Orbax's arrays
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
-        patch.setattr(remote, "_SETTLE_SECONDS", 0.0)
+        patch.setattr(remote, "SETTLE_SECONDS", 0.0)
         yield f"gs://{BUCKET}"
         server.stop()
 

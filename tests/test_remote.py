@@ -147,7 +147,7 @@ def test_an_outbox_sends_what_has_changed(memory, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    for name, seconds in (("_SETTLE", 0.0), ("RENEW", 0.02), ("STALE", 0.2)):
+    for name, seconds in (("SETTLE", 0.0), ("RENEW", 0.02), ("STALE", 0.2)):
         monkeypatch.setattr(remote, f"{name}_SECONDS", seconds)
 
 

@@ -27,7 +27,7 @@ _PATIENCE = 24 * 3600.0  # seconds to wait for another process that fetches the 
 
 def cache_root() -> Path:
     """Returns the user's folder for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sbs_jax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "sbs_jax"
 
 
 def local(path: str | os.PathLike[str], *, beside: Sequence[str] = ()) -> Path:

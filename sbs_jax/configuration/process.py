@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from sbs_jax import remote_copies
 from sbs_jax.configuration.flags import Flags
 from sbs_jax.host_memory import keep_freed_memory
 from sbs_jax.partitioning import peers
@@ -68,8 +69,7 @@ def enable_compilation_cache(folder: str | None = None) -> None:
 def cache_folder() -> Path:
     """Where compiled programs are kept unless a flag says otherwise."""
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(own) if own else Path(base) / "sbs_jax" / "compiled"
+    return Path(own) if own else remote_copies.cache_root() / "compiled"
 
 
 def is_writable(folder: Path) -> bool:

@@ -26,7 +26,7 @@ KEPT = ("id", "label", "example", "example_count")
 """Features of an element that its records keep: its name, its gold label, its number, and how many
 examples there are (whoever counts records must know of those that give none)."""
 
-_CHUNK = 1024  # examples that one call turns into records
+CHUNK = 1024  # examples that one call turns into records
 
 
 def to_records(
@@ -116,7 +116,7 @@ def to_records(
                 features[key], features["part"] = _in_one_target(tokens, tf.unstack(codes, most))
         return features
 
-    return dataset.batch(_CHUNK).map(expand).unbatch()
+    return dataset.batch(CHUNK).map(expand).unbatch()
 
 
 def _in_one_target(
@@ -148,7 +148,7 @@ def finish_targets(
     if settings_lib.current().prefix_side != "decoder" and not method.shares_targets:
         return dataset
     finish = functools.partial(_finish, output_features=output_features, method=method)
-    return dataset.ragged_batch(_CHUNK).map(finish).unbatch()
+    return dataset.ragged_batch(CHUNK).map(finish).unbatch()
 
 
 def _finish(

@@ -28,7 +28,7 @@ Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 
 SEQUENCES = ("inputs", "targets", "part")
 SCALARS = ("example", "example_count", "variant", record_texts.WEIGHING)
-_CHUNK = 16_384  # elements whose records are tokenized at a time
+CHUNK = 16_384  # elements whose records are tokenized at a time
 
 
 def read_columns(task: ResolvedTask, split: str) -> Columns:
@@ -109,7 +109,7 @@ def tokenized(task: TaskInfo, stream: Stream, settings: DataSettings) -> Iterato
     make = record_texts.RecordMaker(method, settings, weighs=stream.weighs)
     finish = _Finish(method, settings, vocabulary)
     elements = iter(stream.elements)
-    while chunk := list(itertools.islice(elements, _CHUNK)):
+    while chunk := list(itertools.islice(elements, CHUNK)):
         records, numbers = [], []
         for element in chunk:
             found = list(make(element))

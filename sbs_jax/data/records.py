@@ -142,7 +142,7 @@ class Records:
 
 def _longest(offsets: np.ndarray) -> int:
     """Returns the greatest difference of neighbours, without an array of all of them."""
-    pieces = (offsets[start : start + _PIECE + 1] for start in range(0, offsets.size, _PIECE))
+    pieces = (offsets[start : start + PIECE + 1] for start in range(0, offsets.size, PIECE))
     return max((int(np.diff(piece).max(initial=0)) for piece in pieces), default=0)
 
 
@@ -204,15 +204,15 @@ def joined_arrays(records: Sequence[Records]) -> dict[str, Iterator[np.ndarray]]
     return found
 
 
-_PIECE = 1 << 22
+PIECE = 1 << 22
 
 
 def _joined(arrays: Sequence[np.ndarray], sizes: Sequence[int] = ()) -> Iterator[np.ndarray]:
     """Yields arrays behind one another; with `sizes`, numbers that go on behind those before."""
     before = 0
     for number, array in enumerate(arrays):
-        for start in range(0, array.size, _PIECE):
-            piece = array[start : start + _PIECE]
+        for start in range(0, array.size, PIECE):
+            piece = array[start : start + PIECE]
             yield (piece + before).astype(np.int32) if sizes else piece
         before += sizes[number] if sizes else 0
 
@@ -222,8 +222,8 @@ def _joined_ends(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     before = 0
     yield np.zeros(1, np.int64)
     for array in arrays:
-        for start in range(1, array.size, _PIECE):
-            yield array[start : start + _PIECE].astype(np.int64) + before
+        for start in range(1, array.size, PIECE):
+            yield array[start : start + PIECE].astype(np.int64) + before
         before += int(array[-1])
 
 

@@ -28,9 +28,9 @@ _INDEX = struct.Struct("!i")
 _HELLO = struct.Struct("!8sii")
 _MAGIC = b"sbs_jax1"
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # seconds, and probes
-_PATIENCE = 300.0  # seconds to wait for the others, as jax does
+PATIENCE = 300.0  # seconds to wait for the others, as jax does
 _HELLO_SECONDS = 5.0
-_SECONDS_BETWEEN_NOTES = 20.0
+SECONDS_BETWEEN_NOTES = 20.0
 
 
 class Peers:
@@ -261,7 +261,7 @@ def saying_what_takes_long(what: str) -> Iterator[None]:
 
     def say() -> None:
         begun = time.monotonic()
-        while not done.wait(_SECONDS_BETWEEN_NOTES):
+        while not done.wait(SECONDS_BETWEEN_NOTES):
             _say(f"waiting for {what} ({time.monotonic() - begun:.0f} s so far)")
 
     thread = threading.Thread(target=say, name="waiting", daemon=True)
@@ -288,12 +288,12 @@ def _waiting(what: Callable[[], str]) -> Iterator[float]:
     """
     begun = time.monotonic()
     last_note = 0.0
-    while (waited := time.monotonic() - begun) < _PATIENCE:
-        if waited - last_note >= _SECONDS_BETWEEN_NOTES:
+    while (waited := time.monotonic() - begun) < PATIENCE:
+        if waited - last_note >= SECONDS_BETWEEN_NOTES:
             last_note = waited
-            _say(f"waiting for {what()} ({waited:.0f} s so far, {_PATIENCE:.0f} at most)")
-        yield min(_SECONDS_BETWEEN_NOTES / 4, max(0.01, _PATIENCE - waited))
-    raise TimeoutError(f"No sign of {what()} within {_PATIENCE:.0f} s")
+            _say(f"waiting for {what()} ({waited:.0f} s so far, {PATIENCE:.0f} at most)")
+        yield min(SECONDS_BETWEEN_NOTES / 4, max(0.01, PATIENCE - waited))
+    raise TimeoutError(f"No sign of {what()} within {PATIENCE:.0f} s")
 
 
 def _say(sentence: str) -> None:

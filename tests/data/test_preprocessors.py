@@ -64,7 +64,7 @@ def test_single_parts_and_prefixes(method, expected):
 
 
 def test_more_examples_than_a_chunk_keep_their_order(monkeypatch):
-    monkeypatch.setattr(preprocessors, "_CHUNK", 2)
+    monkeypatch.setattr(preprocessors, "CHUNK", 2)
     assert [record[3] for record in records("sbs")] == ["a", "a", "b", "c"]
 
 

@@ -30,8 +30,8 @@ def assert_equal(columns, records):
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 @pytest.mark.parametrize("method", METHODS)
 def test_batched_equals_seqios_own(use, method, side, monkeypatch):
-    monkeypatch.setattr("sbs_jax.data.preprocessors._CHUNK", 7)  # the end of a chunk shows
-    monkeypatch.setattr(reading, "_CHUNK", 7)
+    monkeypatch.setattr("sbs_jax.data.preprocessors.CHUNK", 7)  # the end of a chunk shows
+    monkeypatch.setattr(reading, "CHUNK", 7)
     with use("cqa", prefix_side=side, keep_blank_rationales=method == "rationale"):
         task = choosing.find_task(f"cqa_{method}")
         columns = reading.read_columns(resolve_task(task.name), "train")

@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(settings, tmp_path):
 
 
 def test_a_mixture_is_joined_in_files_as_it_is_in_memory(settings, monkeypatch):
-    monkeypatch.setattr(records_lib, "_PIECE", 50)
+    monkeypatch.setattr(records_lib, "PIECE", 50)
     monkeypatch.setattr(stored_records, "RANDOM_ABOVE", 0)
     plain = dataclasses.replace(settings, prefix_side="encoder")
     parts = [load(settings, "svamp_sbs"), load(plain, "svamp_standard")]

@@ -142,8 +142,8 @@ def connected_to(port):
 
 
 def test_somebody_who_never_comes_is_named(monkeypatch, capfd):
-    monkeypatch.setattr(peers_lib, "_SECONDS_BETWEEN_NOTES", 0.2)
-    monkeypatch.setattr(peers_lib, "_PATIENCE", 0.7)
+    monkeypatch.setattr(peers_lib, "SECONDS_BETWEEN_NOTES", 0.2)
+    monkeypatch.setattr(peers_lib, "PATIENCE", 0.7)
     alone = Peers(0, 3, print)
     server, port = alone.listen()
     with socket.create_connection(("localhost", port)) as stranger:

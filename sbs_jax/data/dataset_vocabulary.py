@@ -127,15 +127,14 @@ class DatasetVocabulary(Vocabulary):
           int32, the ids of all texts behind one another, each text's EOS included; and the texts'
           lengths in ids, int64 [texts].
         """
+        split = [text.split(EOS_STRING) for text in texts]
+        counts = np.fromiter(map(len, split), np.int64, len(split))
         numbers: dict[str, int] = {}
-        pieces, counts = [], np.empty(len(texts), np.int64)
-        for index, text in enumerate(texts):
-            own = text.split(EOS_STRING)
-            counts[index] = len(own)
-            pieces += [numbers.setdefault(piece, len(numbers)) for piece in own]
+        pieces = [numbers.setdefault(piece, len(numbers)) for own in split for piece in own]
+        del split
         encoded = self.tokenizer.encode(list(numbers))
         # Behind each piece comes EOS: within a text, or at its end.
-        lengths = np.fromiter((len(ids) + 1 for ids in encoded), np.int64, len(encoded))
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) + 1
         flat = np.full(lengths.sum(), EOS_ID, np.int32)
         kept = np.ones(flat.size, bool)
         kept[np.cumsum(lengths) - 1] = False

@@ -18,7 +18,7 @@ from sbs_jax import metrics
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.rationales import join_rationales
-from sbs_jax.data.release import Example, LoadFn, own_fields, rationale_texts, where
+from sbs_jax.data.release import Example, LoadFn, own_field, rationale_texts, where
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import EOS_STRING
 from sbs_jax.errors import UserError
@@ -194,22 +194,25 @@ def _checked(dataset: Dataset, examples: list[Example]) -> list[Example]:
         character; names the file and the line where they are known.
     """
     labels = dataset.labels
-    seen: dict[str, str] = {}
+    seen: set[str] = set()
     for example in examples:
-        if labels and example["label"] and example["label"] not in labels:
+        identity, label = example["id"], example["label"]
+        if labels and label and label not in labels:
             raise UserError(
-                f"{where(example)}: the data set '{dataset.name}', example '{example['id']}': its "
-                f"label {example['label']!r} is none of {', '.join(labels)}."
+                f"{where(example)}: the data set '{dataset.name}', example '{identity}': its "
+                f"label {label!r} is none of {', '.join(labels)}."
             )
-        if example["id"] in seen:
+        if identity in seen:
+            first = next(one for one in examples if one["id"] == identity)
             raise UserError(
-                f"{where(example)}: the id '{example['id']}' occurs twice in the data set "
-                f"'{dataset.name}' (first: {seen[example['id']]})."
+                f"{where(example)}: the id '{identity}' occurs twice in the data set "
+                f"'{dataset.name}' (first: {where(first)})."
             )
-        seen[example["id"]] = where(example)
-        for field in ("id", "input", "label"):
-            if "\0" in example[field]:
-                raise UserError(f"{where(example)}: field '{field}' holds a NUL character.")
+        seen.add(identity)
+        if "\0" in identity or "\0" in example["input"] or "\0" in label:
+            texts = {"id": identity, "input": example["input"], "label": label}
+            field = next(name for name, text in texts.items() if "\0" in text)
+            raise UserError(f"{where(example)}: field '{field}' holds a NUL character.")
     return clean(examples)
 
 
@@ -221,20 +224,28 @@ def clean(examples: list[Example]) -> list[Example]:
     for example in examples:
         fields: dict[str, Any] = example  # type: ignore[assignment]  # written by computed keys
         for key, value in fields.items():
-            clean = _clean_text if key in ("input", "id") else _clean_target
             if isinstance(value, str):
-                fields[key] = clean(value)
+                clean = _clean_text if key in ("input", "id") else _clean_target
+                if (text := clean(value)) is not value:
+                    fields[key] = text
             elif isinstance(value, list) and all(isinstance(text, str) for text in value):
+                clean = _clean_text if key in ("input", "id") else _clean_target
                 fields[key] = list(map(clean, value))
     return examples
 
 
 def _clean_target(text: str) -> str:
-    return _clean_text(text).replace(EOS_STRING, " ").replace("\0", " ")
+    if not text.isascii():
+        text = _clean_text(text)
+    if EOS_STRING in text:
+        text = text.replace(EOS_STRING, " ")
+    return text.replace("\0", " ") if "\0" in text else text
 
 
 def _clean_text(text: str) -> str:
     """Replaces what no UTF-8 text can hold (half of a surrogate pair, as JSON may escape it)."""
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -275,7 +286,7 @@ def own_text(example: Example, field: str) -> str:
     Raises:
       UserError: it is neither a text nor a number; names the file and the line.
     """
-    value = own_fields(example).get(field)
+    value = own_field(example, field)
     if value is None:
         return ""
     if field == "llm_rationale":

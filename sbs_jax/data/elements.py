@@ -17,7 +17,7 @@ from sbs_jax.data.datasets import (
     load_examples,
     own_text,
 )
-from sbs_jax.data.release import Example, own_fields, rationale_texts, where
+from sbs_jax.data.release import Example, own_field, own_fields, rationale_texts, where
 from sbs_jax.data.token_weights import word_weights
 from sbs_jax.errors import UserError
 from sbs_jax.part_templates import fields_of
@@ -75,9 +75,7 @@ def stream_targets(task: TaskInfo, split: str) -> Stream:
         require_fields(task, split, examples)
     count, written = len(examples), _written_fields(task)
     weights = [f"{field}_weights" for field in written]
-    weighed = any(
-        own_fields(example).get(name) is not None for example in examples for name in weights
-    )
+    weighed = any(own_field(example, name) is not None for example in examples for name in weights)
     elements = _elements(task, split, examples, written if weighed else ())
     if not weighed:
         return Stream(elements, count, weighs=False)
@@ -92,32 +90,37 @@ def _elements(
     """Yields the elements of examples, and empties their list meanwhile."""
     teacher_labels = split == TRAIN and task.label_source == TEACHER
     known = set(map(metrics.normalize_answer, task.dataset.labels))
+    spelt = set(task.dataset.labels)  # As most are, which need not be normalised.
     own_names, several = task.definition.own_fields, task.uses_rationales
     examples.reverse()
     for number in range(len(examples)):
         example = examples.pop()
-        rationales = rationale_texts(example.get(task.rationale_key, ""))
+        human = rationale_texts(example["rationale"])
+        teacher = rationale_texts(example.get("llm_rationale", ""))
+        rationales = human if task.rationale_key == "rationale" else teacher
         label = example["llm_label" if teacher_labels else "label"]
-        if known and metrics.normalize_answer(label) not in known:
+        if known and label not in spelt and metrics.normalize_answer(label) not in known:
             label = ""  # the teacher did not decide: nothing to learn from
         texts = {name: own_text(example, name) for name in own_names}
-        own = {element_key(name): text for name, text in texts.items()}
         for variant, rationale in enumerate(rationales if several else rationales[:1]):
-            given = {"label": label, "rationale": rationale, **texts}
-            yield {
+            element: Element = {
                 "id": example["id"],
                 "input": example["input"],
                 "label": example["label"],
-                "rationale": rationale_texts(example["rationale"])[0],
+                "rationale": human[0],
                 "llm_label": example.get("llm_label", ""),
-                "llm_rationale": rationale_texts(example.get("llm_rationale", ""))[0],
+                "llm_rationale": teacher[0],
                 "target_label": label,
                 "target_rationale": rationale,
                 "example": number,
                 "variant": variant,
-                **own,
-                **(_weights_of(task, example, weighed, given) if weighed else {}),
             }
+            for name, text in texts.items():
+                element[element_key(name)] = text
+            if weighed:
+                given = {"label": label, "rationale": rationale, **texts}
+                element.update(_weights_of(task, example, weighed, given))
+            yield element
 
 
 WEIGHTS_OF = "weights of "
@@ -134,17 +137,17 @@ def _weights_of(
     task: TaskInfo, example: Example, fields: Sequence[str], texts: Mapping[str, str]
 ) -> dict[str, str]:
     """Reads the weights of the words of the fields that the method writes; see `token_weights`."""
-    given = own_fields(example)
     found = {}
     for field in fields:
         name = f"{field}_weights"
-        if given.get(name) is None:
+        value = own_field(example, name)
+        if value is None:
             continue
         place = f"{where(example)}: field '{name}'"
         if field == "rationale" and len(rationale_texts(example.get(task.rationale_key, ""))) > 1:
             raise UserError(f"{place} cannot say which of several rationales it weighs.")
         if texts[field].strip():
-            found[WEIGHTS_OF + field] = word_weights(given[name], texts[field], place)
+            found[WEIGHTS_OF + field] = word_weights(value, texts[field], place)
     return found
 
 

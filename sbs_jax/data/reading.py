@@ -120,7 +120,7 @@ def tokenized(task: TaskInfo, stream: Stream, settings: DataSettings) -> Iterato
                 "inputs": vocabulary.encode_flat([record.inputs for record in records]),
                 **finish(records),
                 "example": _scalars(numbers),
-                "example_count": _scalars([stream.examples] * len(records)),
+                "example_count": _scalars(np.full(len(records), stream.examples)),
                 "variant": _scalars([record.variant for record in records]),
             }
             if stream.weighs:
@@ -172,7 +172,7 @@ class _Finish:
         return {"targets": (targets, before + own), "part": (spread, before + own)}
 
 
-def _scalars(values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _scalars(values: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(values, np.int32), np.ones(len(values), np.int64)
 
 

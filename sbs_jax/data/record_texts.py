@@ -10,7 +10,8 @@ The input pipeline makes its records with these functions (`reading`), and so do
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from sbs_jax.data import token_weights
@@ -89,8 +90,10 @@ class RecordMaker:
         kept = ("input", "rationale") if self._keep else ("input",)
         return _Template(
             target=target,
-            prefix=encoder_prefix(settings, target),
-            inputs=self._pieces(target.inputs(settings.texts)),
+            inputs=_joining(
+                self._pieces(target.inputs(settings.texts)), encoder_prefix(settings, target)
+            ),
+            targets=[_joining(self._pieces(one)) for one in target.outputs(settings.texts)],
             outputs=[self._pieces(pieces) for pieces in target.outputs(settings.texts)],
             needed=tuple(element_key(field) for field in target.fields if field not in kept),
             shared="rationale" not in target.fields,
@@ -113,32 +116,54 @@ class RecordMaker:
         for template in self._templates:
             if template.shared and element["variant"] > 0:
                 continue
-            if any(is_blank(element[key]) for key in template.needed):
-                continue
-            yield RecordTexts(
-                self._framed(template.prefix + _joined(template.inputs, element)),
-                tuple(_joined(pieces, element) for pieces in template.outputs),
-                template.target,
-                SHARED if template.shared else element["variant"],
-                _weighing(template.outputs, element) if self._weighs else "",
-            )
+            for key in template.needed:
+                if is_blank(element[key]):
+                    break
+            else:
+                yield RecordTexts(
+                    self._framed(template.inputs(element)),
+                    tuple([text_of(element) for text_of in template.targets]),
+                    template.target,
+                    SHARED if template.shared else element["variant"],
+                    _weighing(template.outputs, element) if self._weighs else "",
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Template:
-    """A target with its templates read; pieces are (text, key, left out where that is blank)."""
+    """A target with its templates read; pieces are (text, key, left out where that is blank).
+
+    Attributes:
+      target: the target.
+      inputs: makes the encoder's text of an element, prefix included.
+      targets: make the text of each part of an element.
+      outputs: the pieces of each part.
+      needed: the keys of what may not be blank.
+      shared: whether all rationales of an example share the record.
+    """
 
     target: Target
-    prefix: str
-    inputs: Sequence[tuple[str, str | None, bool]]
+    inputs: Callable[[Element], str]
+    targets: Sequence[Callable[[Element], str]]
     outputs: Sequence[Sequence[tuple[str, str | None, bool]]]
     needed: tuple[str, ...]
     shared: bool
 
 
-def _joined(pieces: Sequence[tuple[str, str | None, bool]], element: Element) -> str:
-    """Joins fields and the texts in front of them."""
-    joined = ""
+def _joining(
+    pieces: Sequence[tuple[str, str | None, bool]], prefix: str = ""
+) -> Callable[[Element], str]:
+    """Returns a function that joins an element's fields and the texts in front of them."""
+    if len(pieces) == 1:
+        text, key, optional = pieces[0]
+        if key is not None and not optional:
+            before = prefix + text
+            return lambda element: before + element[key]
+    return functools.partial(_joined, prefix, pieces)
+
+
+def _joined(prefix: str, pieces: Sequence[tuple[str, str | None, bool]], element: Element) -> str:
+    joined = prefix
     for text, key, optional in pieces:
         value = "" if key is None else element[key]
         if not (optional and is_blank(value)):

@@ -285,6 +285,9 @@ def cut_sequences(tokens: np.ndarray, lengths: np.ndarray, limit: int) -> Cut:
     """
     lengths = lengths.astype(np.int64)
     ends = np.cumsum(lengths)
+    if lengths.max(initial=0) <= limit:
+        offsets = np.concatenate([[0], ends])
+        return Cut(tokens.astype(np.int32, copy=False), offsets, np.ones(tokens.size, bool), 0)
     position = np.arange(tokens.size) - np.repeat(ends - lengths, lengths)
     kept = position < limit
     too_long = lengths > limit

@@ -61,8 +61,16 @@ ParseFn = Callable[[str], ParsedCompletion]
 """Takes a teacher's completion apart, as the functions in `sbs_jax.parsers.PARSERS` do."""
 
 
+_FIELDS = Example.__annotations__.keys()
+
+
 class _ReadExample(dict[str, Any]):
-    """An `Example` that knows the file and the line it was read from, as a `Row` does."""
+    """An `Example` that knows the file and the line it was read from, as a `Row` does.
+
+    Attributes:
+      fields: its row, or the fields of one.
+      where: the file and the line, where `fields` is no `Row`, which says that itself.
+    """
 
     __slots__ = ("fields", "where")
 
@@ -80,9 +88,19 @@ def own_fields(example: Example) -> Mapping[str, Any]:
     return collections.ChainMap(own, getattr(example, "fields", {}))
 
 
+def own_field(example: Example, name: str) -> Any:
+    """Returns one of `own_fields`; None if there is none of that name."""
+    if name in example:
+        return example[name]  # type: ignore[literal-required]
+    return getattr(example, "fields", {}).get(name)
+
+
 def where(example: Example) -> str:
     """Returns the file and the line of an example, or its id if it comes from no file."""
-    return getattr(example, "where", f"example '{example['id']}'")
+    found = getattr(example, "where", None)
+    if found is None and isinstance(row := getattr(example, "fields", None), Row):
+        return f"{row.path}, line {row.line}"
+    return found or f"example '{example['id']}'"
 
 
 def changed(example: Example, **fields: Any) -> Example:
@@ -104,8 +122,9 @@ def rationale_texts(value: Any) -> list[str]:
     >>> rationale_texts(['Because.', '']), rationale_texts('')
     (['Because.'], [''])
     """
-    texts = [value] if isinstance(value, str) else value
-    return [text for text in texts if text.strip()] or [""]
+    if isinstance(value, str):
+        return [value if value.strip() else ""]
+    return [text for text in value if text.strip()] or [""]
 
 
 def load_release(
@@ -239,19 +258,20 @@ def example_of(row: Row, fields: Mapping[str, Any]) -> Example:
     Raises:
       UserError: a field is missing, unknown, or no text; names the file and the line.
     """
-    known = Example.__annotations__
-    for name in fields:
-        if name not in known:
-            raise row.error(f"the task makes a field {name!r}, but an example has {_list(known)}")
-    example = _ReadExample(
-        {"id": f"{row.path.stem}-{row.line}", "input": None, "label": None, "rationale": ""}
-    )
+    example = _ReadExample(id="", input=None, label=None, rationale="")
     example.update(fields)
+    if not example.keys() <= _FIELDS:
+        name = next(name for name in fields if name not in _FIELDS)
+        raise row.error(f"the task makes a field {name!r}, but an example has {_list(_FIELDS)}")
+    if "id" not in fields:
+        example["id"] = f"{row.path.stem}-{row.line}"
     for name, value in example.items():
+        if type(value) is str:
+            continue
         several = name.endswith("rationale") and isinstance(value, list)
-        if not all(isinstance(text, str) for text in (value if several else [value])):
-            raise row.error(f"the task must make a text of the field '{name}', not {value!r}")
-    example.where = f"{row.path}, line {row.line}"
+        for text in value if several else [value]:
+            if not isinstance(text, str):
+                raise row.error(f"the task must make a text of the field '{name}', not {value!r}")
     example.fields = row
     return cast(Example, example)
 

@@ -1,4 +1,11 @@
-"""The one kind of error that a user may cause, and the exit code of work that is not done."""
+"""The one kind of error that a user may cause, and the exit codes of programs."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+_P = ParamSpec("_P")
 
 UNFINISHED = 75
 """Exit code of a program that ended in order before its work was done: a signal or a budget stopped
@@ -12,3 +19,24 @@ class UserError(Exception):
     The message names the file, the line or the key, and says what to do. The mains print it as
     ``error: <message>`` on stderr and exit with code 1; they never show a traceback for it.
     """
+
+
+def with_exit_code(main: Callable[_P, int]) -> Callable[_P, int]:
+    """Decorates the `main` of a program that does not use `configuration.main.run_main`.
+
+    Returns:
+      `main`, which prints a `UserError` and returns 1, and returns 130 after Ctrl-C.
+    """
+
+    @functools.wraps(main)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return run

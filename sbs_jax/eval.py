@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from sbs_jax.configuration.main import run_main
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, with_exit_code
 from sbs_jax.scores import compare as comparing
 
 
@@ -27,18 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_main("sbs_jax.programs.eval:evaluate", argv, description=__doc__)
 
 
+@with_exit_code
 def compare(argv: list[str]) -> int:
     """Runs ``--compare A B``; returns the exit code."""
-    try:
-        if len(argv) != 3 or argv[0] != "--compare":
-            raise UserError(
-                "--compare takes two prediction files, MODEL_DIRs or quoted patterns of them, and "
-                "nothing else."
-            )
-        print(comparing.compare(argv[1], argv[2]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if len(argv) != 3 or argv[0] != "--compare":
+        raise UserError(
+            "--compare takes two prediction files, MODEL_DIRs or quoted patterns of them, and "
+            "nothing else."
+        )
+    print(comparing.compare(argv[1], argv[2]))
     return 0
 
 

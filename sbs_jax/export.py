@@ -6,15 +6,11 @@ For instance:
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from sbs_jax.configuration.main import run_main
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit code."""
-    return run_main("sbs_jax.programs.export:export", argv, description=__doc__)
-
+main = partial(run_main, "sbs_jax.programs.export:export", description=__doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

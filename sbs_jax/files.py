@@ -220,6 +220,21 @@ def _lock(path: Path) -> IO[Any] | None:
     return None
 
 
+def end_of_lines(descriptor: int) -> int:
+    """Returns the number of bytes of an open file up to its last line break, that included.
+
+    What follows is a line that was torn when its writer was killed.
+    """
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
 def remove_temporary(folder: str | os.PathLike[str]) -> None:
     """Removes what killed processes left of `atomic_open`, in a folder and in those below it.
 

@@ -15,22 +15,19 @@ import sys
 from collections.abc import Sequence
 
 from sbs_jax.configuration.main import run_main
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, with_exit_code
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        folder, arguments = _own_flags(arguments)
-        if folder is not None:
-            from sbs_jax.teacher.stats import show_stats
+    folder, arguments = _own_flags(arguments)
+    if folder is not None:
+        from sbs_jax.teacher.stats import show_stats
 
-            show_stats(folder)
-            return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        show_stats(folder)
+        return 0
     return run_main(
         "sbs_jax.programs.teach:teach",
         arguments,

@@ -71,6 +71,25 @@ def require_same_network(source: Source, config: ModelConfig) -> None:
             )
 
 
+def require_config(source: Source, given: ModelConfig | None, advice: str) -> ModelConfig:
+    """Returns the network's dimensions: `given`, or those that the checkpoint says.
+
+    Args:
+      source: the checkpoint.
+      given: what the user says; None for nothing.
+      advice: how the user can say it, for the error.
+
+    Raises:
+      UserError: neither says them, or they differ in what the network computes.
+    """
+    if given is not None:
+        require_same_network(source, given)
+    config = given or source.config
+    if config is None:
+        raise UserError(f"{source.folder}: does not say the dimensions of its network; {advice}.")
+    return config
+
+
 def model_config(
     path: str | None,
     dropout_rate: float = T5Config.dropout_rate,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import collections
 import dataclasses
 import functools
@@ -23,6 +22,7 @@ from sbs_jax.inference.answers import (
     probability,
     ranked,
 )
+from sbs_jax.inference.label_tokens import LabelTokens
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import LABEL, RATIONALE, Candidates, Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
@@ -224,13 +224,9 @@ class Answerer:
             for begin in range(0, len(places), self.row_counts[-1]):
                 chosen = places[begin : begin + self.row_counts[-1]]
                 rows = shapes.fit(len(chosen), self.row_counts)
-                batch = [asked[place] for place in chosen]
-                own = padded_candidates([(endings[place],) for place in chosen], rows, (1, width))
-                tokens = self._rows(batch, rows, length)
-                scores = self._programs.rank_own(
-                    self._params, tokens | to_global({"candidates": own}, self._mesh)
-                )
-                started.append((chosen, scores))
+                tokens = self._rows([asked[place] for place in chosen], rows, length)
+                own = [(endings[place],) for place in chosen]
+                started.append((chosen, self._rank_own(tokens, own, rows, (1, width))))
         found = [0.0] * len(asked)
         for chosen, scores in started:
             for place, row in zip(chosen, np.asarray(scores), strict=False):
@@ -335,10 +331,8 @@ class Answerer:
         if group.own == (0, 0):
             scores = self._programs.rank_shared(self._params, tokens, closed[0].tokens)
         else:
-            own = padded_candidates([one.tokens for one in closed], rows, group.own)
-            scores = self._programs.rank_own(
-                self._params, tokens | to_global({"candidates": own}, self._mesh)
-            )
+            own = [one.tokens for one in closed]
+            scores = self._rank_own(tokens, own, rows, group.own)
         return lambda: [
             ranked(query, one.texts, row, num_best)
             for query, one, row in zip(queries, closed, np.asarray(scores), strict=False)
@@ -376,16 +370,17 @@ class Answerer:
         outputs = [shapes.until_end(output.tokens, keep_eos=True) for output in written]
         parts = [self.prompting.take_apart(self.tokenizer.decode(ids)) for ids in outputs]
         closed = self._closed(queries)
-        starts = [self._label_start(ids) if self.prompting.is_joint else 0 for ids in outputs]
+        spans = self._label_tokens
+        starts = [spans.start(ids) if self.prompting.is_joint else 0 for ids in outputs]
         sets: list[tuple[tuple[int, ...], ...]]
         if not closed:
             sets = [
-                (tuple(ids[: self._label_end(ids, start)]), tuple(ids[:start]))
+                (tuple(ids[: spans.end(ids, start)]), tuple(ids[:start]))
                 for ids, start in zip(outputs, starts, strict=True)
             ]
         elif self.prompting.is_joint:
             sets = [
-                self._behind(rationale, one.texts)
+                tuple(spans.behind(rationale, text) for text in one.texts)
                 for (rationale, _), one in zip(parts, closed, strict=True)
             ]
         else:
@@ -394,12 +389,7 @@ class Answerer:
         use = (groups[0].kind, groups[0].own)
         rows, length = self._shapes.fit(use, len(queries), max(one.length for one in groups))
         tokens = self._rows(queries, rows, length)
-        own = padded_candidates(sets, rows, self._answer_shape(sets))
-        scores = np.asarray(
-            self._programs.rank_own(
-                self._params, tokens | to_global({"candidates": own}, self._mesh)
-            )
-        )
+        scores = np.asarray(self._rank_own(tokens, sets, rows, self._answer_shape(sets)))
         predictions = []
         for place, (query, (rationale, label), row) in enumerate(
             zip(queries, parts, scores, strict=False)
@@ -418,6 +408,10 @@ class Answerer:
             )
         return predictions
 
+    @property
+    def _label_tokens(self) -> LabelTokens:
+        return LabelTokens(self.tokenizer, self.prompting)
+
     def _closed(self, queries: Sequence[Query]) -> list[Candidates]:
         """The label set of each query; empty where they are open."""
         sets = [query.candidates or self.closed_set for query in queries]
@@ -431,42 +425,16 @@ class Answerer:
         count = self._own_shape[0] if self._own_shape and most > 2 else shapes.power_of(most, 2)
         return max(count, most), shapes.power_of(longest, usual)
 
-    def _behind(self, rationale: str, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        before = rationale + self.prompting.separator
-        end = self.label_ending
-        return tuple((*self.tokenizer.encode(before + label), *end) for label in labels)
-
-    @property
-    def label_ending(self) -> tuple[int, ...]:
-        """The tokens that end a label: EOS, or those of what stands between it and more text."""
-        behind = self.prompting.behind_label
-        # A space at its end belongs to the first token of what follows.
-        return tuple(self.tokenizer.encode(behind.rstrip(" "))) if behind else (EOS_ID,)
-
-    def _label_start(self, ids: Sequence[int]) -> int:
-        """How many tokens an answer has up to the end of its last separator in front of a label."""
-        separator = self.prompting.separator.strip()
-        count = self.tokenizer.decode(ids).count(separator)
-        low, high = 0, len(ids)
-        while low < high:
-            middle = (low + high) // 2
-            if self.tokenizer.decode(ids[:middle]).count(separator) < count:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _label_end(self, ids: Sequence[int], start: int) -> int:
-        """How many tokens an answer has up to the end of its label and of what ends that."""
-        behind = self.prompting.behind_label.strip()
-        if not behind:
-            return len(ids)
-        ends = range(start + 1, len(ids))
-        # What has been written stays there as more is written.
-        found = bisect.bisect_left(
-            ends, True, key=lambda end: behind in self.tokenizer.decode(ids[start:end])
-        )
-        return ends[found] if found < len(ends) else len(ids)
+    def _rank_own(
+        self,
+        tokens: dict[str, jax.Array],
+        sets: Sequence[Sequence[Sequence[int]]],
+        rows: int,
+        shape: tuple[int, int],
+    ) -> jax.Array:
+        """Log-probabilities [rows, candidates] of a label set for each row; see `Programs`."""
+        own = to_global({"candidates": padded_candidates(sets, rows, shape)}, self._mesh)
+        return self._programs.rank_own(self._params, tokens | own)
 
     def _rows(self, queries: Sequence[Query], rows: int, length: int) -> dict[str, jax.Array]:
         sequences = [query.tokens for query in queries]

@@ -28,6 +28,7 @@ from sbs_jax.text_tokenizer import default_frame
 ENGINES = {"jax": ("float32", "bfloat16"), "ctranslate2": ("float32", "int8")}
 """What can run a student, and the dtypes of its products."""
 
+_PROMPTING = ("method", "label_prefix", "rationale_prefix", "prefix_side")
 TASK = "task"
 """A value of `candidates`: the labels that the student's task declares."""
 
@@ -105,29 +106,12 @@ class Loader:
         Raises:
           UserError: something does not work; the sentence says what.
         """
-        return load_predictor(
-            self.checkpoint_path,
-            mesh=make_mesh(self.data_parallel, self.model_parallel),
-            batch_size=self.batch_size,
-            model_config=self.model_config,
-            dtype=self.dtype,
-            inference_dtype=self.inference_dtype,
-            engine=self.engine,
-            vocabulary_path=self.vocabulary_path,
-            feature_lengths=None if self.feature_lengths == "auto" else self.feature_lengths,
-            max_decode_len=self.max_decode_len,
-            candidates=self.candidates,
-            prompting={
-                "method": self.method,
-                "label_prefix": self.label_prefix,
-                "rationale_prefix": self.rationale_prefix,
-                "prefix_side": self.prefix_side,
-            },
-            strategy=self.strategy,
-            fsdp=self.fsdp,
-            trust_modules=self.trust_modules,
-            **options,
-        )
+        given = vars(self) | options
+        given["mesh"] = make_mesh(given.pop("data_parallel"), given.pop("model_parallel"))
+        given["prompting"] = {name: given.pop(name) for name in _PROMPTING}
+        if given["feature_lengths"] == "auto":
+            given["feature_lengths"] = None
+        return load_predictor(**given)
 
 
 def load_predictor(
@@ -173,14 +157,8 @@ def load_predictor(
       UserError: the checkpoint cannot be read, or does not fit something else that was given.
     """
     source = loading.identify(checkpoint_path)
-    if model_config is not None:
-        networks.require_same_network(source, model_config)
-    config = model_config or source.config
-    if config is None:
-        raise UserError(
-            f"{source.folder}: does not say the dimensions of its network; name a file of "
-            "gin/models besides, such as --gin_file=models/t5_1_1_small.gin."
-        )
+    advice = "name a file of gin/models besides, such as --gin_file=models/t5_1_1_small.gin"
+    config = networks.require_config(source, model_config, advice)
     if engine not in ENGINES:
         raise UserError(f"ENGINE = {engine!r} is unknown; there are {', '.join(ENGINES)}.")
     if inference_dtype is not None and inference_dtype not in ENGINES[engine]:

@@ -15,6 +15,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.files import (
     atomic_write_text,
     cannot_write,
+    end_of_lines,
     read_jsonl,
     refuse_remote,
     require_named,
@@ -138,16 +139,7 @@ class ResumableOutput(Closing):
                 )
 
     def _drop_torn_line(self) -> None:
-        size = self.path.stat().st_size
         with self.path.open("rb") as file:
-            end = size
-            while end:
-                begin = max(0, end - 65536)
-                file.seek(begin)
-                newline = file.read(end - begin).rfind(b"\n")
-                if newline >= 0:
-                    end = begin + newline + 1
-                    break
-                end = begin
+            size, end = os.fstat(file.fileno()).st_size, end_of_lines(file.fileno())
         if end < size:
             self._file.truncate(end)

@@ -217,7 +217,10 @@ class Predictor(Answerer):
                 written = self._written(answer.rationale, label)
         else:
             label = written = closed.find(label) if closed else label
-        target = [*self.tokenizer.encode(written)[: self._max_decode_len], *self.label_ending]
+        target = [
+            *self.tokenizer.encode(written)[: self._max_decode_len],
+            *self._label_tokens.ending,
+        ]
         width = shapes.power_of(len(target))
         targets = np.zeros((self.row_counts[0], width), np.int32)
         targets[:, : len(target)] = target
@@ -284,7 +287,7 @@ class Predictor(Answerer):
                 "where each input lists its own."
             )
         labels = check_candidates(texts)
-        end = self.label_ending
+        end = self._label_tokens.ending
         tokens = tuple((*self.tokenizer.encode(label), *end) for label in labels)
         if merge:
             first = dict(zip(reversed(tokens), reversed(labels), strict=True))

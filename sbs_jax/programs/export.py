@@ -93,7 +93,7 @@ def export(
     refuse_remote(output_dir)
     folder = Path(output_dir).expanduser().absolute()
     _require_free(folder, source)
-    config = _config(source, model_config)
+    config = networks.require_config(source, model_config, "give MODEL (a file of gin/models)")
     if adapters_only:
         return _export_adapters(source, config, folder, dtype)
     vocabulary = Path(vocabulary_path or source.require_vocabulary()).expanduser()
@@ -210,18 +210,6 @@ def _export_adapters(source: loading.Source, config: ModelConfig, folder: Path, 
     _write_json(folder / "adapter_config.json", adapter_config)
     _LOG.info("Written to %s", folder)
     return folder
-
-
-def _config(source: loading.Source, given: ModelConfig | None) -> ModelConfig:
-    if given is not None:
-        networks.require_same_network(source, given)
-        return given
-    if source.config is None:
-        raise UserError(
-            f"{source.folder}: does not say the dimensions of its network; give MODEL (a file of "
-            "gin/models)."
-        )
-    return source.config
 
 
 def _require_free(folder: Path, source: loading.Source) -> None:

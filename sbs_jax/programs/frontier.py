@@ -11,24 +11,19 @@ most.
 import sys
 from collections.abc import Sequence
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import with_exit_code
 from sbs_jax.experiments import searching
 from sbs_jax.programs.sweep import help_text
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if {"--help", "-h"} & set(argv):
-            own, others = searching.parser().parse_known_args(argv)
-            del own
-            print(help_text(others, "python -m sbs_jax.frontier", __doc__ or ""))
-            print(
-                "\nflags of a search:" + searching.parser().format_help().partition("options:")[2]
-            )
-            return 0
-        return searching.run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if {"--help", "-h"} & set(argv):
+        own, others = searching.parser().parse_known_args(argv)
+        del own
+        print(help_text(others, "python -m sbs_jax.frontier", __doc__ or ""))
+        print("\nflags of a search:" + searching.parser().format_help().partition("options:")[2])
+        return 0
+    return searching.run(argv)

@@ -25,43 +25,37 @@ from typing import Any
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import flags as flags_lib
 from sbs_jax.configuration.help import help_text
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, with_exit_code
 from sbs_jax.experiments import runs
 from sbs_jax.files import atomic_write_text
 
 PROGRAMS = ("train", "eval", "decode")
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code: 0 also for a run that does not fit."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        own, others = parser().parse_known_args(argv)
-        flags = flags_lib.parse_flags(others)
-        config = config_lib.read(
-            flags.gin_file,
-            flags.gin_bindings,
-            # Nothing is written anywhere.
-            [("MODEL_DIR", "plan"), *flags.gin],
-            flags.gin_search_paths,
-            target=runs.TRAIN,
-        )
-        if flags.help:
-            shared = help_text("python -m sbs_jax.plan", __doc__ or "", flags, config)
-            print(f"{shared}\n\nflags of a plan:{parser().format_help().partition('options:')[2]}")
-            return 0
-        config.check()
-        logging.basicConfig(level=logging.WARNING)
-        found = plan(config, own)
-        if own.json is not None:
-            text = "".join(json.dumps(row) + "\n" for row in found)
-            atomic_write_text(Path(own.json), text)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    own, others = parser().parse_known_args(argv)
+    flags = flags_lib.parse_flags(others)
+    config = config_lib.read(
+        flags.gin_file,
+        flags.gin_bindings,
+        # Nothing is written anywhere.
+        [("MODEL_DIR", "plan"), *flags.gin],
+        flags.gin_search_paths,
+        target=runs.TRAIN,
+    )
+    if flags.help:
+        shared = help_text("python -m sbs_jax.plan", __doc__ or "", flags, config)
+        print(f"{shared}\n\nflags of a plan:{parser().format_help().partition('options:')[2]}")
+        return 0
+    config.check()
+    logging.basicConfig(level=logging.WARNING)
+    found = plan(config, own)
+    if own.json is not None:
+        text = "".join(json.dumps(row) + "\n" for row in found)
+        atomic_write_text(Path(own.json), text)
     return 0
 
 

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from sbs_jax import metrics
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration.flags import parse_flags
 from sbs_jax.configuration.main import run_main
-from sbs_jax.errors import UNFINISHED, UserError
+from sbs_jax.errors import UNFINISHED, UserError, with_exit_code
 from sbs_jax.files import atomic_write_text, read_jsonl
 
 METHODS = ("standard", "sbs")
@@ -374,19 +373,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     console = Console(highlight=False, markup=False)
-    try:
-        arguments = parse_arguments(argv)
-        output_dir = Path(arguments.output_dir).expanduser().absolute()
-        runs = [
-            Run(method, seed, output_dir / f"{method}_seed{seed}", arguments.gin_flags)
-            for seed in range(arguments.seeds)
-            for method in METHODS
-        ]
-        compare(runs, output_dir, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    arguments = parse_arguments(argv)
+    output_dir = Path(arguments.output_dir).expanduser().absolute()
+    runs = [
+        Run(method, seed, output_dir / f"{method}_seed{seed}", arguments.gin_flags)
+        for seed in range(arguments.seeds)
+        for method in METHODS
+    ]
+    compare(runs, output_dir, console)
     return 0

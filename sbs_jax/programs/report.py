@@ -8,7 +8,6 @@ writes results.csv, results.md, figures as PNG and SVG, and report.html, which n
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,26 +16,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, with_exit_code
 from sbs_jax.reports.examples import RUNS_SHOWN
 from sbs_jax.reports.make import Report, make_report
 
 _UNFINISHED_SHOWN = 10
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    try:
-        arguments = _parser().parse_args(argv)
-        report = make_report(
-            arguments.sweep_dirs, arguments.output_dir, examples=arguments.examples
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    arguments = _parser().parse_args(argv)
+    report = make_report(arguments.sweep_dirs, arguments.output_dir, examples=arguments.examples)
     console = Console(highlight=False, markup=False)
     # A number must not be cut where there is no window that it could be too wide for.
     show(

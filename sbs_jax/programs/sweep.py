@@ -11,21 +11,18 @@ from collections.abc import Sequence
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import help as help_lib
-from sbs_jax.errors import UserError
+from sbs_jax.errors import with_exit_code
 from sbs_jax.experiments import planning, runs, sweeping
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if {"--help", "-h"} & set(argv):
-            print(help_text(argv, "python -m sbs_jax.sweep", __doc__ or ""))
-            return 0
-        return sweeping.run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if {"--help", "-h"} & set(argv):
+        print(help_text(argv, "python -m sbs_jax.sweep", __doc__ or ""))
+        return 0
+    return sweeping.run(argv)
 
 
 def help_text(argv: list[str], program: str, description: str) -> str:

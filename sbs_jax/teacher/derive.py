@@ -15,10 +15,11 @@ from typing import Any
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open
 from sbs_jax.teacher import output
+from sbs_jax.teacher import plan as plan_lib
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.fields import Written
 from sbs_jax.teacher.journal import Journal
-from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round, majority
+from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round
 from sbs_jax.teacher.text import clean
 from sbs_jax.teacher.types import AskedExample
 
@@ -123,7 +124,7 @@ def derive(
             missing = fields.missing or any(c.missing for c in candidates)
             if reached is not None and place >= reached and missing:
                 continue
-            voted = _voted(candidates, by_value=plan.by_value)
+            voted = plan_lib.voted(candidates, by_value=plan.by_value)
             chosen = choosing.choice(candidates, by_value=plan.by_value)
             flags = _flags(candidates, voted, chosen, fields)
             _count(summary, example, candidates, voted, flags, fields)
@@ -131,12 +132,6 @@ def derive(
             if predicted is not None:
                 _write(predicted, _prediction(example, voted, candidates))
     return summary
-
-
-def _voted(candidates: list[Candidate], *, by_value: bool) -> Candidate | None:
-    """Returns the teacher's answer: the majority vote over the samples that did not see gold."""
-    own = [c for c in candidates if c.kind == "rationale"]
-    return majority(own or candidates, by_value=by_value)
 
 
 def _flags(

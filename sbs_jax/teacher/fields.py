@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.metrics import value_match
 from sbs_jax.teacher.prompts import Prompt, environment, read_yaml, readable_input, stop_strings
 from sbs_jax.teacher.text import clean
-from sbs_jax.teacher.types import AskedExample
+from sbs_jax.teacher.types import AskedExample, Completion, Request
 
 _FOLDER = Path(__file__).parent / "field_files"
 _KNOWN = ("system", "query", "stop", "extract", "check", "accept", "rejects")
@@ -108,9 +108,9 @@ class FieldFile:
     """The fields of one file.
 
     Attributes:
-      path: Where it was read from.
-      sha256: Of its bytes; `run.json` holds it.
-      fields: In the order in which they are asked for.
+      path: The path that it was read from.
+      sha256: The hash of its bytes, which `run.json` records.
+      fields: The fields, in the order in which they are asked for.
     """
 
     path: Path
@@ -168,19 +168,23 @@ def load_field_files(names: Sequence[str]) -> tuple[FieldFile, ...]:
 
 
 def ask(
-    fields: Sequence[Field], example: AskedExample, rationale: str, label: str
-) -> Generator[tuple[Field, dict[str, str]], tuple[str | None, str | None], Written]:
+    fields: Sequence[Field],
+    example: AskedExample,
+    rationale: str,
+    label: str,
+    request: Callable[[Field, dict[str, str]], Request],
+) -> Generator[list[Request], list[Completion | None], Written]:
     """Goes through the fields of one example.
 
     Args:
-      fields: In their order.
-      example: What they are about.
-      rationale: The teacher's.
-      label: Gold, or the teacher's own.
+      fields: The fields, in the order in which they are asked for.
+      example: The example that they are about.
+      rationale: The teacher's rationale.
+      label: The gold label, or the teacher's own.
+      request: Makes the request for a field from the values that its template may use.
 
     Yields:
-      A field and the values that its template may use; it is sent the completion's text, or None
-      where there is none yet, and its error or None.
+      A round of one request; it is sent the completion, or None where there is none yet.
 
     Returns:
       What was written. A field is not asked for where an earlier field that its template uses is
@@ -194,11 +198,14 @@ def ask(
             for name in (field.name,) if field.accept is None else field.rejects:
                 values[name] = written.values[name] = ""
             continue
-        text, error = yield field, dict(values)
-        if text is None and error is None:
+        (completion,) = yield [request(field, dict(values))]
+        said = ""
+        if completion is None:
             written.missing = True
-        written.error = written.error or error
-        said = "" if text is None or error else field.value(text, label)
+        elif completion.error:
+            written.error = written.error or completion.error
+        else:
+            said = field.value(completion.text, label)
         if field.accept is None:
             values[field.name] = written.values[field.name] = said
         elif not field.accept.search(said):

@@ -12,18 +12,18 @@ import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
-from sbs_jax.files import cannot_write, remove_temporary, require_named, writing
+from sbs_jax.files import cannot_write, end_of_lines, remove_temporary, require_named, writing
 from sbs_jax.teacher.types import Completion, Request
 
 FILE_NAME = "generations.jsonl"
 _LOCK_NAME = ".lock"
+_OPTIONAL = [item.name for item in fields(Completion) if item.name != "text"]
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -223,10 +223,6 @@ class Journal(Closing):
         self._end += len(line)
         self.totals.add(completion)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yields every readable row, oldest first."""
-        yield from read_rows(self.path)
-
     def sync(self) -> None:
         """Forces what was written to the disk (kill -9 does not need it, a power cut does).
 
@@ -251,16 +247,7 @@ class Journal(Closing):
             self._lock.release()
 
     def _drop_torn_line(self) -> None:
-        size = os.fstat(self._fd).st_size
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            block = os.pread(self._fd, end - start, start)
-            newline = block.rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
+        size, end = os.fstat(self._fd).st_size, end_of_lines(self._fd)
         if end < size:
             self.dropped_bytes = size - end
             os.ftruncate(self._fd, end)
@@ -284,31 +271,4 @@ class Journal(Closing):
 
 def completion_of(row: dict[str, Any]) -> Completion:
     """Turns a row of the journal back into a completion."""
-    return Completion(
-        text=row["text"],
-        finish_reason=row.get("finish_reason", ""),
-        prompt_tokens=row.get("prompt_tokens", 0),
-        completion_tokens=row.get("completion_tokens", 0),
-        usage_estimated=row.get("usage_estimated", False),
-        logprob=row.get("logprob"),
-        server=row.get("server", {}),
-        seconds=row.get("seconds", 0.0),
-        tries=row.get("tries", 1),
-        error=row.get("error"),
-    )
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the readable rows of a journal, without locking it (for `--stats`)."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    with file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and "key" in row:
-                yield row
+    return Completion(row["text"], **{name: row[name] for name in _OPTIONAL if name in row})

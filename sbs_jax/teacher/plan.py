@@ -173,14 +173,9 @@ class Plan:
             missing = bool(self._fields) and any(c.missing for c in candidates)
             empty = {field.name: "" for field in self._fields if field.accept is None}
             return candidates, fields_lib.Written(empty, missing)
-        asked = fields_lib.ask(self._fields, example, voted.rationale, example.label or voted.label)
-        said: tuple[str | None, str | None] | None = None
-        while True:
-            try:
-                field, values = next(asked) if said is None else asked.send(said)
-            except StopIteration as end:
-                return candidates, end.value
-            request = make_request(
+
+        def request(field: fields_lib.Field, values: dict[str, str]) -> Request:
+            return make_request(
                 example,
                 field.prompt(values, chat=self.asking.chat),
                 model=self.model,
@@ -188,8 +183,11 @@ class Plan:
                 stop=self.stop(field.stop),
                 kind=f"field:{field.name}",
             )
-            (completion,) = yield [request]
-            said = (completion.text, completion.error) if completion else (None, None)
+
+        label = example.label or voted.label
+        return candidates, (
+            yield from fields_lib.ask(self._fields, example, voted.rationale, label, request)
+        )
 
     def outcome(self, example: AskedExample) -> Generator[Round, Answers, list[Candidate]]:
         """Yields rounds of requests about `example`; returns its candidates, by sample."""
@@ -215,27 +213,21 @@ class Plan:
         self, example: AskedExample, style: Style, kind: str, samples: list[int], attempt: int
     ) -> Generator[Round, Answers, list[Candidate]]:
         prompt = style.prompt(example, chat=self.asking.chat)
-        stop = self.stop(style.stop)
         temperature = self.sampling.temperature
         if attempt:
             temperature = max(temperature, self.asking.retry_temperature)
+        request = functools.partial(
+            make_request,
+            example,
+            model=self.model,
+            sampling=self.sampling,
+            stop=self.stop(style.stop),
+            attempt=attempt,
+            temperature=temperature,
+        )
 
         def requests(chosen: list[int], max_tokens: int | None = None) -> Round:
-            return [
-                make_request(
-                    example,
-                    prompt,
-                    model=self.model,
-                    sampling=self.sampling,
-                    stop=stop,
-                    kind=kind,
-                    sample=sample,
-                    attempt=attempt,
-                    temperature=temperature,
-                    max_tokens=max_tokens,
-                )
-                for sample in chosen
-            ]
+            return [request(prompt, kind=kind, sample=s, max_tokens=max_tokens) for s in chosen]
 
         said: dict[int, Completion | None] = dict(
             zip(samples, (yield requests(samples)), strict=True)
@@ -250,18 +242,8 @@ class Plan:
             ready = [(s, c) for s, c in said.items() if c is not None and c.error is None]
             if ready:
                 second = [
-                    make_request(
-                        example,
-                        style.answer_prompt(example, prompt, first.text),
-                        model=self.model,
-                        sampling=self.sampling,
-                        stop=stop,
-                        kind="answer",
-                        sample=s,
-                        attempt=attempt,
-                        temperature=temperature,
-                    )
-                    for s, first in ready
+                    request(style.answer_prompt(example, prompt, c.text), kind="answer", sample=s)
+                    for s, c in ready
                 ]
                 answers = dict(zip((s for s, _ in ready), (yield second), strict=True))
         return [
@@ -318,6 +300,12 @@ def vote_key(label: str, *, by_value: bool) -> str:
         if value is not None:
             return str(value)
     return metrics.normalize_answer(label)
+
+
+def voted(candidates: list[Candidate], *, by_value: bool) -> Candidate | None:
+    """Returns the teacher's answer: the majority vote over the samples that did not see gold."""
+    own = [c for c in candidates if c.kind == "rationale"]
+    return majority(own or candidates, by_value=by_value)
 
 
 def majority(candidates: list[Candidate], *, by_value: bool) -> Candidate | None:

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from sbs_jax.teacher.flow import Flow
-from sbs_jax.teacher.plan import Candidate, majority
-from sbs_jax.teacher.text import printable
+from sbs_jax.teacher.plan import Candidate, voted
+from sbs_jax.teacher.text import say
 from sbs_jax.teacher.types import AskedExample, Completion
 
 _REFRESH_SECONDS = 0.25
@@ -74,16 +74,14 @@ class Watch:
         """Counts an example."""
         self.done += 1
         self.candidates += len(candidates)
-        parsed = sum(c.parsed for c in candidates)
-        self.parsed += parsed
+        self.parsed += sum(c.parsed for c in candidates)
         # Scoring takes a tenth of the time of a request; beyond two hundred examples, every 16th is
         # enough for a bar. The table at the end counts all of them.
         judged = self.done <= 200 or self.done % 16 == 0
         if judged and example.label and not any(c.missing for c in candidates):
-            own = [c for c in candidates if c.kind == "rationale"]
-            voted = majority(own or candidates, by_value=self.by_value) if parsed else None
+            best = voted(candidates, by_value=self.by_value)
             self.scored += 1
-            self.right += bool(voted and voted.right)
+            self.right += bool(best and best.right)
         self._refresh()
 
     def completion(self, completion: Completion) -> None:
@@ -95,7 +93,7 @@ class Watch:
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(printable(text), markup=False, highlight=False)
+        say(self.console, text)
 
     def line(self) -> str:
         """Returns the state in one line."""

@@ -75,9 +75,8 @@ class Style:
         templates = environment()
         self.name = name
         self.system = fields.get("system") or ""
-        self.stop: tuple[str, ...] | None = (
-            None if fields.get("stop") is None else tuple(fields["stop"])
-        )
+        stop = fields.get("stop")
+        self.stop: tuple[str, ...] | None = None if stop is None else tuple(stop)
         self.parser: str | None = fields.get("parser")
         self._shows_label = name == ANSWER_CONDITIONED
 
@@ -113,20 +112,18 @@ class Style:
         assert query is not None  # Its text was looked for above.
         self._query = query
         self._answer_query = template("answer_query")
-        exemplar, answer = template("exemplar"), template("answer")
+        shown, answer = template("exemplar"), template("answer")
         # The header is shared by every example: rendered once, and a server or the local backend
         # computes it once.
-        triplets = [
-            {"input": e.input, "rationale": e.rationale, "label": e.label} for e in exemplars
-        ]
-        self._header = "".join(exemplar(**t) for t in triplets) if exemplar else ""
+        triplets = [vars(exemplar) for exemplar in exemplars]
+        self._header = "".join(shown(**t) for t in triplets) if shown else ""
         self._turns: list[dict[str, str]] = []
         if self.system:
             self._turns.append({"role": "system", "content": self.system})
         if answer is not None:
             for triplet in triplets:
-                shown = self._visible(triplet["input"], triplet["label"])
-                self._turns.append({"role": "user", "content": self._query(**shown)})
+                visible = self._visible(triplet["input"], triplet["label"])
+                self._turns.append({"role": "user", "content": self._query(**visible)})
                 self._turns.append({"role": "assistant", "content": answer(**triplet)})
         self._check(name, path)
 
@@ -168,14 +165,14 @@ class PromptFile:
     """A prompt file, read and checked.
 
     Attributes:
-      path: Where it was read from.
-      sha256: Of its bytes (and those of the file that it extends); `run.json` holds it.
+      path: The path that it was read from.
+      sha256: The hash of its bytes and of those of the file that it extends; `run.json` records it.
       parser: Name of the parser of completions, in `sbs_jax.parsers.PARSERS`.
       answer_parser: Name of the parser of a second call's answer.
       metric: A key of `sbs_jax.metrics.SCORERS`.
       stop: Default stop strings.
       exemplars: The triplets.
-      styles: By name.
+      styles: The styles, by name.
     """
 
     path: Path

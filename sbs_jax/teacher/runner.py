@@ -198,14 +198,13 @@ class Runner:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._window.release()
-        if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            if isinstance(error, UserError):
-                self._fail(error)
-            else:  # a fault of ours: end the run rather than lose it in a task
-                failed = UserError(f"The teacher failed: {type(error).__name__}: {error}.")
-                failed.__cause__ = error
-                self._fail(failed)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, UserError):
+            self._fail(error)
+        elif error is not None:  # a fault of ours: end the run rather than lose it in a task
+            failed = UserError(f"The teacher failed: {type(error).__name__}: {error}.")
+            failed.__cause__ = error
+            self._fail(failed)
 
     def _fail(self, error: UserError) -> None:
         if self._fatal is None:
@@ -294,13 +293,13 @@ class Runner:
         tries, counted = 0, 0.0
         while True:
             async with self._slots:
+                outcome = None
                 if self.backend.one_first and not self._successes:
                     # The first request is sent alone: a wrong key is reported once, not a hundred
                     # times, and the server's prefix cache is warm for the others.
                     async with self._trial:
-                        outcome = None if self._successes else await self._try(group, tries + 1)
-                else:
-                    outcome = None
+                        if not self._successes:
+                            outcome = await self._try(group, tries + 1)
                 if outcome is None:
                     outcome = await self._try(group, tries + 1)
             if not isinstance(outcome, Transient):

@@ -32,7 +32,7 @@ from sbs_jax.teacher.progress import Watch
 from sbs_jax.teacher.prompts import PromptFile, load_prompts
 from sbs_jax.teacher.runner import Report, Runner
 from sbs_jax.teacher.sampling import Sampling
-from sbs_jax.teacher.text import printable
+from sbs_jax.teacher.text import printable, say
 from sbs_jax.teacher.types import Backend
 
 log = logging.getLogger(__name__)
@@ -116,16 +116,16 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
     refuse_remote(session.output_dir)
     with Journal(Path(session.output_dir)) as journal:
         if journal.dropped_bytes:
-            _say(console, f"Dropped a torn last line of {journal.path} (the last run was killed).")
+            say(console, f"Dropped a torn last line of {journal.path} (the last run was killed).")
         if journal.totals.damaged_lines:
-            _say(
+            say(
                 console,
                 f"{journal.totals.damaged_lines} damaged lines of {journal.path} are ignored; "
                 "their completions are asked for again.",
             )
         begun_empty = journal.is_empty
-        _keep_prompt_file(Path(session.output_dir), file)
-        for kept in field_files:
+        asked_with: tuple[PromptFile | FieldFile, ...] = (file, *field_files)
+        for kept in asked_with:
             _keep_prompt_file(Path(session.output_dir), kept)
         report, failure = Report(), None
         if not session.offline:
@@ -167,7 +167,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
         )
     stats.show(run, console)
     if placed.note:
-        _say(console, placed.note)
+        say(console, placed.note)
     if failure is not None:
         raise failure
     _say_how_to_go_on(run, placed.rationales, console)
@@ -240,18 +240,13 @@ def _status(report: Report, summary: derive_lib.Summary, failure: UserError | No
 
 def _say_how_to_go_on(run: dict[str, Any], rationales: Path, console: Console) -> None:
     if run["status"] == COMPLETE:
-        _say(console, f"Rationales: {rationales}")
+        say(console, f"Rationales: {rationales}")
     elif not run["this_run"]["deferred"]:
-        _say(
+        say(
             console,
             f"{run['status']}. Everything answered so far is saved; the same command goes on from "
             f"there. Rationales so far: {rationales}",
         )
-
-
-def _say(console: Console, text: str) -> None:
-    """Prints a line that may hold names and words of others: no markup."""
-    console.print(printable(text), markup=False, highlight=False)
 
 
 def _keep_prompt_file(folder: Path, file: PromptFile | FieldFile) -> None:
@@ -276,9 +271,8 @@ def _preview(
             text = prompt
         else:
             text = "\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
-        console.print(printable(text, 10**6), markup=False, highlight=False, soft_wrap=True)
+        say(console, text, 10**6, soft_wrap=True)
     later = [field.name for file in plan.field_files for field in file.fields]
     if later:
-        names = printable(", ".join(later))
-        console.print(f"asked after the answer: {names}", markup=False, highlight=False)
+        say(console, f"asked after the answer: {', '.join(later)}")
     console.rule(Text(f"stop: {list(stop)}; nothing was sent"))

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sbs_jax.errors import UserError
 from sbs_jax.teacher import output
-from sbs_jax.teacher.text import printable
+from sbs_jax.teacher.text import printable, say
 
 
 def show_stats(folder: str | Path, console: Console | None = None) -> None:
@@ -28,11 +28,7 @@ def show_stats(folder: str | Path, console: Console | None = None) -> None:
     show(run, console, failures=True)
     if later.exists():
         status = printable(str(_read(later)["status"]))
-        console.print(
-            f"A later run has less than this ({later.name}): {status}",
-            markup=False,
-            highlight=False,
-        )
+        say(console, f"A later run has less than this ({later.name}): {status}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -57,13 +53,8 @@ def show(run: dict[str, Any], console: Console, *, failures: bool = False) -> No
         return
     for kind, examples in run["result"]["failures"].items():
         for example in examples:
-            # Text of an LLM: no markup, no control characters.
-            console.print(
-                f"{kind} · {printable(str(example['id']), 80)}\n"
-                f"    {printable(str(example['text']), 500)}",
-                markup=False,
-                highlight=False,
-            )
+            name, text = printable(str(example["id"]), 80), printable(str(example["text"]), 500)
+            say(console, f"{kind} · {name}\n    {text}")
 
 
 def table(run: dict[str, Any]) -> Table:

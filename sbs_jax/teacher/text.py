@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # C0 but \t \n, DEL, C1, surrogates, bidirectional overrides: no rationale needs them, and
 # NUL, lone surrogates and escapes break tokenizers, UTF-8 files and terminals.
@@ -29,3 +33,8 @@ def printable(text: str, limit: int = 2000) -> str:
     if len(text) > limit:
         shown = f"{shown[:limit]} … ({len(text):,} characters)"
     return shown
+
+
+def say(console: Console, text: str, limit: int = 2000, **options: Any) -> None:
+    """Prints `text`, which may hold names and words of others: `printable`, and never markup."""
+    console.print(printable(text, limit), markup=False, highlight=False, **options)

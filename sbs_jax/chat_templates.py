@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class ChatTemplate:
         if template is None and file.is_file():
             template = file.read_text(encoding="utf-8")
         names = ("bos_token", "eos_token")
-        return cls(template, {name: _content(settings.get(name)) for name in names}, folder)
+        return cls(template, {name: content_of(settings.get(name)) for name in names}, folder)
 
     @classmethod
     def of_gguf(cls, metadata: Mapping[str, Any], path: Path) -> ChatTemplate:
@@ -57,12 +58,7 @@ class ChatTemplate:
         Raises:
           UserError: the template does not compile.
         """
-        tokens = metadata["tokenizer.ggml.tokens"]
-        specials = {
-            f"{name}_token": tokens[number] if number is not None else ""
-            for name in ("bos", "eos")
-            for number in (metadata.get(f"tokenizer.ggml.{name}_token_id"),)
-        }
+        specials = {f"{name}_token": gguf_token(metadata, name) for name in ("bos", "eos")}
         return cls(metadata.get("tokenizer.chat_template"), specials, path)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -105,19 +101,16 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    """As transformers' `tojson`: nothing is escaped for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-
 def _compile(template: str, source: object) -> jinja2.Template:
     # The file is somebody else's: sandboxed, as transformers does it.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _fixed_date
-    environment.filters["tojson"] = _to_json
+    # A prompt that changes every day would change every key.
+    environment.globals["strftime_now"] = lambda form: "26 Jul 2024"
+    # As transformers' own `tojson`, which escapes nothing for HTML.
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     try:
         return environment.from_string(template)
     except jinja2.TemplateError as error:
@@ -128,11 +121,12 @@ def _refuse(message: str) -> None:
     raise UserError(f"The model's chat template refuses these messages: {message}")
 
 
-def _fixed_date(form: str) -> str:
-    # A prompt that changes every day would change every key.
-    del form
-    return "26 Jul 2024"
-
-
-def _content(token: Any) -> str:
+def content_of(token: Any) -> str:
+    """Returns the text of a special token in `tokenizer_config.json`; '' where there is none."""
     return (token.get("content") if isinstance(token, dict) else token) or ""
+
+
+def gguf_token(metadata: Mapping[str, Any], name: str) -> str:
+    """Returns the special token `name` (`bos`, `eos`, `padding`) of a GGUF file; '' for none."""
+    number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return "" if number is None else metadata["tokenizer.ggml.tokens"][number]

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from sbs_jax import remote, remote_copies
 from sbs_jax.chat_templates import FILE as TEMPLATE_FILE
-from sbs_jax.chat_templates import ChatTemplate
+from sbs_jax.chat_templates import ChatTemplate, content_of, gguf_token
 from sbs_jax.errors import UserError
 from sbs_jax.files import optional_json
 from sbs_jax.gguf_files import GGUFFile
@@ -94,18 +94,11 @@ class TextTokenizer:
         if file.suffix == ".gguf":
             meta = GGUFFile(file).metadata
             self._tokenizer = from_gguf(meta, file)
-            tokens = meta["tokenizer.ggml.tokens"]
-            named = {
-                name: None if number is None else tokens[number]
-                for name in ("eos", "pad")
-                for number in (
-                    meta.get(f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id"),
-                )
-            }
+            named = {"eos": gguf_token(meta, "eos"), "pad": gguf_token(meta, "padding")}
         else:
             self._tokenizer = from_json(file)
             settings = optional_json(file.parent / CONFIG_FILE)
-            named = {name: _content(settings.get(f"{name}_token")) for name in ("eos", "pad")}
+            named = {name: content_of(settings.get(f"{name}_token")) for name in ("eos", "pad")}
         eos = self._tokenizer.token_to_id(named["eos"]) if named["eos"] else None
         if eos is None:
             raise UserError(
@@ -163,7 +156,8 @@ class TextTokenizer:
         encoded = iter(self._tokenizer.encode_batch(flat, add_special_tokens=False))
         result = []
         for parts in pieces:
-            first, *others = (self._to_ours(next(encoded).ids) for _ in parts)
+            ours = ([self._ours.get(i, i) for i in next(encoded).ids] for _ in parts)
+            first, *others = ours
             result.append(first + [token for ids in others for token in (EOS_ID, *ids)])
         return result
 
@@ -237,9 +231,6 @@ class TextTokenizer:
             "clean_up_tokenization_spaces": False,
         }
         return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-
-    def _to_ours(self, ids: list[int]) -> list[int]:
-        return [self._ours.get(number, number) for number in ids]
 
 
 def from_json(path: Path) -> tokenizers.Tokenizer:
@@ -339,7 +330,3 @@ def _padding(tokenizer: tokenizers.Tokenizer, eos: int, named: str | None, path:
             f"{path}: besides EOS it has no special token, which could serve as padding; add one."
         )
     return max(special)  # reserved ones come last
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token

@@ -6,6 +6,8 @@ in texts (`text_tokenizer`) and in the rows of the weights (`checkpoints`).
 
 from __future__ import annotations
 
+from sbs_jax.errors import UserError
+
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 
 
@@ -26,3 +28,16 @@ def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:
         place = next(number for number, there in order.items() if there == theirs)
         order[place], order[ours] = order[ours], theirs
     return {ours: theirs for ours, theirs in order.items() if ours != theirs}
+
+
+def require_t5_ids(place: object, pad_id: int, eos_id: int, unk_id: int) -> None:
+    """Checks the ids of a SentencePiece model.
+
+    Raises:
+      UserError: they are not T5's; names `place`.
+    """
+    if (pad_id, eos_id, unk_id) != (PAD_ID, EOS_ID, UNK_ID):
+        raise UserError(
+            f"{place}: has the ids pad={pad_id}, eos={eos_id}, unk={unk_id}, but T5 needs 0, 1 "
+            "and 2."
+        )

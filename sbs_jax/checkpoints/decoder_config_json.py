@@ -139,9 +139,10 @@ def config_to_huggingface(config: DecoderConfig, dtype: str = "float32") -> dict
         if config.rope_scaling != "none":
             raw["rope_scaling"] = scaling
         return raw
+    scalar = config.attention_scalar or config.head_dim
     raw |= {
         "hidden_activation": activation,
-        "query_pre_attn_scalar": _whole(config.attention_scalar or config.head_dim),
+        "query_pre_attn_scalar": int(scalar) if float(scalar).is_integer() else scalar,
         "sliding_window": config.sliding_window,
         "layer_types": [
             "sliding_attention" if config.is_local(number) else "full_attention"
@@ -260,7 +261,3 @@ def huggingface_type(config: DecoderConfig) -> str:
     raise UserError(
         f"No family of transformers is this DecoderConfig; exported are {', '.join(FAMILIES)}."
     )
-
-
-def _whole(number: float) -> int | float:
-    return int(number) if float(number).is_integer() else number

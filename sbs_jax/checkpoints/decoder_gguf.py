@@ -117,7 +117,8 @@ def config_from_gguf(file: GGUFFile) -> DecoderConfig:
         mlp_dim=value("feed_forward_length"),
         mlp_activations=("gelu" if gemma else "silu", "linear"),
         logits_via_embedding="output.weight" not in file.tensors,
-        layer_norm_epsilon=_decimal(value("attention.layer_norm_rms_epsilon")),
+        # The shortest decimal that is this float32: 1e-05, where the file says 9.99999974e-06.
+        layer_norm_epsilon=float(str(np.float32(value("attention.layer_norm_rms_epsilon")))),
         norm_adds_one=gemma,
         post_norms=gemma,
         qk_norm=family in ("qwen3", "gemma3"),
@@ -157,11 +158,6 @@ def gguf_name(huggingface: str, family: str) -> str:
 def pairs_heads(name: str) -> bool:
     """Whether a tensor of a `llama` of this name in a GGUF file has heads interleaved."""
     return name.split(".")[-2] in ("attn_q", "attn_k")
-
-
-def _decimal(number: float) -> float:
-    """The shortest decimal that is this float32: 1e-05, where the file says 9.99999974e-06."""
-    return float(str(np.float32(number)))
 
 
 class _Whole:

@@ -11,10 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
 from sbs_jax.checkpoints import state_dicts
@@ -26,11 +23,10 @@ from sbs_jax.checkpoints.decoder_config_json import (
 )
 from sbs_jax.checkpoints.huggingface import CONFIG_FILE
 from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
-from sbs_jax.checkpoints.state_dicts import TensorName
+from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import Index, StoredTensor
 from sbs_jax.errors import UserError
 from sbs_jax.models.decoder.config import DecoderConfig
-from sbs_jax.models.decoder.network import DecoderOnly
 
 _VOCABULARY_ROWS = ("token_embedder/embedding",)
 _VOCABULARY_COLUMNS = ("decoder/logits_dense/kernel",)
@@ -117,14 +113,6 @@ def params_to_huggingface(
 def huggingface_sources(config: DecoderConfig) -> dict[str, TensorName]:
     """Where each of our parameters (`decoder/layers_0/mlp/wo/kernel`) lies in Hugging Face's."""
     return dict(_sources(config))
-
-
-def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, by path."""
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    boxed = jax.eval_shape(DecoderOnly(config).init, jax.random.key(0), tokens, tokens)
-    flat = traverse_util.flatten_dict(nn.unbox(boxed)["params"], sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def move_ids(

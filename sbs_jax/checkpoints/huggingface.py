@@ -11,19 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
 from sbs_jax.checkpoints import state_dicts
 from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
-from sbs_jax.checkpoints.state_dicts import TensorName
+from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import StoredTensor, same_values
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.network import Transformer
 
 CONFIG_FILE = "config.json"
 
@@ -321,14 +317,6 @@ def _sources(config: T5Config) -> Iterator[tuple[str, TensorName]]:
         yield norm(f"{stack}/{stack}_norm", f"{stack}.final_layer_norm")
     if not config.logits_via_embedding:
         yield linear("decoder/logits_dense", _HEAD.removesuffix(".weight"))
-
-
-def parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by path in our tree."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
-    flat = traverse_util.flatten_dict(nn.unbox(boxed)["params"], sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _with_shared_embedding(state_dict: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

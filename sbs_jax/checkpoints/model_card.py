@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import sbs_jax
-from sbs_jax.checkpoints import decoder_huggingface
+from sbs_jax.checkpoints.state_dicts import parameter_shapes
 from sbs_jax.methods import CUSTOM, METHODS, find_method, read_parts
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig
@@ -63,12 +63,12 @@ def write(
             "T5",
         )
     )
+    count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
         f"tags:\n- {tag}\n- distilling-step-by-step\n- sbs_jax\n---",
         f"# {name}",
-        f"A {what} of {_count(config):,} parameters ({dtype}), exported by sbs_jax "
-        f"{sbs_jax.__version__}.",
+        f"A {what} of {count:,} parameters ({dtype}), exported by sbs_jax {sbs_jax.__version__}.",
     ]
     if settings.get("method") or settings.get("mixture_or_task_name"):
         sections += ["## Training", _training(settings, step)]
@@ -80,14 +80,14 @@ def write(
 
 
 def _training(settings: Mapping[str, Any], step: int | None) -> str:
-    method = settings.get("method")
+    method, weight = settings.get("method"), settings.get("rationale_weight")
     rows = {
         "Method": f"`{method}`: {_METHODS[method]}" if method in _METHODS else method,
         "Data": settings.get("mixture_or_task_name"),
         "Labels by": settings.get("label_source"),
         "Rationales by": settings.get("rationale_source") if method != "standard" else None,
         "Parts": _parts(settings),
-        "λ (weight of the rationale loss)": _weight(settings)
+        "λ (weight of the rationale loss)": ("a schedule" if weight is None else f"{weight:g}")
         if method in ("sbs", "weighted_joint")
         else None,
         "Steps": step,
@@ -127,11 +127,6 @@ def _prefixes(settings: Mapping[str, Any]) -> list[str]:
     else:
         definition = METHODS["standard"]
     return list(dict.fromkeys(fill(target.prefix, texts) for target in definition.targets))
-
-
-def _weight(settings: Mapping[str, Any]) -> str:
-    weight = settings.get("rationale_weight")
-    return "a schedule" if weight is None else f"{weight:g}"
 
 
 def _score_table(
@@ -255,20 +250,3 @@ def _block(name: str, lines: list[str], imports: str = "") -> str:
         """
     )
     return "```python\n" + imports + start + "\n".join(lines) + "\n```"
-
-
-def _count(config: ModelConfig) -> int:
-    """The number of parameters."""
-    if isinstance(config, DecoderConfig):
-        shapes = decoder_huggingface.parameter_shapes(config)
-        return sum(math.prod(shape) for shape in shapes.values())
-    joined = config.num_heads * config.head_dim
-    attention = 4 * config.emb_dim * joined + config.emb_dim
-    gates = len(config.mlp_activations)
-    mlp = (gates + 1) * config.emb_dim * config.mlp_dim + config.emb_dim
-    table = config.relative_attention_num_buckets * config.num_heads
-    encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
-    tables = encoder + decoder if config.relative_attention_per_layer else 2
-    embeddings = config.vocab_size * config.emb_dim * (1 if config.logits_via_embedding else 2)
-    stacks = encoder * (attention + mlp) + decoder * (2 * attention + mlp)
-    return embeddings + stacks + tables * table + 2 * config.emb_dim

@@ -9,11 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax import traverse_util
 
 from sbs_jax.checkpoints.safetensors_files import some
 from sbs_jax.checkpoints.tensors import StoredTensor, Transposed
 from sbs_jax.errors import UserError
+from sbs_jax.models.interface import ModelConfig, network_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,6 +34,14 @@ class TensorName:
 
     name: str
     transposed: bool
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a network, by path in our tree."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    boxed = jax.eval_shape(network_of(config).init, jax.random.key(0), tokens, tokens)
+    flat = traverse_util.flatten_dict(nn.unbox(boxed)["params"], sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def match(

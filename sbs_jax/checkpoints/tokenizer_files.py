@@ -12,6 +12,7 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_pb
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from sbs_jax.errors import UserError
+from sbs_jax.token_ids import require_t5_ids
 
 _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
@@ -32,12 +33,7 @@ def read_sentencepiece(path: Path) -> sentencepiece_pb.ModelProto:
     except (OSError, ValueError, DecodeError) as error:
         raise UserError(f"{path}: is no SentencePiece model that can be read ({error}).") from None
     spec = proto.trainer_spec
-    found = (spec.pad_id, spec.eos_id, spec.unk_id)
-    if found != (0, 1, 2):
-        raise UserError(
-            f"{path}: has the ids pad={found[0]}, eos={found[1]}, unk={found[2]}, but T5 needs 0, "
-            "1 and 2."
-        )
+    require_t5_ids(path, spec.pad_id, spec.eos_id, spec.unk_id)
     return proto
 
 

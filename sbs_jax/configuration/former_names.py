@@ -195,25 +195,22 @@ def by_suffix(selector: str) -> str:
     parts = selector.split(".")
     if len(parts) == 1:  # The name of a function alone: gin finds it where it is today.
         return selector
+    names = [old.split(".") for old in MOVED]
+    prefixes = {".".join(name[:length]) for name in names for length in range(1, len(name) + 1)}
     for length in range(len(parts), 0, -1):
         head, rest = ".".join(parts[:length]), parts[length:]
         found = {
-            ".".join([prefix, *rest]) for prefix in _prefixes() if f".{prefix}".endswith(f".{head}")
+            ".".join([prefix, *rest]) for prefix in prefixes if f".{prefix}".endswith(f".{head}")
         }
-        found = {name for name in found if _is_concerned(name)}
+        # Only functions that have moved, or one of whose parameters has.
+        found = {
+            name
+            for name in found
+            if today(name) != name or any(old.startswith(f"{name}.") for old in MOVED)
+        }
         if len(found) == 1:
             return found.pop()
     return selector
-
-
-def _prefixes() -> set[str]:
-    names = [old.split(".") for old in MOVED]
-    return {".".join(name[:length]) for name in names for length in range(1, len(name) + 1)}
-
-
-def _is_concerned(function: str) -> bool:
-    """Whether a function, or one of its parameters, has moved."""
-    return today(function) != function or any(old.startswith(f"{function}.") for old in MOVED)
 
 
 def _split(name: str) -> tuple[str, str]:

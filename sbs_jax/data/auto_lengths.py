@@ -94,7 +94,7 @@ def propose(records: Records, batching: Batching, *, cut_nothing: bool = False) 
     sample = first_examples(records, SAMPLE)
     inputs = np.minimum(records.input_lengths, least[0])
     targets = np.minimum(records.target_lengths, least[1])
-    tokens = np.array([_encoded(records, sample, inputs), _total(targets, sample)])
+    tokens = np.array([_encoded(records, sample, inputs), targets[np.concatenate(sample)].sum()])
 
     @functools.cache
     def rows_of(row_inputs: int, row_targets: int) -> int:
@@ -161,7 +161,3 @@ def _encoded(records: Records, sample: list[np.ndarray], lengths: np.ndarray) ->
     if records.source is not None:
         ids = np.unique(records.source[ids])
     return int(lengths[ids].sum())
-
-
-def _total(lengths: np.ndarray, sample: list[np.ndarray]) -> int:
-    return int(lengths[np.concatenate(sample)].sum())

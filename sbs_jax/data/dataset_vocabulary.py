@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -32,9 +32,6 @@ from sbs_jax.data.vocabulary import (
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text
 from sbs_jax.token_ids import EOS_ID
-
-if TYPE_CHECKING:
-    pass
 
 
 class DatasetVocabulary(Vocabulary):
@@ -85,7 +82,8 @@ class DatasetVocabulary(Vocabulary):
             texts = sorted(self._texts())
         else:
             texts = sorted(self._texts())
-            folder = _cache_folder() / _fingerprint(texts, settings.vocabulary_size)[:16]
+            name = _fingerprint(texts, settings.vocabulary_size)[:16]
+            folder = remote_copies.cache_root() / "vocabulary" / name
             path = folder / "spiece.model"
             if path.is_file():
                 return path
@@ -223,7 +221,3 @@ def _fingerprint(texts: Sequence[str], vocabulary_size: int) -> str:
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
-
-
-def _cache_folder() -> Path:
-    return remote_copies.cache_root() / "vocabulary"

@@ -95,7 +95,7 @@ def register_dataset(
         assert convert is not None
         load = functools.partial(_load_files, name, convert, find_parser(parser))
         origin = functools.partial(_files, (name,), convert)
-    vocabulary = DatasetVocabulary(name, functools.partial(_vocabulary_texts, name))
+    vocabulary = DatasetVocabulary(name, lambda: datasets.vocabulary_texts(find_dataset(name)))
     constant = (scorer, tuple(labels))
     dataset = Dataset(
         name,
@@ -152,10 +152,6 @@ def mixture_rates(name: str) -> dict[str, float]:
                 "sbs_jax.data.registration.register_dataset."
             )
     return dict(sorted(rates.items()))
-
-
-def _vocabulary_texts(name: str) -> list[str]:
-    return datasets.vocabulary_texts(find_dataset(name))
 
 
 @functools.cache

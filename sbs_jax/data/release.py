@@ -13,7 +13,7 @@ import collections
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -204,13 +204,15 @@ def completions_of(folder: Path, split: str, count: int, path: Path) -> list[str
     Raises:
       UserError: see `load_release`.
     """
-    files = _first_of(completion_files(folder, word) for word in _words(split))
-    if not files:
+    found = (completion_files(folder, word) for word in _words(split))
+    files = next((files for files in found if files), None)
+    if files is None:
         return None
     completions = [completion for file in files for completion in read_completions(file)]
     if len(completions) != count:
+        span = str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
         raise UserError(
-            f"{path} holds {count} examples but {_span(files)} {len(completions)} "
+            f"{path} holds {count} examples but {span} {len(completions)} "
             f"completions; every example needs one, in the same order."
         )
     return completions
@@ -262,7 +264,8 @@ def example_of(row: Row, fields: Mapping[str, Any]) -> Example:
     example.update(fields)
     if not example.keys() <= _FIELDS:
         name = next(name for name in fields if name not in _FIELDS)
-        raise row.error(f"the task makes a field {name!r}, but an example has {_list(_FIELDS)}")
+        known = ", ".join(sorted(_FIELDS))
+        raise row.error(f"the task makes a field {name!r}, but an example has {known}")
     if "id" not in fields:
         example["id"] = f"{row.path.stem}-{row.line}"
     for name, value in example.items():
@@ -274,10 +277,6 @@ def example_of(row: Row, fields: Mapping[str, Any]) -> Example:
                 raise row.error(f"the task must make a text of the field '{name}', not {value!r}")
     example.fields = row
     return cast(Example, example)
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
 
 
 def _words(split: str) -> tuple[str, ...]:
@@ -295,10 +294,6 @@ def _examples_file(folder: Path, dataset: str, split: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     return folder / names[0]  # the error about its absence names it
-
-
-def _first_of(found: Iterable[list[Path]]) -> list[Path]:
-    return next((files for files in found if files), [])
 
 
 def completion_files(folder: Path, split: str) -> list[Path]:
@@ -358,7 +353,3 @@ def _completion(path: Path, number: int, value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(f"{path}, entry {number}: expected a text, found {kind_of(value)}.")
     return value
-
-
-def _span(files: list[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"

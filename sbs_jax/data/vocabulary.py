@@ -25,7 +25,7 @@ import sentencepiece
 
 from sbs_jax import remote, remote_copies, text_tokenizer
 from sbs_jax.errors import UserError
-from sbs_jax.token_ids import EOS_ID, PAD_ID, UNK_ID
+from sbs_jax.token_ids import EOS_ID, PAD_ID, UNK_ID, require_t5_ids
 
 if TYPE_CHECKING:
     from sbs_jax.data.tensorflow_setup import seqio, tf
@@ -249,9 +249,6 @@ def open_vocabulary(path: str) -> SentencePieceVocabulary | TokenizerVocabulary:
         raise UserError(
             f"VOCABULARY_PATH={path}: is no SentencePiece model that can be read ({reason})."
         ) from error
-    if (tokenizer.pad_id(), tokenizer.eos_id(), tokenizer.unk_id()) != (PAD_ID, EOS_ID, UNK_ID):
-        raise UserError(
-            f"VOCABULARY_PATH={path}: has the ids pad={tokenizer.pad_id()}, "
-            f"eos={tokenizer.eos_id()}, unk={tokenizer.unk_id()}, but T5 needs 0, 1 and 2."
-        )
+    ids = (tokenizer.pad_id(), tokenizer.eos_id(), tokenizer.unk_id())
+    require_t5_ids(f"VOCABULARY_PATH={path}", *ids)
     return vocabulary

@@ -99,7 +99,7 @@ def _score(
     tokens, depths, visible, nodes, candidates = group
     rows, count = memory.bias.shape[0], tokens.shape[-1]
     variables = {"params": params}
-    cache = model.apply(variables, rows, count, method=_empty_cache)
+    cache = model.apply(variables, method=lambda network: network.decoder.empty_cache(rows, count))
     tokens = jnp.broadcast_to(tokens, (rows, count))
     hidden, _ = model.apply(
         variables, tokens, 0, depths, depths, visible, memory, cache, method="extend"
@@ -128,7 +128,3 @@ def _gather(
     node = jnp.clip(nodes, 0, count - 1)
     log_probs = logits[row, node, candidates] - normalisers[row, node]
     return jnp.sum(jnp.where(here, log_probs, 0.0), axis=-1)
-
-
-def _empty_cache(model: Any, rows: int, slots: int) -> Any:
-    return model.decoder.empty_cache(rows, slots)

@@ -242,7 +242,8 @@ class Evaluator:
             result[f"{part}_loss"] = total["loss"] / total["weight"] if total["weight"] else None
             result[f"{part}_accuracy"] = None if empty else total["correct"] / total["tokens"]
             result[f"{part}_tokens"] = int(total["tokens"])
-        return _losses_first(result)
+        # A log line shows the first few: the losses of both parts, then the rest.
+        return dict(sorted(result.items(), key=lambda item: not item[0].endswith("_loss")))
 
 
 def write_predictions(
@@ -392,8 +393,3 @@ def _rows(
                 row["llm_rationale"] = examples.llm_rationales[index]
         rows.append(row)
     return rows
-
-
-def _losses_first(values: dict[str, Value]) -> dict[str, Value]:
-    """A log line shows the first few: the losses of both parts, then the rest."""
-    return dict(sorted(values.items(), key=lambda item: not item[0].endswith("_loss")))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -132,7 +132,10 @@ def expand(axes: Sequence[Axis]) -> list[Run]:
         for axis, label in zip(axes, labels, strict=True):
             for name, value in axis.points[label].items():
                 if name == GIN_FILE:
-                    value = [*bindings.get(GIN_FILE, []), *_as_list(value)]
+                    value = [
+                        *bindings.get(GIN_FILE, []),
+                        *([value] if isinstance(value, str) else value),
+                    ]
                 bindings[name] = value
         name = ",".join(
             f"{_short(axis.name)}={label}" for axis, label in zip(axes, labels, strict=True)
@@ -204,10 +207,6 @@ def _label(value: Any) -> str:
 
 def _short(name: str) -> str:
     return _UNSAFE.sub("_", name.split(".")[-1] if "." in name else name).lower()
-
-
-def _as_list(value: str | Iterable[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
 
 
 def _split(text: str) -> list[str]:

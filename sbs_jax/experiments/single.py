@@ -157,10 +157,11 @@ def write_teacher(folder: Path, task: ResolvedTask) -> None:
         return
     # An example without an answer counts as wrong.
     right = [int(dataset.score(e.get("llm_label") or "", e["label"])) for e in examples]
+    error = metrics.standard_error(right)
     values = {
         "name": "teacher",
         "accuracy": metrics.accuracy(right),
-        "standard_error": _known(metrics.standard_error(right)),
+        "standard_error": None if math.isnan(error) else error,
         "n": len(right),
     }
     atomic_write_text(path, json.dumps(values, indent=1) + "\n")
@@ -192,7 +193,3 @@ def _score(values: Mapping[str, Any]) -> dict[str, Any]:
         "rationale_loss": values.get("rationale_loss"),
         **{name: value for name, value in values.items() if name.endswith("_loss")},
     }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

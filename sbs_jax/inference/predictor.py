@@ -213,8 +213,8 @@ class Predictor(Answerer):
         if label is None:
             answer = self.run([query])[0]
             label = written = answer.label
-            if answer.rationale is not None:
-                written = self._written(answer.rationale, label)
+            if answer.rationale is not None and self.prompting.is_joint:
+                written = f"{answer.rationale}{self.prompting.separator}{label}"
         else:
             label = written = closed.find(label) if closed else label
         target = [
@@ -227,9 +227,10 @@ class Predictor(Answerer):
         tokens = self._rows([query], self.row_counts[0], self.group(query).length)
         batch = tokens | to_global({"targets": targets}, self._mesh)
         scores = np.asarray(self._programs.saliency(self._params, batch))[0]
-        return make_saliency(
-            label, self.tokenizer.pieces(query.tokens), scores, self._prefix_pieces(LABEL)
-        )
+        prefix = self.prompting.input_frame[0]
+        if self.prompting.prefix_side == "encoder":
+            prefix += self.prompting.prefix(LABEL)
+        return make_saliency(label, self.tokenizer.pieces(query.tokens), scores, prefix)
 
     def ask_label(
         self, text: str, candidates: Sequence[str] | None = None, *, rationale: str = ""
@@ -305,12 +306,3 @@ class Predictor(Answerer):
         ids = self.tokenizer.encode(text)
         fits = len(ids) < self.input_length
         return Query(kind, (*ids[: self.input_length - 1], EOS_ID), candidates, not fits)
-
-    def _written(self, rationale: str, label: str) -> str:
-        """Returns an answer up to the end of its label, as the student writes it."""
-        in_front = rationale + self.prompting.separator if self.prompting.is_joint else ""
-        return in_front + label
-
-    def _prefix_pieces(self, kind: Kind) -> str:
-        own = self.prompting.prefix(kind) if self.prompting.prefix_side == "encoder" else ""
-        return self.prompting.input_frame[0] + own

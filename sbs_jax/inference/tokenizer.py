@@ -9,11 +9,10 @@ import sentencepiece
 
 from sbs_jax.errors import UserError
 from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
+from sbs_jax.token_ids import EOS_ID, UNK_ID, require_t5_ids
 
-EOS_ID = 1
 EOS_STRING = "</s>"
 """Within a text this means the token EOS, as in training (natural language inference has it)."""
-_IDS = (0, EOS_ID, 2)  # T5's, of padding, end and unknown
 
 
 def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | TextTokenizer:
@@ -44,11 +43,7 @@ class Tokenizer:
                 f"{self.path}: is no SentencePiece model that can be read ({reason})."
             ) from error
         model = self._model
-        if (ids := (model.pad_id(), model.eos_id(), model.unk_id())) != _IDS:
-            raise UserError(
-                f"{self.path}: has the ids pad={ids[0]}, eos={ids[1]}, unk={ids[2]}, but T5 needs "
-                "0, 1 and 2."
-            )
+        require_t5_ids(self.path, model.pad_id(), model.eos_id(), model.unk_id())
 
     @property
     def size(self) -> int:
@@ -68,7 +63,7 @@ class Tokenizer:
         for token in tokens:
             if token == EOS_ID:
                 break
-            ids.append(int(token) if token < self.size else _IDS[2])
+            ids.append(int(token) if token < self.size else UNK_ID)
         return self._model.decode(ids)
 
     def pieces(self, tokens: Sequence[int]) -> list[tuple[str, int]]:

@@ -57,9 +57,10 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
             "at 1 (DATA_PARALLEL = -1 takes what is left)."
         )
     if count % model:
+        divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise UserError(
             f"MODEL_PARALLEL = {model} does not divide the {count} {_kind(devices)} devices; "
-            f"choose one of {_divisors(count)}."
+            f"choose one of {divisors}."
         )
     data = count // model if data == -1 else data
     if data * model != count:
@@ -122,21 +123,15 @@ def check_batch_size(rows: int, mesh: Mesh, num_microbatches: int = 1) -> None:
       UserError: `rows` is not a multiple of the data axis × `num_microbatches`.
     """
     data = mesh.shape[DATA_AXIS]
-    if rows < 1 or rows % (data * num_microbatches):
+    unit = data * num_microbatches
+    if rows < 1 or rows % unit:
+        below = rows // unit * unit
+        nearest = " and ".join(str(n) for n in (below, below + unit) if n > 0)
         raise UserError(
             f"BATCH_SIZE = {rows} is not a multiple of DATA_PARALLEL × NUM_MICROBATCHES = {data} × "
-            f"{num_microbatches}; the nearest are {_multiples(rows, data * num_microbatches)}."
+            f"{num_microbatches}; the nearest are {nearest}."
         )
 
 
 def _kind(devices: Sequence[jax.Device]) -> str:
     return devices[0].platform.upper()
-
-
-def _divisors(count: int) -> str:
-    return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-
-
-def _multiples(rows: int, unit: int) -> str:
-    below = rows // unit * unit
-    return " and ".join(str(n) for n in (below, below + unit) if n > 0)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import traverse_util
 
 from sbs_jax.checkpoints import (
@@ -20,6 +19,7 @@ from sbs_jax.checkpoints import (
     decoder_huggingface,
     folders,
     gguf_export,
+    huggingface,
     loading,
     model_card,
     networks,
@@ -27,19 +27,15 @@ from sbs_jax.checkpoints import (
     tokenizer_files,
 )
 from sbs_jax.checkpoints import lora as lora_lib
-from sbs_jax.checkpoints.huggingface import (
-    CONFIG_FILE,
-    config_to_huggingface,
-    huggingface_sources,
-    parameter_shapes,
-)
+from sbs_jax.checkpoints.huggingface import CONFIG_FILE, config_to_huggingface
 from sbs_jax.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, write_safetensors
+from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_shapes
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text, read_jsonl, refuse_remote
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.decoder.config import DecoderConfig
-from sbs_jax.models.interface import ModelConfig, network_of
+from sbs_jax.models.interface import ModelConfig
 from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
 
 FORMATS = ("huggingface", "gguf")
@@ -154,13 +150,17 @@ def export(
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     record.write(folder, config, settings)
+    # What the run's own evaluation of this very checkpoint gave.
+    own_scores: dict[str, float] = {}
+    if source.kind == "sbs_jax":
+        own_scores = folders.read_info(source.folder)["metrics"] or {}
     card = model_card.write(
         name=folder.name,
         config=config,
         dtype=dtype,
         settings=settings,
         step=source.step,
-        own_scores=_own_scores(source),
+        own_scores=own_scores,
         scores=scores,
     )
     atomic_write_text(folder / "README.md", card)
@@ -184,22 +184,10 @@ def _export_adapters(source: loading.Source, config: ModelConfig, folder: Path, 
             f"{source.folder}: holds no adapters (it was not trained with LORA_RANK); export it "
             "without ADAPTERS_ONLY."
         )
-    host = jax.sharding.SingleDeviceSharding(_host())
-    if isinstance(config, DecoderConfig):
-        task_type = "CAUSAL_LM"
-        shapes = decoder_huggingface.parameter_shapes(config)
-        sources = decoder_huggingface.huggingface_sources(config)
-    else:
-        task_type = "SEQ_2_SEQ_LM"
-        shapes, sources = parameter_shapes(config), huggingface_sources(config)
-    kernels = {
-        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=host)
-        for path, shape in shapes.items()
-    }
-    base = traverse_util.unflatten_dict(kernels, sep="/")
-    names = {path: theirs.name for path, theirs in sources.items()}
+    task_type = "CAUSAL_LM" if isinstance(config, DecoderConfig) else "SEQ_2_SEQ_LM"
+    names = {path: theirs.name for path, theirs in _sources(config).items()}
     tensors, adapter_config = lora_lib.to_peft(
-        loading.load_adapters(source, lora, base),
+        loading.load_adapters(source, lora, _on_host(config)),
         lora,
         names,
         os.path.basename(str(source.settings.get("initial_checkpoint") or "").rstrip("/")),
@@ -227,28 +215,17 @@ def _require_free(folder: Path, source: loading.Source) -> None:
 def _weights(source: loading.Source, config: ModelConfig) -> dict[str, StoredTensor]:
     """Hugging Face's tensors by name, still to be read where that is possible."""
     stored = _in_own_order(source, config)
-    if isinstance(config, DecoderConfig):
-        sources = decoder_huggingface.huggingface_sources(config)
-    else:
-        sources = huggingface_sources(config)
     return {
         name.name: Transposed(stored[path]) if name.transposed else stored[path]
-        for path, name in sources.items()
+        for path, name in _sources(config).items()
     }
 
 
 def _in_own_order(source: loading.Source, config: ModelConfig) -> Mapping[str, StoredTensor]:
     """The parameters by path, in our layout, the vocabulary in the order of its own file."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(network_of(config).init, jax.random.key(0), tokens, tokens)
-    abstract = nn.unbox(boxed)["params"]
+    abstract = _on_host(config)
     if source.kind == "sbs_jax":
-        # In the host's memory: there is room on no device for what a mesh had trained.
-        host = jax.sharding.SingleDeviceSharding(_host())
-        placed = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), abstract
-        )
-        stored = traverse_util.flatten_dict(loading.load_params(source, placed), sep="/")
+        stored = traverse_util.flatten_dict(loading.load_params(source, abstract), sep="/")
     else:
         stored = loading.stored_params(source)
     shapes = traverse_util.flatten_dict(abstract, sep="/")
@@ -265,18 +242,28 @@ def _in_own_order(source: loading.Source, config: ModelConfig) -> Mapping[str, S
     return stored
 
 
-def _host() -> jax.Device:
+def _sources(config: ModelConfig) -> dict[str, TensorName]:
+    """Where each of our parameters lies in Hugging Face's files."""
+    if isinstance(config, DecoderConfig):
+        return decoder_huggingface.huggingface_sources(config)
+    return huggingface.huggingface_sources(config)
+
+
+def _on_host(config: ModelConfig) -> Any:
+    """The tree of the parameters, in the host's memory.
+
+    A mesh may have trained more of them than any of its devices has room for.
+    """
     try:
-        return jax.local_devices(backend="cpu")[0]
+        device = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out.
-        return jax.local_devices()[0]
-
-
-def _own_scores(source: loading.Source) -> dict[str, float]:
-    """What the run's own evaluation of this very checkpoint gave."""
-    if source.kind != "sbs_jax":
-        return {}
-    return dict(folders.read_info(source.folder)["metrics"] or {})
+        device = jax.local_devices()[0]
+    host = jax.sharding.SingleDeviceSharding(device)
+    leaves = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=host)
+        for path, shape in parameter_shapes(config).items()
+    }
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def _eval_scores(folder: Path) -> dict[str, dict[str, Any]]:

@@ -187,7 +187,10 @@ class Planned:
         if tried and tried[0].fits:
             print(f"\nthe least bound has: {tried[0].layout.macros()}")
         else:
-            print(f"\nnothing that was tried fits; {_advice()}")
+            print(
+                "\nnothing that was tried fits; take more devices, fewer rows (BATCH_SIZE), "
+                "Adafactor, or MOMENT_DTYPE=bfloat16 with AdamW"
+            )
         return [
             {"layout": dataclasses.asdict(one.layout), "static_bytes": one.static_bytes}
             | ({} if one.compiled is None else report.as_json(one.compiled))
@@ -288,9 +291,3 @@ def _outcome(one: Any) -> str:
         size = report.in_bytes(one.static_bytes)
         return f"parameters and optimizer alone are {size} on each device"
     return f"{report.verdict(one.compiled)}; {report.bound_in_words(one.compiled)}"
-
-
-def _advice() -> str:
-    return (
-        "take more devices, fewer rows (BATCH_SIZE), Adafactor, or MOMENT_DTYPE=bfloat16 with AdamW"
-    )

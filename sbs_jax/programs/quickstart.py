@@ -70,7 +70,12 @@ class Run:
     def eval_arguments(self) -> list[str]:
         """What `python -m sbs_jax.eval` would be given."""
         # The problems must be those that the student was trained for.
-        problem_flags = [flag for flag in self.gin_flags if _name(flag) in _problem_macros()]
+        problem_macros = config_lib.read([TASK_FILE]).macros
+        problem_flags = [
+            flag
+            for flag in self.gin_flags
+            if flag.removeprefix("--gin.").partition("=")[0] in problem_macros
+        ]
         return [
             "--gin_file=runs/eval.gin",
             f"--gin_file={TASK_FILE}",
@@ -337,15 +342,6 @@ def _run_main(target: str, arguments: Sequence[str]) -> None:
     code = run_main(target, arguments, description="")
     if code:
         raise SystemExit(code)
-
-
-def _problem_macros() -> set[str]:
-    """Names of the macros that say which problems there are."""
-    return set(config_lib.read([TASK_FILE]).macros)
-
-
-def _name(gin_flag: str) -> str:
-    return gin_flag.removeprefix("--gin.").partition("=")[0]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

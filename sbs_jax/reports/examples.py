@@ -45,7 +45,8 @@ def collect(results: Results, choice: Choice) -> list[dict[str, Any]]:
             name = results.label(configuration)
             if run.seed is not None:
                 name += f", seed {run.seed}"
-            collection = collections.setdefault(run.dataset, _empty())
+            new: dict[str, Any] = {"index": {}, "rows": [], "runs": [], "configurations": []}
+            collection = collections.setdefault(run.dataset, new)
             _add(collection, name, rows)
             collection["configurations"].append(configuration)
             if choice == "one_seed":
@@ -64,10 +65,6 @@ def script_json(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _empty() -> dict[str, Any]:
-    return {"index": {}, "rows": [], "runs": [], "configurations": []}
 
 
 def _add(collection: dict[str, Any], name: str, rows: Sequence[dict[str, Any]]) -> None:

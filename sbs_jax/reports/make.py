@@ -92,6 +92,8 @@ def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Repor
         figures=figures,
         examples=collected,
     )
+    not_done = tuple((run.name, run.status, run.reason) for run in results.unfinished)
+    unfinished = tables.Table("Not done", ("run", "status", "remark"), not_done)
     texts = {
         "results.csv": tables.results_csv(results),
         "results.md": "\n".join(
@@ -99,7 +101,7 @@ def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Repor
                 table.markdown()
                 for table in (*main_tables, *([losses] if losses else []), *published)
             ]
-            + ([_unfinished(results)] if results.unfinished else [])
+            + ([unfinished.markdown()] if unfinished.rows else [])
         ),
         "report.html": page,
     }
@@ -107,11 +109,6 @@ def _write(results: Results, target: Path, choice: examples_lib.Choice) -> Repor
         atomic_write_text(target / name, text)
     drawn = [target / f"{figure.name}.{kind}" for figure in figures for kind in ("png", "svg")]
     return Report(results, main_tables, (*(target / name for name in texts), *drawn))
-
-
-def _unfinished(results: Results) -> str:
-    rows = tuple((run.name, run.status, run.reason) for run in results.unfinished)
-    return tables.Table("Not done", ("run", "status", "remark"), rows).markdown()
 
 
 def _nothing_done(results: Results) -> str:

@@ -177,6 +177,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
             raise UserError(f"{path}: two runs have the name '{run_name}'.")
         if Path(run_name).name != run_name or run_name in ("", ".."):
             raise UserError(f"{path}: '{run_name}' is no name of a folder in runs/.")
+    teacher = folder / "teacher.json"
     return Sweep(
         folder=folder,
         name=name,
@@ -184,7 +185,7 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
         command=str(record.get("command") or "").replace(str(folder.resolve()), folder.name),
         axes=axes,
         runs=tuple(_read_run(name, folder / "runs" / run["name"], run) for run in planned),
-        teacher=_read_teacher(folder / "teacher.json"),
+        teacher=_score(teacher, "teacher", _read_object(teacher)) if teacher.is_file() else None,
     )
 
 
@@ -279,10 +280,6 @@ def _score(path: Path, what: str, value: Any) -> Score:
             if name.endswith("_loss") and _is_number(loss)
         },
     )
-
-
-def _read_teacher(path: Path) -> Score | None:
-    return _score(path, "teacher", _read_object(path)) if path.is_file() else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

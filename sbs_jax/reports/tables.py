@@ -152,9 +152,15 @@ def _plain(mean: Mean) -> str:
 
 def gain_tables(results: Results) -> list[Table]:
     """What rationales gain, paired by seed: each method on `standard`, each λ on λ = 0."""
+    without = [c for c in results.configurations if c.number(_WEIGHT) == 0]
+
+    def without_weight(configuration: Configuration) -> Configuration | None:
+        """The configuration with λ = 0 and the same settings otherwise."""
+        return next(iter(_agreeing(results, configuration, without, {_WEIGHT})), None)
+
     tables = (
         _gains(results, "standard", lambda c: matching_standard(results, c)),
-        _gains(results, "λ = 0", lambda c: _without_weight(results, c)),
+        _gains(results, "λ = 0", without_weight),
     )
     return [table for table in tables if table is not None]
 
@@ -286,12 +292,6 @@ def matching_standard(results: Results, configuration: Configuration) -> Configu
     return next(
         iter([*exact, *_agreeing(results, configuration, standard, _OF_METHOD | {_WEIGHT})]), None
     )
-
-
-def _without_weight(results: Results, configuration: Configuration) -> Configuration | None:
-    """The configuration with λ = 0 and the same settings otherwise."""
-    without = [c for c in results.configurations if c.number(_WEIGHT) == 0]
-    return next(iter(_agreeing(results, configuration, without, {_WEIGHT})), None)
 
 
 def _agreeing(

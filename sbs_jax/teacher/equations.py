@@ -83,6 +83,10 @@ class _Side:
         return "".join(reversed(pieces))
 
     @property
+    def is_fraction(self) -> bool:
+        return self.kinds[-3:] == ["number", "op", "number"] and self.pieces[-2] == "/"
+
+    @property
     def judged(self) -> bool:
         return not self.opaque and "number" in self.kinds
 
@@ -156,7 +160,7 @@ def _chains(text: str) -> Iterator[list[_Side]]:
             word = value.lower()
             if word in _WORD_OPERATORS and complete:
                 side.add("op", _WORD_OPERATORS[word], start, end)
-            elif word == "of" and (side.last == "percent" or _is_fraction(side)):
+            elif word == "of" and (side.last == "percent" or side.is_fraction):
                 side.add("op", "*", start, end)
             elif word in ("remainder", "r") and complete and chain:
                 chain.clear()
@@ -187,10 +191,6 @@ def _operator(
             side.add("op", symbol, match.start(), match.end())
     elif not (symbol in "*+" and fresh):
         side.opaque = True
-
-
-def _is_fraction(side: _Side) -> bool:
-    return side.kinds[-3:] == ["number", "op", "number"] and side.pieces[-2] == "/"
 
 
 def _holds(left: _Side, right: _Side) -> bool:

@@ -251,9 +251,6 @@ class Plan:
             for s in samples
         ]
 
-    def _judge(self, gold: str, label: str) -> bool:
-        return bool(self._agrees(label, gold))
-
     def _candidate(
         self,
         example: AskedExample,
@@ -289,7 +286,7 @@ class Plan:
             candidate.rationale = clean(rationale).strip()
             candidate.label = clean(label).strip()
             if example.label:
-                candidate.judge = functools.partial(self._judge, example.label)
+                candidate.judge = lambda label: bool(self._agrees(label, example.label))
         return candidate
 
 

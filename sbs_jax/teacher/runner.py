@@ -357,7 +357,7 @@ class Runner:
             raise Stopped
         pairs = [(request, Completion("", error=str(error), tries=tries)) for request in group]
         completions: list[Completion | None] = [completion for _, completion in pairs]
-        if not error.row and not self._proven:
+        if not error.row and not (self._successes or self.report.reused):
             # The next request shows whether this concerns one row or all of them.
             if self._unclear:
                 self._fail(UserError(str(error)))
@@ -375,11 +375,6 @@ class Runner:
             self._write(request, completion)
         self.report.row_faults += len(group)
         return completions
-
-    @property
-    def _proven(self) -> bool:
-        """Whether requests like these have been answered before."""
-        return self._successes > 0 or self.report.reused > 0
 
     def _write(self, request: Request, completion: Completion, *, final: bool = True) -> None:
         completion.text = self._blotter.in_text(completion.text)

@@ -28,7 +28,10 @@ def keep_in_bfloat16(
     """
 
     def init(params: Any) -> Any:
-        return jax.tree.map(_narrow, transformation.init(params))
+        return jax.tree.map(
+            lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 and x.ndim else x,
+            transformation.init(params),
+        )
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(state)
@@ -76,7 +79,3 @@ def round_at_random(x: jax.Array, step: jax.Array, place: int) -> jax.Array:
 
 def _is_narrow(leaf: Any) -> bool:
     return getattr(leaf, "dtype", None) == jnp.bfloat16
-
-
-def _narrow(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 and leaf.ndim else leaf

@@ -300,8 +300,8 @@ def load_params(source: Source, abstract_params: Any, *, advice: str = ADVICE) -
     return tensors.place_tree(stored, abstract_params, where=str(source.folder), advice=advice)
 
 
-def load_base(source: Source, abstract_params: Any) -> Any:
-    """Reads the weights whose adapters `source`, a checkpoint of ours, holds.
+def base_of(source: Source) -> Source:
+    """The weights whose adapters `source`, a checkpoint of ours, holds.
 
     Raises:
       UserError: they are not there any more, or are others.
@@ -311,7 +311,7 @@ def load_base(source: Source, abstract_params: Any) -> Any:
     base = identify(place)
     recorded = settings.get("lora_base_digest")
     lora_lib.require_same(weights_digest(base), recorded, place, model_dir)
-    return load_params(base, abstract_params)
+    return base
 
 
 def load_adapters(source: Source, lora: lora_lib.Lora, abstract_base: Any) -> Any:
@@ -328,7 +328,7 @@ def weights_digest(source: Source) -> str:
 
 def _restore_merged(source: Source, lora: lora_lib.Lora, abstract: Any) -> Any:
     adapters = load_adapters(source, lora, abstract)
-    base = load_base(source, abstract)
+    base = load_params(base_of(source), abstract)
     merge = jax.jit(
         functools.partial(lora_lib.merge, lora=lora),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),

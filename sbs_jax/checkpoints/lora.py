@@ -12,8 +12,9 @@ The tree is that of the network: `…/query/kernel` [I, O], `…/query/lora_a` [
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def of_config(config: Any) -> Lora | None:
     if not isinstance(config, Mapping) or config.get("lora_rank") is None:
         return None
     return Lora(config["lora_rank"], config["lora_alpha"], tuple(config["lora_targets"]))
+
+
+def without(config: ModelConfig) -> ModelConfig:
+    """The config of the network whose weights are merged."""
+    return dataclasses.replace(config, lora_rank=None)
 
 
 def split(params: Any) -> tuple[Any, Any]:
@@ -114,6 +120,26 @@ def merge(base: Any, adapters: Any, lora: Lora) -> Any:
             added = kernel.astype(jnp.float32) + lora.scale * product
             flat[f"{module}/kernel"] = added.astype(kernel.dtype)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def merging(jit: Callable[..., Any], lora: Lora) -> Callable[[Any], Any]:
+    """Returns `merge` of all parameters, compiled; what no adapter adapts is not copied.
+
+    Args:
+      jit: compiles a function, as `Student.jit` does.
+      lora: of the adapters.
+    """
+    compiled = jit(functools.partial(merge, lora=lora))
+
+    def merged(params: Any) -> Any:
+        base, adapters = split(params)
+        flat = traverse_util.flatten_dict(base, sep="/")
+        adapted = traverse_util.flatten_dict(adapters, sep="/")
+        names = {f"{path.rpartition('/')[0]}/kernel" for path in adapted}
+        kernels = {name: flat[name] for name in sorted(names)}
+        return join(base, compiled(traverse_util.unflatten_dict(kernels, sep="/"), adapters))
+
+    return merged
 
 
 def find_base(model_dir: epath.Path, recorded: str | None) -> epath.Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +74,7 @@ class Evaluator:
         with_rationales: bool = False,
         max_decode_len: int | None = None,
         pack: bool = True,
+        prepare: Callable[[Any], Any] = lambda params: params,
     ) -> None:
         """Reads the splits; nothing is compiled before the first call.
 
@@ -90,6 +91,7 @@ class Evaluator:
           max_decode_len: maximum number of tokens of an answer; None takes
             `feature_lengths['targets']`.
           pack: pack several sequences into a row for the losses.
+          prepare: makes the student's parameters of those that are to be evaluated.
 
         Raises:
           UserError: an argument is out of its range, or a split cannot be read.
@@ -102,7 +104,7 @@ class Evaluator:
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value} must be at least 1.")
         rows = shapes.round_up(batch_size, student.mesh.shape["data"])
-        self._mesh = student.mesh
+        self._mesh, self._prepare = student.mesh, prepare
         self._with_rationales = with_rationales
         self._vocabulary = task.vocabulary
         self._mixed = tuple(splits) if task.is_mixture else ()
@@ -149,7 +151,7 @@ class Evaluator:
         """Evaluates all splits. All processes call this together, and all get the same result.
 
         Args:
-          params: the student's parameters on its mesh.
+          params: the student's parameters on its mesh, or what `prepare` makes them of.
 
         Returns:
           Metrics and predictions. The metrics of a split are `accuracy` of the decoded answers by
@@ -165,6 +167,7 @@ class Evaluator:
           each of its tasks (`validation-svamp_sbs`), and under the name of the split the mean of
           their accuracies.
         """
+        params = self._prepare(params)
         evaluated = {split.name: self._evaluate(split, params) for split in self._splits}
         results = {name: values for name, (values, _) in evaluated.items()}
         for split in self._mixed:

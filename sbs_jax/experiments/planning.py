@@ -24,10 +24,11 @@ from sbs_jax.experiments.local import Job
 from sbs_jax.experiments.runs import Base, SweepFolder
 from sbs_jax.experiments.settings import SweepSettings
 
-LANE_MACROS = ("RATIONALE_WEIGHT", "SEED", "TRAIN_FRACTION", "TRAIN_EXAMPLES")
-"""Runs that differ in these alone can be trained in one program: λ, random keys, and which of the
-data set's training examples come. Everything that has a shape is the same. So is it with macros of
-one's own that stand for the weight of a part in PARTS, which are called ``NAME_WEIGHT``."""
+LANE_MACROS = ("RATIONALE_WEIGHT", "LEARNING_RATE", "SEED", "TRAIN_FRACTION", "TRAIN_EXAMPLES")
+"""Runs that differ in these alone can be trained in one program: λ, the learning rate, random keys,
+and which of the data set's training examples come. Everything that has a shape is the same. So is
+it with macros of one's own that stand for the weight of a part in PARTS, which are called
+``NAME_WEIGHT``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +93,8 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(f"--{name}", type=int, metavar="N", help=text)
     add("--vectorize", type=int, nargs="?", const=1 << 10, metavar="N",
-        help="train runs that differ in λ, seed and training set alone in one program, at most N "
-        "at a time (VECTORIZE).")  # fmt: skip
+        help="train runs that differ in λ, learning rate, seed and training set alone in one "
+        "program, at most N at a time (VECTORIZE).")  # fmt: skip
     return made
 
 

@@ -14,7 +14,6 @@ import gin
 
 from sbs_jax import metrics
 from sbs_jax.checkpoints import folders
-from sbs_jax.checkpoints.manager import restore_params
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump
 from sbs_jax.data import datasets
@@ -116,8 +115,7 @@ def judge(run: Assembly, evaluator: Evaluator) -> dict[str, dict[str, Any]]:
     """
     folder = run.config.folder
     checkpoint = folders.find_checkpoint(folder / "best" if run.config.best_metric else folder)
-    params = restore_params(checkpoint, run.student.placed_params)
-    results, predictions = evaluator(params)
+    results, predictions = evaluator(run.restored_params(checkpoint))
     write_predictions(folder / "predictions", predictions)
     for split, values in results.items():
         print(f"{split}: accuracy {values['accuracy']:.4f}", flush=True)

@@ -1,8 +1,9 @@
-"""Trains runs of one shape in one program, each with its own λ, seed and training examples.
+"""Trains runs of one shape in one program, each with its own λ, learning rate, seed and examples.
 
 Each run's folder ends as if it had been trained alone: the same batches in the same order, the same
 checkpoints and records, parameters equal up to the order of sums. So a run that was begun here can
-go on alone, and the other way round; see `lanes`.
+go on alone, and the other way round; see `lanes`. Runs that train adapters (LoRA) of the same
+weights read and hold these weights once.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ def train_and_judge(
     """
     started = time.monotonic()
     lanes: list[Lane] = []
+    bases: dict[str, Any] = {}
     for run in runs:
-        lanes.append(_read(sweep, base, run, lanes[0].assembly.student if lanes else None))
+        lanes.append(_read(sweep, base, run, lanes[0].assembly.student if lanes else None, bases))
     with contextlib.ExitStack() as accepted:
         for lane in lanes:
             accepted.enter_context(running.accepted(lane.assembly))
@@ -138,10 +140,13 @@ class Group:
     def train(self, stop: StopRequest, until: float = 1.0) -> None:
         """Trains all lanes, each in a thread; `Lane.error` says which failed."""
         first = self._first
+        optimizers = [lane.assembly.optimizer for lane in self.lanes]
+        differ = len({lane.run.bindings.get("LEARNING_RATE") for lane in self.lanes}) > 1
         lane_step = make_lane_step(
             first.student,
             first.optimizer,
             first.loss,
+            learning_rates=[own.learning_rate for own in optimizers] if differ else None,
             num_microbatches=first.config.batching.num_microbatches,
         )
         meeting = Lanes(
@@ -157,6 +162,7 @@ class Group:
                 for lane in self.lanes
             ],
             stopping=lambda: stop.signal is not None,
+            adapters=first.config.lora is not None,
         )
         if first.config.evaluation.splits:
             self._evaluator = first.evaluator()
@@ -239,6 +245,7 @@ def _check_alike(first: Assembly, lane: Lane) -> None:
 
     def shared(run: Assembly) -> dict[str, Any]:
         constant = {name: 1.0 for name, w in run.loss.constant_weights.items() if w is not None}
+        remake = run.optimizer.remake
         return {
             "MODEL": run.config.model_config,
             "TASK_FEATURE_LENGTHS, BATCH_SIZE and the like": run.batching,
@@ -246,14 +253,21 @@ def _check_alike(first: Assembly, lane: Lane) -> None:
             "PARTS": (run.loss.names, run.loss.normalizations, sorted(constant)),
             "LABEL_SMOOTHING or Z_LOSS": (run.loss.label_smoothing, run.loss.z_loss),
             "FREEZE": run.config.freeze,
+            "the optimizer": remake and (remake.func.__name__, remake.keywords),
         }
+
+    if lane.run.bindings.get("LEARNING_RATE") is not None and other.optimizer.remake is None:
+        raise UserError(
+            f"{lane.run.name}: LEARNING_RATE differs between runs, and this OPTIMIZER cannot be "
+            "given that of each; leave --vectorize out."
+        )
 
     for (name, ours), theirs in zip(shared(first).items(), shared(other).values(), strict=True):
         if ours != theirs:
             raise UserError(
                 f"{lane.run.name}: differs from the runs that it is to be trained together with in "
-                f"{name}, where one program allows weights, seeds and training examples; leave "
-                "--vectorize out."
+                f"{name}, where one program allows weights, learning rates, seeds and training "
+                "examples; leave --vectorize out."
             )
 
 
@@ -288,7 +302,13 @@ class _LaneStop(StopRequest):
         """The main thread puts the signals' handlers back."""
 
 
-def _read(sweep: SweepFolder, base: runs_lib.Base, run: Run, student: Student | None) -> Lane:
+def _read(
+    sweep: SweepFolder,
+    base: runs_lib.Base,
+    run: Run,
+    student: Student | None,
+    bases: dict[str, Any],
+) -> Lane:
     config = single.apply(base, run, sweep.folder(run.name))
     text = f"# {run.name}\n\n{dump.config_text()}"
-    return Lane(run, assemble(config, student=student), text)
+    return Lane(run, assemble(config, student=student, bases=bases), text)

@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from sbs_jax.checkpoints import folders, loading, networks, record
 from sbs_jax.checkpoints import lora as lora_lib
-from sbs_jax.checkpoints.manager import CheckpointManager
+from sbs_jax.checkpoints.manager import CheckpointManager, restore_params
 from sbs_jax.data import auto_lengths, pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import array_shapes, row_lengths
@@ -50,6 +51,7 @@ def assemble(
     *,
     mesh: Mesh | None = None,
     student: Student | None = None,
+    bases: dict[str, Any] | None = None,
     writes: bool = True,
 ) -> Assembly:
     """Puts a run together; nothing is allocated, read or written before it is asked for.
@@ -59,6 +61,8 @@ def assemble(
       mesh: the mesh to use instead of one over all devices, for example of a named TPU that is
         compiled for ahead of time.
       student: the student to use instead of a new one, where several runs share one program.
+      bases: the weights that adapters (LoRA) adapt, by their digest, where several runs share them;
+        those that are read are put in. None keeps none.
       writes: whether MODEL_DIR is written to. If not (a dry run), a vocabulary that has to be
         trained goes to the user's cache folder.
 
@@ -75,7 +79,7 @@ def assemble(
         saved = resuming.saved_data_settings(config.folder).get("prefix_side")
         side = saved or default_prefix_side(config.model_config)
         settings = dataclasses.replace(settings, prefix_side=side)
-    return Assembly(config, resolve_task(config.task, settings), mesh, student, writes)
+    return Assembly(config, resolve_task(config.task, settings), mesh, student, bases, writes)
 
 
 class Assembly:
@@ -91,9 +95,10 @@ class Assembly:
         task: ResolvedTask,
         mesh: Mesh | None,
         student: Student | None,
+        bases: dict[str, Any] | None,
         writes: bool,
     ) -> None:
-        self.config = config
+        self.config, self._bases = config, bases
         self._choice, self._mesh, self._student, self._writes = task, mesh, student, writes
 
     @functools.cached_property
@@ -295,8 +300,14 @@ class Assembly:
           UserError: a split cannot be read, or a setting is out of its range.
         """
         own = self.config.evaluation
+        student, lora = self.student, self.config.lora
+        if lora is not None:
+            # Merged once: each token that is decoded would go through all adapters.
+            config, fsdp = lora_lib.without(student.config), self.config.mesh.fsdp
+            student = Student(config, student.mesh, fsdp=fsdp)
+            options["prepare"] = lora_lib.merging(student.jit, lora)
         return Evaluator(
-            self.student,
+            student,
             self.task,
             self.batching.lengths,
             splits=own.splits if splits is None else splits,
@@ -352,11 +363,32 @@ class Assembly:
         if self.config.lora is None:
             return loading.load_params_of(path, abstract)
         adapters = lora_lib.adapters_of(self.student.init_params(self.config.seed))
-        base = loading.load_params_of(path, lora_lib.split(abstract)[0])
-        return lora_lib.join(base, adapters)
+        return lora_lib.join(self._base(loading.identify(path)), adapters)
 
     def adapted(self, adapters: Any, checkpoints: CheckpointManager, step: int) -> Any:
         """All parameters of a run that goes on, whose checkpoints hold adapters alone."""
         source = loading.identify(checkpoints.path_of(step))
-        base = loading.load_base(source, lora_lib.split(self.student.placed_params)[0])
+        return lora_lib.join(self._base(loading.base_of(source)), adapters)
+
+    def restored_params(self, checkpoint: epath.Path) -> Any:
+        """Reads all parameters of one of the run's checkpoints, adapters apart from the rest.
+
+        Raises:
+          UserError: it is damaged, or the weights that it adapts are not there any more.
+        """
+        placed = self.student.placed_params
+        if self.config.lora is None:
+            return restore_params(checkpoint, placed)
+        adapters = restore_params(checkpoint, lora_lib.adapters_of(placed))
+        base = self._base(loading.base_of(loading.identify(checkpoint)))
         return lora_lib.join(base, adapters)
+
+    def _base(self, source: loading.Source) -> Any:
+        """The parameters that are adapted, read once where several runs share them."""
+        abstract = lora_lib.split(self.student.placed_params)[0]
+        if self._bases is None:
+            return loading.load_params(source, abstract)
+        digest = loading.weights_digest(source)
+        if digest not in self._bases:
+            self._bases[digest] = loading.load_params(source, abstract)
+        return self._bases[digest]

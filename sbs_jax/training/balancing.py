@@ -26,7 +26,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sbs_jax.errors import UserError
-from sbs_jax.training.optimizers import Optimizer
+from sbs_jax.training.optimizers import Optimizer, remade_within
 
 UNCERTAINTY, GRADIENT_NORM = RULES = ("uncertainty", "gradient_norm")
 _LEAST = 1e-4
@@ -76,7 +76,9 @@ class Balancing:
             return updates, Balanced(changed, state.balance)
 
         return dataclasses.replace(
-            optimizer, transformation=optax.GradientTransformation(init, update)
+            optimizer,
+            transformation=optax.GradientTransformation(init, update),
+            remake=remade_within(optimizer, lambda inner: self.wrap(inner, names)),
         )
 
 

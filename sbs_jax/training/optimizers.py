@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,11 +25,14 @@ class Optimizer:
       learning_rate: the schedule that `transformation` follows, by step from 0.
       frozen: maps parameters to a tree of bools, True where no gradient is wanted; None where all
         are trained.
+      remake: makes the same optimizer with another learning rate; its `keywords` are the other
+        hyperparameters. None where that is not known.
     """
 
     transformation: optax.GradientTransformation
     learning_rate: schedules.Schedule
     frozen: Callable[[Any], Any] | None = None
+    remake: functools.partial[Optimizer] | None = None
 
 
 def adamw(
@@ -72,7 +76,16 @@ def adamw(
     transformation = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     if moment_dtype == "bfloat16":
         transformation = low_precision.keep_in_bfloat16(transformation)
-    return Optimizer(_clipped("adamw", transformation, max_grad_norm), schedule)
+    remake = functools.partial(
+        adamw,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        moment_dtype=moment_dtype,
+    )
+    return Optimizer(_clipped("adamw", transformation, max_grad_norm), schedule, remake=remake)
 
 
 def adafactor(
@@ -104,17 +117,19 @@ def adafactor(
     if not 0.0 < decay_rate < 1.0:
         raise UserError(f"adafactor: decay_rate = {decay_rate} must lie in (0, 1).")
     schedule = _as_schedule("adafactor", learning_rate)
-    transformation = optax.adafactor(
-        schedule,
-        decay_rate=decay_rate,
-        clipping_threshold=clipping_threshold,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
-        min_dim_size_to_factor=min_dim_size_to_factor,
-        momentum=momentum,
-        weight_decay_rate=weight_decay,
-    )
+    own: dict[str, Any] = {
+        "decay_rate": decay_rate,
+        "clipping_threshold": clipping_threshold,
+        "multiply_by_parameter_scale": multiply_by_parameter_scale,
+        "min_dim_size_to_factor": min_dim_size_to_factor,
+        "momentum": momentum,
+    }
+    transformation = optax.adafactor(schedule, weight_decay_rate=weight_decay, **own)
     transformation = per_layer.per_layer(transformation)
-    return Optimizer(_clipped("adafactor", transformation, max_grad_norm), schedule)
+    remake = functools.partial(
+        adafactor, weight_decay=weight_decay, max_grad_norm=max_grad_norm, **own
+    )
+    return Optimizer(_clipped("adafactor", transformation, max_grad_norm), schedule, remake=remake)
 
 
 def sgd(
@@ -126,7 +141,9 @@ def sgd(
     """Plain gradient descent: for comparing trainers to the digit."""
     schedule = _as_schedule("sgd", learning_rate)
     return Optimizer(
-        _clipped("sgd", optax.sgd(schedule, momentum=momentum), max_grad_norm), schedule
+        _clipped("sgd", optax.sgd(schedule, momentum=momentum), max_grad_norm),
+        schedule,
+        remake=functools.partial(sgd, momentum=momentum, max_grad_norm=max_grad_norm),
     )
 
 
@@ -170,7 +187,21 @@ def freeze(optimizer: Optimizer, patterns: Sequence[str]) -> Optimizer:
         optimizer,
         transformation=optax.partition(parts, label),
         frozen=lambda params: jax.tree.map(lambda kind: kind == "frozen", label(params)),
+        remake=remade_within(optimizer, lambda inner: freeze(inner, patterns)),
     )
+
+
+def remade_within(
+    optimizer: Optimizer, wrap: Callable[[Optimizer], Optimizer]
+) -> functools.partial[Optimizer] | None:
+    """The `Optimizer.remake` of `wrap(optimizer)`; it has the hyperparameters of `optimizer`."""
+    if (remake := optimizer.remake) is None:
+        return None
+
+    def remade(learning_rate: schedules.Schedule, **hyperparameters: Any) -> Optimizer:
+        return wrap(remake.func(learning_rate, **hyperparameters))
+
+    return functools.partial(remade, **remake.keywords)
 
 
 def _as_schedule(owner: str, learning_rate: float | schedules.Schedule) -> schedules.Schedule:

@@ -3,14 +3,19 @@
 import json
 
 import gin
+import jax
 import numpy as np
 import pytest
 
-from sbs_jax.checkpoints import folders
+from sbs_jax.checkpoints import folders, loading, lora
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import grid, worker
-from sbs_jax.experiments.runs import Base, SweepFolder
+from sbs_jax.experiments.runs import SPLITS, Base, SweepFolder
+from sbs_jax.partitioning.mesh import MeshSettings
+from sbs_jax.student import Student
 from tests import processes
+from tests.decoder.students import one_device
+from tests.decoder.support import save_random
 
 STEPS = 6
 TINY = processes.TINY.replace("tasks/svamp.gin", "tasks/arithmetic.gin")
@@ -78,7 +83,7 @@ def test_a_missing_test_split_is_found_before_a_run_is_trained(tmp_path):
 def test_runs_trained_together_are_what_they_are_alone(base, tmp_path):
     lanes = {
         "a": {"RATIONALE_WEIGHT": 0.0, "SEED": 3},
-        "b": {"RATIONALE_WEIGHT": 2.0, "SEED": 4, "TRAIN_FRACTION": 0.5},
+        "b": {"RATIONALE_WEIGHT": 2.0, "SEED": 4, "TRAIN_FRACTION": 0.5, "LEARNING_RATE": 0.02},
     }
     alone, names = make(base, tmp_path / "alone", lanes)
     both, _ = make(base, tmp_path / "together", lanes)
@@ -111,6 +116,67 @@ def test_runs_trained_together_are_what_they_are_alone(base, tmp_path):
         files = [{path.name for path in s.folder(name).iterdir()} for s in (alone, both)]
         assert files[0] == files[1]
     assert json.loads((tmp_path / "together" / "teacher.json").read_text())["accuracy"] == 1.0
+
+
+DECODER = (
+    TINY.replace("models/t5_1_1.gin", "models/from_checkpoint.gin")
+    .replace("from sbs_jax.models import config\n", "")
+    .split("config.T5Config")[0]
+)
+
+
+@pytest.fixture(scope="module")
+def adapting(base, tmp_path_factory):
+    """Runs that train adapters of a small Llama."""
+    folder = tmp_path_factory.mktemp("llama")
+    save_random("llama-gqa", folder)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": "</s>"}))
+    (folder / "tiny.gin").write_text(DECODER + "\ninclude 'runs/sweep.gin'\n")
+    own = {
+        "INITIAL_CHECKPOINT_PATH": repr(str(folder)),
+        "LORA_RANK": "2",
+        "TASK_FEATURE_LENGTHS": "{'inputs': 320, 'targets': 224}",
+        "EXAMPLES_PER_BATCH": "8",
+        "EVAL_SPLITS": "[]",
+    }
+    flags = tuple({**dict(base.flags), **own}.items())
+    yield Base((str(folder / "tiny.gin"),), flags=flags, working_dir=str(folder))
+    gin.clear_config()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_stays_here")
+def test_adapters_of_a_decoder_are_trained_together_as_alone(adapting, tmp_path, monkeypatch):
+    monkeypatch.setattr(MeshSettings, "make", lambda _: one_device())
+    lanes = {
+        "a": {"RATIONALE_WEIGHT": 0.5, "SEED": 3, "LEARNING_RATE": 0.02},
+        "b": {"RATIONALE_WEIGHT": 2.0, "SEED": 4, "LEARNING_RATE": 0.005},
+    }
+    alone, names = make(adapting, tmp_path / "alone", lanes)
+    both, _ = make(adapting, tmp_path / "together", lanes)
+    worker.work(both, names, until=0.5)
+    worker.work(both, names)
+    worker.work(alone, names[1:], until=0.99)  # All steps, but no judgement.
+    steps = [[r for r in record(s, names[1]) if r["split"] == "train"] for s in (both, alone)]
+    for mine, theirs in zip(*steps, strict=True):
+        for key in ("loss", "label_loss", "rationale_loss", "grad_norm", "learning_rate"):
+            np.testing.assert_allclose(mine[key], theirs[key], rtol=1e-5, err_msg=key)
+    saved = [folders.read_info(folders.find_checkpoint(s.folder(names[1]))) for s in (alone, both)]
+    held = [set(info["digests"][folders.PARAMS]) for info in saved]
+    assert held[0] == held[1]
+    assert all(name.rpartition("/")[2] in (lora.DOWN, lora.UP) for name in held[1])
+    of_base = [info["extra"]["metadata"]["lora_base_digest"] for info in saved]
+    assert of_base[0] == of_base[1]
+    student = Student(loading.identify(alone.folder(names[1])).config, one_device())
+    merged = [
+        loading.load_params(loading.identify(s.folder(names[1])), student.placed_params)
+        for s in (alone, both)
+    ]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *merged)
+    assert [both.record(name)["status"] for name in names] == ["done", "done"]
+    losses = [both.record(name)[split]["label_loss"] for name in names for split in SPLITS]
+    assert len({round(loss, 3) for loss in losses}) == 4
 
 
 @pytest.mark.slow

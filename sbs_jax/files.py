@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 from sbs_jax import remote
 from sbs_jax.errors import UserError
@@ -356,11 +356,33 @@ def not_encoded(
     return UserError(f"{path}, line {line}: not {name} text ({reason}); {advice}.")
 
 
+class Part(NamedTuple):
+    """Neighbouring lines of a text file.
+
+    Attributes:
+      start: the byte at which the first of them begins.
+      size: how many bytes they take.
+      first: the number of the first line, from 1.
+    """
+
+    start: int
+    size: int
+    first: int
+
+
+def _open_part(path: str | os.PathLike[str], part: Part, encoding: str) -> io.TextIOWrapper:
+    with open(path, "rb") as file:
+        file.seek(part.start)
+        lines = io.BytesIO(file.read(part.size))
+    return io.TextIOWrapper(lines, encoding.removesuffix("-sig") if part.start else encoding)
+
+
 def read_jsonl(
     path: str | os.PathLike[str],
     *,
     encoding: str = "utf-8",
     advice: str = "convert the file to UTF-8",
+    part: Part | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields ``(line number from 1, object)`` for each non-blank line of a JSONL file.
 
@@ -368,6 +390,7 @@ def read_jsonl(
       path: the file; a byte order mark at its beginning is passed over.
       encoding: the encoding of its text.
       advice: what to do about a file that is in another encoding, for the error.
+      part: the lines that are read; None reads all of them.
 
     Raises:
       UserError: the file cannot be read, is not in that encoding, or a line is not a JSON object;
@@ -375,11 +398,12 @@ def read_jsonl(
     """
     encoding = text_encoding(encoding)
     try:
-        file = open(path, encoding=encoding)  # noqa: SIM115 (closed by the `with` below)
+        # Closed by the `with` below.
+        file = open(path, encoding=encoding) if not part else _open_part(path, part, encoding)  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     with file:
-        number, decoder = 0, _decoder_of_many()
+        number, decoder = part.first - 1 if part else 0, _decoder_of_many()
         try:
             for line in file:
                 number += 1

@@ -45,6 +45,7 @@ _NOT_TOKENIZED = (
     "use_cached_tasks",
     "cache_dir",
     "records_cache_dir",
+    "records_processes",
 )
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,9 +26,27 @@ from sbs_jax.methods import CUSTOM, find_method
 from sbs_jax.part_templates import fill
 from sbs_jax.parts import Method
 
+if TYPE_CHECKING:
+    from sbs_jax.data.pieces import Piece
+
 JudgeFn = Callable[[], tuple[str, Sequence[str]]]
 AbsenceFn = Callable[[str], str]
 OriginFn = Callable[[str, DataSettings], Sequence[Path | str]]
+_One = TypeVar("_One")
+
+
+class Pieces(Protocol):
+    """Reads a split in pieces; see `pieces.ReleasePieces`."""
+
+    @property
+    def convert(self) -> Callable[..., Any]:
+        """The function of the data set that makes examples."""
+
+    def split(self, split: str, settings: DataSettings, rows: int) -> list[Piece]:
+        """Returns the pieces of a split, of at most `rows` rows; [] if it is to be read whole."""
+
+    def load(self, piece: Piece, settings: DataSettings) -> list[Example]:
+        """Returns the examples of a piece."""
 
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -50,6 +68,7 @@ class Dataset:
       public: whether `load` reads from where `DataSettings.data_source` says.
       origin: names the files and folders that `load` reads, the code that reads them included, and
         values that decide what is read; None if they are not known.
+      pieces: reads the examples of `load` in pieces; None if they are read together only.
       no_rationales: says of a split in which no example has a rationale where they were looked for;
         None if there is nothing to say.
     """
@@ -62,6 +81,7 @@ class Dataset:
     public: bool = False
     no_rationales: AbsenceFn | None = None
     origin: OriginFn | None = None
+    pieces: Pieces | None = None
 
     @property
     def scorer(self) -> str:
@@ -137,16 +157,52 @@ def load_examples(dataset: Dataset, split: str) -> list[Example]:
         raise UserError(f"There is no split '{split}'; there are {', '.join(SPLITS)}.")
     settings = settings_lib.current()
     examples = split_examples(dataset, split, settings)
-    if split == TRAIN and (settings.train_fraction < 1 or settings.train_examples is not None):
-        count = settings.train_examples or math.ceil(len(examples) * settings.train_fraction)
-        if count > len(examples):
-            raise UserError(
-                f"TRAIN_EXAMPLES = {count}, but the data set '{dataset.name}' has only "
-                f"{len(examples)} training examples."
-            )
-        order = np.random.default_rng(settings.seed).permutation(len(examples))
-        examples = [examples[index] for index in sorted(order[:count])]
-    return examples
+    return _fraction(dataset, examples, settings) if split == TRAIN else examples
+
+
+def _fraction(dataset: Dataset, examples: list[_One], settings: DataSettings) -> list[_One]:
+    """Returns as many of the training examples as the settings say."""
+    if settings.train_fraction == 1 and settings.train_examples is None:
+        return examples
+    count = settings.train_examples or math.ceil(len(examples) * settings.train_fraction)
+    if count > len(examples):
+        raise UserError(
+            f"TRAIN_EXAMPLES = {count}, but the data set '{dataset.name}' has only "
+            f"{len(examples)} training examples."
+        )
+    order = np.random.default_rng(settings.seed).permutation(len(examples))
+    return [examples[index] for index in sorted(order[:count])]
+
+
+def chosen_examples(
+    dataset: Dataset, split: str, count: int, settings: DataSettings
+) -> np.ndarray | None:
+    """Tells which of the examples that `Dataset.load` reads for a split `load_examples` returns.
+
+    Args:
+      dataset: the data set.
+      split: ``train``, ``validation`` or ``test``.
+      count: how many examples `Dataset.load` reads.
+      settings: say which are held out and how many are trained.
+
+    Returns:
+      bool [`count`]; None if all are returned.
+
+    Raises:
+      UserError: there are not as many as the settings ask for.
+    """
+    whole = dataset.own_validation or split == TEST
+    fraction = settings.train_fraction < 1 or settings.train_examples is not None
+    if whole and not (split == TRAIN and fraction):
+        return None
+    found = list(range(count))
+    if not whole:
+        found = hold_out(dataset.name, split, found, settings)
+    if split == TRAIN:
+        found = _fraction(dataset, found, settings)
+    chosen = np.zeros(count, bool)
+    chosen[found] = True
+    return chosen
 
 
 def split_examples(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]:
@@ -163,15 +219,13 @@ def _load(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]
             f"DATA_SOURCE = '{source}', but the data set '{dataset.name}' is read in "
             "one way alone; leave DATA_SOURCE out."
         )
-    examples = _checked(dataset, dataset.load(split, settings))
+    examples = checked(dataset, dataset.load(split, settings))
     if settings.rationales_file is not None:
         return join_rationales(examples, settings.rationales_file, dataset.name)
     return examples
 
 
-def hold_out(
-    name: str, split: str, examples: list[Example], settings: DataSettings
-) -> list[Example]:
+def hold_out(name: str, split: str, examples: list[_One], settings: DataSettings) -> list[_One]:
     """Returns the ``train`` or ``validation`` part of a data set's training examples."""
     # As Hugging Face's Dataset.train_test_split(test_size=0.1, seed=0), which the published code
     # calls: the same examples are held out.
@@ -186,7 +240,7 @@ def hold_out(
     return [examples[index] for index in sorted(chosen)]
 
 
-def _checked(dataset: Dataset, examples: list[Example]) -> list[Example]:
+def checked(dataset: Dataset, examples: list[Example]) -> list[Example]:
     """Refuses what no data set may hold, and replaces what no target can hold.
 
     Raises:

@@ -187,13 +187,8 @@ def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) 
     lacking = sum(not rationale_texts(ex.get(task.rationale_key, ""))[0] for ex in examples)
     name = task.dataset.name
     if lacking < len(examples):
-        if split == TRAIN and 2 * lacking > len(examples):
-            log.warning(
-                "%d of the %d training examples of '%s' have no rationale and train none.",
-                lacking,
-                len(examples),
-                name,
-            )
+        if split == TRAIN:
+            warn_of_lacking(task, lacking, len(examples))
         return
     people = any(rationale_texts(example["rationale"])[0] for example in examples)
     found = task.dataset.no_rationales
@@ -214,6 +209,17 @@ def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) 
         f"The task '{task.name}' needs the teacher's rationales, but none of the completions for "
         f"the {len(examples)} {_SPLIT_WORDS[split]} examples of '{name}' could be parsed."
     )
+
+
+def warn_of_lacking(task: TaskInfo, lacking: int, examples: int) -> None:
+    """Logs a warning if more than half of the training examples have no rationale."""
+    if 2 * lacking > examples:
+        log.warning(
+            "%d of the %d training examples of '%s' have no rationale and train none.",
+            lacking,
+            examples,
+            task.dataset.name,
+        )
 
 
 def _no_completions(task: TaskInfo, split: str, *, people: bool = False) -> UserError:

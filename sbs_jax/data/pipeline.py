@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from sbs_jax.data import datasets, stored_records, token_weights
+from sbs_jax.data import datasets, first_pass, stored_records, token_weights
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import Fill, measure_fill, row_lengths
 from sbs_jax.data.batching import Batching, EvalBatches, TrainBatches
@@ -74,8 +75,14 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
         return stored_records.join(task.settings, parts, [rate for _, rate in task.parts])
     lengths = row_lengths(feature_lengths)
     task.check_split(split)
-    make = functools.partial(_make_records, task, split, *lengths)
-    return stored_records.load_or_make(task, split, lengths, make)
+    make = functools.partial(make_records, limits=lengths)
+
+    def in_pieces(folder: Path) -> Sequence[Records]:
+        return first_pass.records_of_pieces(task, split, folder, make, lengths)
+
+    return stored_records.load_or_make(
+        task, split, lengths, functools.partial(make, task, split), in_pieces
+    )
 
 
 def load_whole_records(task: ResolvedTask, split: str) -> Records:
@@ -84,9 +91,19 @@ def load_whole_records(task: ResolvedTask, split: str) -> Records:
     return load_records(task.with_settings(settings), split, _NO_LIMIT)
 
 
-def _make_records(task: ResolvedTask, split: str, input_limit: int, target_limit: int) -> Records:
-    """Reads and tokenizes a split of a task; see `load_records`."""
+def make_records(task: ResolvedTask, split: str, *, limits: tuple[int, int]) -> Records:
+    """Reads and tokenizes a split of a task; see `load_records`.
+
+    Args:
+      task: a task, no mixture.
+      split: one of its splits.
+      limits: the most tokens of inputs and targets.
+
+    Raises:
+      UserError: as `load_records`.
+    """
     settings = task.settings
+    input_limit, target_limit = limits
     columns = read_columns(task, split)
     inputs, input_lengths = columns["inputs"]
     targets, target_lengths = columns["targets"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -175,7 +174,10 @@ def joined_counts(records: Sequence[Records]) -> Counts:
     others = [one.pop("other_records") for one in counts]
     return Counts(
         **{name: sum(one[name] for one in counts) for name in counts[0]},
-        other_records=dict(sum(map(collections.Counter, others), collections.Counter())),
+        other_records={
+            name: sum(other.get(name, 0) for other in others)
+            for name in dict.fromkeys(name for other in others for name in other)
+        },
     )
 
 

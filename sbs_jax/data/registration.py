@@ -29,7 +29,17 @@ from typing import TYPE_CHECKING, Any
 from sbs_jax.data import datasets
 from sbs_jax.data.choosing import task_info
 from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
-from sbs_jax.data.datasets import SPLITS, AbsenceFn, Dataset, JudgeFn, LoadFn, OriginFn, TaskInfo
+from sbs_jax.data.datasets import (
+    SPLITS,
+    AbsenceFn,
+    Dataset,
+    JudgeFn,
+    LoadFn,
+    OriginFn,
+    Pieces,
+    TaskInfo,
+)
+from sbs_jax.data.pieces import ReleasePieces
 from sbs_jax.data.registry import DATASETS, add_method, find_dataset
 from sbs_jax.data.release import ConvertFn, Example, ParseFn, load_release
 from sbs_jax.data.settings import DataSettings
@@ -54,6 +64,7 @@ def register_dataset(
     public: bool = False,
     no_rationales: AbsenceFn | None = None,
     origin: OriginFn | None = None,
+    pieces: Pieces | None = None,
 ) -> Dataset:
     """Registers the SeqIO tasks of one data set; see the head of this module for their names.
 
@@ -79,6 +90,7 @@ def register_dataset(
       origin: called with a split and the settings; returns all files and folders that `load` reads
         then, that of its own code included, and as texts the values that decide what is read.
         RECORDS_CACHE_DIR keeps the records of such data sets alone. With `convert` they are known.
+      pieces: reads what `load` reads in pieces; with `convert` it is there.
 
     Returns:
       The data set.
@@ -94,6 +106,7 @@ def register_dataset(
     if load is None:
         assert convert is not None
         load = functools.partial(_load_files, name, convert, find_parser(parser))
+        pieces = ReleasePieces((name,), convert, find_parser(parser))
         origin = functools.partial(_files, (name,), convert)
     vocabulary = DatasetVocabulary(name, lambda: datasets.vocabulary_texts(find_dataset(name)))
     constant = (scorer, tuple(labels))
@@ -106,6 +119,7 @@ def register_dataset(
         public,
         no_rationales,
         origin,
+        pieces,
     )
     if judge is None:
         _ = dataset.scorer  # checks it

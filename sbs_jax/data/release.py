@@ -155,15 +155,20 @@ def load_release(
     Raises:
       UserError: a file is missing, malformed or empty, or the counts differ; names file and line.
     """
+    path, completions = release_files(settings, dataset, split, aliases)
+    keep = settings.keep_blank_rationales
+    return load_rows(path, completions, split, convert=convert, parser=parser, keep_unlabeled=keep)
+
+
+def release_files(
+    settings: DataSettings, dataset: str, split: str, aliases: Sequence[str] = ()
+) -> tuple[Path, Path]:
+    """Returns the file of a split's examples and the folder of completions; see `load_release`."""
     names = (dataset, *aliases)
     name = next((name for name in names if settings.folder(name).is_dir()), dataset)
     folder = settings.folder(name)
     stem = next((stem for stem in names if any(folder.glob(f"{stem}_*"))), name)
-    path = _examples_file(folder, stem, split)
-    keep = settings.keep_blank_rationales
-    return load_rows(
-        path, folder / "llm", split, convert=convert, parser=parser, keep_unlabeled=keep
-    )
+    return _examples_file(folder, stem, split), folder / "llm"
 
 
 def load_rows(
@@ -204,9 +209,8 @@ def completions_of(folder: Path, split: str, count: int, path: Path) -> list[str
     Raises:
       UserError: see `load_release`.
     """
-    found = (completion_files(folder, word) for word in _words(split))
-    files = next((files for files in found if files), None)
-    if files is None:
+    files = completion_files_of(folder, split)
+    if not files:
         return None
     completions = [completion for file in files for completion in read_completions(file)]
     if len(completions) != count:
@@ -294,6 +298,16 @@ def _examples_file(folder: Path, dataset: str, split: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     return folder / names[0]  # the error about its absence names it
+
+
+def completion_files_of(folder: Path, split: str) -> list[Path]:
+    """Returns the files of a split's completions, by whichever name it goes; [] if none.
+
+    Raises:
+      UserError: see `completion_files`.
+    """
+    found = (completion_files(folder, word) for word in _words(split))
+    return next((files for files in found if files), [])
 
 
 def completion_files(folder: Path, split: str) -> list[Path]:

@@ -116,7 +116,7 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> list[Row]:
         rows = _read_parquet(path)
     elif ending in (".csv", ".tsv"):
         rows = _read_csv(path, "," if ending == ".csv" else "\t", encoding)
-    elif _is_one_json(path, encoding):
+    elif is_one_json(path, encoding):
         rows = _read_json(path, encoding)
     else:
         lines = read_jsonl(path, encoding=encoding, advice=_ADVICE)
@@ -126,7 +126,7 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> list[Row]:
     return rows
 
 
-def _is_one_json(path: Path, encoding: str) -> bool:
+def is_one_json(path: Path, encoding: str) -> bool:
     """Tells a JSON document from a JSON object a line: the first line alone is none."""
     try:
         with path.open(encoding=encoding) as file:

@@ -104,6 +104,8 @@ class DataSettings(TemplateTexts):
       cache_dir: the folder of SeqIO's cache.
       records_cache_dir: a folder in which tokenized records are kept, see `stored_records`; None
         tokenizes at every start.
+      records_processes: how many processes tokenize a large data set for `records_cache_dir`; None
+        is as many as there are CPUs for this process.
       parts: PARTS, the parts of a method of the user's own (`methods.read_parts`), which METHOD
         names. None leaves METHOD to name one of `methods.METHODS`. Weights and normalisations are
         the loss's alone: settings that differ in them are equal, and `record` leaves them out.
@@ -136,6 +138,7 @@ class DataSettings(TemplateTexts):
     input_frame: Sequence[str] | None = None
     parts: Any = None
     records_cache_dir: str | None = None
+    records_processes: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -208,6 +211,11 @@ class DataSettings(TemplateTexts):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name.upper()} must be a text, not {getattr(self, name)!r}.")
 
+        processes = self.records_processes
+        if processes is not None and (not isinstance(processes, int) or processes < 1):
+            raise UserError(
+                f"RECORDS_PROCESSES must be a positive whole number, not {processes!r}."
+            )
         if self.parts is not None:
             object.__setattr__(self, "parts", read_parts(self.parts))
             self._check_prompts()

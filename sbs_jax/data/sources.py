@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sbs_jax.data.datasets import Dataset
+from sbs_jax.data.pieces import ReleasePieces
 from sbs_jax.data.registration import code_of, register_dataset
 from sbs_jax.data.registry import find_dataset
 from sbs_jax.data.release import (
@@ -91,6 +92,8 @@ def register_public(
         release=release,
         finish=finish,
     )
+    # What `release` and `finish` read, and of what they make it, is not known.
+    plain = release is None and finish is None
     return register_dataset(
         name,
         load=public.load,
@@ -98,8 +101,8 @@ def register_public(
         labels=labels,
         own_validation=own_validation,
         public=True,
-        # What `release` and `finish` read is not known.
-        origin=public.origin if release is None and finish is None else None,
+        origin=public.origin if plain else None,
+        pieces=ReleasePieces((name, *aliases), convert, find_parser(parser)) if plain else None,
     )
 
 

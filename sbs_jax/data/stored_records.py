@@ -11,6 +11,7 @@ Folders that are not needed any more may be deleted. No TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -39,12 +40,15 @@ from sbs_jax.data.records import (
 )
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.files import atomic_write_text, refuse_remote, writing
+from sbs_jax.errors import UserError
+from sbs_jax.files import atomic_write_text, locked, refuse_remote, writing
 
 log = logging.getLogger(__name__)
 
 _RECORD = "records.json"
 _FORMAT = 2
+_PARTIAL = ".partial"  # the end of a folder's name before it is complete
+_PATIENCE = 24 * 3600.0  # seconds that a process waits for another one that makes the same
 RANDOM_ABOVE = 1 << 30
 """Bytes. Smaller files are soon in the system's memory whole, the quicker the more it reads ahead.
 Of 10 GB, not yet in memory, 20 batches made it read 109 GB that way, and 0.4 GB without."""
@@ -59,11 +63,16 @@ _ELSEWHERE = (
     "use_cached_tasks",
     "cache_dir",
     "records_cache_dir",
+    "records_processes",
 )
 
 
 def load_or_make(
-    task: ResolvedTask, split: str, lengths: tuple[int, int], make: Callable[[], Records]
+    task: ResolvedTask,
+    split: str,
+    lengths: tuple[int, int],
+    make: Callable[[], Records],
+    in_pieces: Callable[[Path], Sequence[Records]] | None = None,
 ) -> Records:
     """Maps the records of a split into memory, after `make` made them if they are not there.
 
@@ -73,6 +82,8 @@ def load_or_make(
       split: the split of the task.
       lengths: the most tokens of inputs and targets.
       make: reads and tokenizes them.
+      in_pieces: is tried first: makes the records of pieces of the split, which it keeps in the
+        folder that it is given; see `first_pass.records_of_pieces`.
 
     Returns:
       The records; their arrays are maps of files, which cannot be written to.
@@ -85,15 +96,39 @@ def load_or_make(
         return make()
     folder = _folder(task, split, lengths, origin)
     found = open_folder(folder)
-    if found is None:
-        records = make()
-        arrays = {name: getattr(records, name) for name in _ARRAYS}
-        pieces = {name: iter([array]) for name, array in arrays.items() if array is not None}
-        write_folder(folder, pieces, counts=records.counts, draw=records.draw)
-        del records, arrays, pieces
-        found = open_folder(folder)
-        assert found is not None  # It was written just now.
+    if found is not None:
+        return found
+    with _alone(folder):
+        found = open_folder(folder)  # By now another process may have made it.
+        if found is None:
+            own = folder.parent / f".{folder.name}.pieces"
+            pieces = in_pieces(own) if in_pieces is not None else ()
+            if pieces:
+                _write_joined(folder, pieces)
+            else:
+                write_records(folder, make())
+            del pieces
+            shutil.rmtree(own, ignore_errors=True)
+            found = open_folder(folder)
+            assert found is not None  # It was written just now.
     return found
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time make the records of a folder, and removes what killed ones left.
+
+    Where a file system knows no locks they are made by each of them; all make the same.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder.parent / f".{folder.name}.lock", patience=_PATIENCE))
+        except UserError as error:
+            log.debug("%s", error)
+        else:
+            for left in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def join(settings: DataSettings, records: Sequence[Records], rates: Sequence[float]) -> Records:
@@ -118,12 +153,7 @@ def join(settings: DataSettings, records: Sequence[Records], rates: Sequence[flo
     folder = _root(settings) / f"mixture-{_digest(made_of)}"
     found = open_folder(folder)
     if found is None:
-        write_folder(
-            folder,
-            joined_arrays(records),
-            counts=joined_counts(records),
-            draw=any(one.draw for one in records),
-        )
+        _write_joined(folder, records)
         found = open_folder(folder)
         assert found is not None  # It was written just now.
     return dataclasses.replace(found, mixture=mixture_of(records, rates))
@@ -191,13 +221,32 @@ def _digest(made_of: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def write_records(folder: Path, records: Records) -> None:
+    """Writes records as `write_folder` does."""
+    arrays = {name: getattr(records, name) for name in _ARRAYS}
+    pieces = {name: iter([array]) for name, array in arrays.items() if array is not None}
+    write_folder(folder, pieces, counts=records.counts, draw=records.draw)
+
+
+def _write_joined(folder: Path, records: Sequence[Records]) -> None:
+    """Writes records behind one another."""
+    write_folder(
+        folder,
+        joined_arrays(records),
+        counts=joined_counts(records),
+        draw=any(one.draw for one in records),
+    )
+
+
 def write_folder(
     folder: Path, arrays: Mapping[str, Iterator[np.ndarray]], *, counts: Counts, draw: bool
 ) -> None:
     """Writes records, whose arrays come in pieces; a folder that bears its name is complete."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        partial = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent)
+        )
         try:
             for name, pieces in arrays.items():
                 _save(partial / f"{name}.npy", pieces)

@@ -37,6 +37,7 @@ _FREE = {
     "data_settings.model_dir",
     "data_settings.cache_dir",
     "data_settings.records_cache_dir",
+    "data_settings.records_processes",
     "data_settings.use_cached_tasks",
     "data_settings.strict_lengths",
     "data_settings.vocabulary_path",

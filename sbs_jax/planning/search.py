@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from sbs_jax.planning.compiling import Compiled
+from sbs_jax.planning.isolation import CompilerCrash
 
 REMATS = ("none", "minimal", "full")
 _MOST_MICROBATCHES = 64
@@ -51,13 +52,16 @@ class Tried:
 
     Attributes:
       layout: the layout that was tried.
-      compiled: None where parameters and optimizer alone are larger than the memory.
+      compiled: None where parameters and optimizer alone are larger than the memory, and where the
+        compiler crashed.
       static_bytes: the bytes of parameters and optimizer on one device.
+      failure: how the compiler crashed; None if it did not.
     """
 
     layout: Layout
     compiled: Compiled | None
     static_bytes: int
+    failure: str | None = None
 
     @property
     def fits(self) -> bool:
@@ -86,7 +90,7 @@ def search(
       rows: the rows of a batch.
       static_bytes: parameters and optimizer of a layout on one device, without compiling.
       usable_bytes: the usable bytes of one device; None tries every layout.
-      compile_layout: compiles one.
+      compile_layout: compiles one; a `CompilerCrash` counts as one that does not fit.
       model_sizes: sizes of the `model` axis; by default powers of 2.
       most: how many layouts are compiled at most.
       note: is shown each as it is done.
@@ -102,7 +106,10 @@ def search(
             too_large = usable_bytes is not None and size > usable_bytes
             if not too_large and compiled >= most:
                 break
-            one = Tried(layout, None if too_large else compile_layout(layout), size)
+            try:
+                one = Tried(layout, None if too_large else compile_layout(layout), size)
+            except CompilerCrash as crash:
+                one = Tried(layout, None, size, failure=str(crash))
             compiled += not too_large
             tried.append(one)
             note(one)

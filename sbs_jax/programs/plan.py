@@ -35,6 +35,7 @@ PROGRAMS = ("train", "eval", "decode")
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code: 0 also for a run that does not fit."""
+    command = sys.argv[1:] if argv is None else None
     argv = list(sys.argv[1:] if argv is None else argv)
     own, others = parser().parse_known_args(argv)
     flags = flags_lib.parse_flags(others)
@@ -52,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     config.check()
     logging.basicConfig(level=logging.WARNING)
-    found = plan(config, own)
+    if own.compile is not None:
+        compile_for_parent(config, own)
+        return 0
+    found = plan(config, own, command if own.target else None)
     if own.json is not None:
         text = "".join(json.dumps(row) + "\n" for row in found)
         atomic_write_text(Path(own.json), text)
@@ -87,15 +91,22 @@ def parser() -> argparse.ArgumentParser:
         help="with --search: compile so many layouts at most (default: 12).",
     )
     result.add_argument("--json", metavar="FILE", help="also write what was found, a line each.")
+    # How a plan asks a process of its own for one program; see `planning.isolation`.
+    result.add_argument("--compile", help=argparse.SUPPRESS)
+    result.add_argument("--result", help=argparse.SUPPRESS)
     return result
 
 
-def plan(config: config_lib.GinConfig, flags: argparse.Namespace) -> list[dict[str, Any]]:
+def plan(
+    config: config_lib.GinConfig, flags: argparse.Namespace, command: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Compiles what the flags ask for and prints what is found.
 
     Args:
       config: the configuration of a training run, checked.
       flags: the flags of `parser`.
+      command: the arguments of the command line; each program is then compiled by a process of its
+        own, since compilers of devices may crash. None compiles in this process.
 
     Returns:
       A record for each program that was compiled, as `planning.report.as_json` writes it.
@@ -109,6 +120,26 @@ def plan(config: config_lib.GinConfig, flags: argparse.Namespace) -> list[dict[s
             raise UserError(f"--programs={name}: choose among {', '.join(PROGRAMS)}.")
     if flags.max_compiles < 1:
         raise UserError(f"--max_compiles={flags.max_compiles} must be at least 1.")
+    planned = _planned(config, flags, command)
+    if flags.search:
+        return planned.search(flags.max_compiles)
+    return planned.describe(names)
+
+
+def compile_for_parent(config: config_lib.GinConfig, flags: argparse.Namespace) -> None:
+    """Compiles the program that another plan asks for; see `planning.isolation.compile_apart`."""
+    from sbs_jax.planning import isolation
+    from sbs_jax.planning.search import Layout
+
+    asked = json.loads(flags.compile)
+    layout = None if asked["layout"] is None else Layout(**asked["layout"])
+    planned = _planned(config, flags, None)
+    isolation.hand_over(planned.compiled(asked["program"], layout), Path(flags.result))
+
+
+def _planned(
+    config: config_lib.GinConfig, flags: argparse.Namespace, command: Sequence[str] | None
+) -> Planned:
     # Only now: a mistake on the command line should not wait for JAX.
     from sbs_jax.planning import targets, topology
 
@@ -123,31 +154,41 @@ def plan(config: config_lib.GinConfig, flags: argparse.Namespace) -> list[dict[s
 
         run = dataclasses.replace(run, batching=assemble(run, writes=False).batching)
         print(f"TASK_FEATURE_LENGTHS = 'auto': {run.batching.feature_lengths}")
-    planned = Planned(run, target, devices)
-    if flags.search:
-        return planned.search(flags.max_compiles)
-    return planned.describe(names)
+    return Planned(run, target, devices, command)
 
 
 class Planned:
     """A run that is planned for a target."""
 
-    def __init__(self, run: Any, target: Any, devices: Sequence[Any] | None) -> None:
+    def __init__(
+        self,
+        run: Any,
+        target: Any,
+        devices: Sequence[Any] | None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        """Plans `run`; see `plan` for `command`, and `topology.devices_of` for the others."""
         import jax
 
-        self.run, self.target = run, target
+        self.run, self.target, self.command = run, target, command
+        self._lay_out = functools.cache(self._lay_out_anew)
         self.devices = list(jax.devices() if devices is None else devices)
 
     def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Compiles the run as it is configured, and prints all that is known of each program."""
-        from sbs_jax.planning import report
+        from sbs_jax.planning import isolation, report
 
-        mesh = self.run.mesh
-        assembly = self._assemble(mesh.data_parallel, mesh.model_parallel)
-        print(_title(assembly, self.target))
+        print(_title(self._lay_out(None), self.target), flush=True)
         records = []
         for name in names:
-            compiled = self._compile(assembly, name)
+            try:
+                compiled = self.compiled(name, None)
+            except isolation.CompilerCrash as crash:
+                raise UserError(
+                    f"--target={self.target.name}: {crash} while it compiled '{name}', which is "
+                    "an error of its own; other values of REMAT, MODEL_PARALLEL, FSDP or "
+                    "BATCH_SIZE may pass."
+                ) from None
             print("\n".join(report.lines(compiled)), flush=True)
             records.append(report.as_json(compiled))
         return records
@@ -163,7 +204,6 @@ class Planned:
                 "EXAMPLES_PER_BATCH leaves the number of rows to the data; set BATCH_SIZE instead."
             )
         usable = None if self.target is None else self.target.usable_bytes
-        lay_out = functools.cache(self._lay_out)
 
         def note(one: search_lib.Tried) -> None:
             print(f"{one.layout}: {_outcome(one)}", flush=True)
@@ -171,9 +211,9 @@ class Planned:
         tried = search_lib.search(
             len(self.devices),
             batching.batch_size,
-            static_bytes=lambda layout: _static_bytes(lay_out(layout)),
+            static_bytes=lambda layout: _static_bytes(self._lay_out(layout)),
             usable_bytes=usable,
-            compile_layout=lambda layout: self._compile(lay_out(layout), "train"),
+            compile_layout=functools.partial(self.compiled, "train"),
             most=most,
             note=note,
         )
@@ -192,7 +232,11 @@ class Planned:
                 "Adafactor, or MOMENT_DTYPE=bfloat16 with AdamW"
             )
         return [
-            {"layout": dataclasses.asdict(one.layout), "static_bytes": one.static_bytes}
+            {
+                "layout": dataclasses.asdict(one.layout),
+                "static_bytes": one.static_bytes,
+                "failure": one.failure,
+            }
             | ({} if one.compiled is None else report.as_json(one.compiled))
             for one in tried
         ]
@@ -204,8 +248,23 @@ class Planned:
         run = dataclasses.replace(self.run, **changes)
         return assemble(run, mesh=make_mesh(data, model, self.devices), writes=False)
 
-    def _lay_out(self, layout: Any) -> Any:
+    def compiled(self, name: str, layout: Any) -> Any:
+        """Compiles one program of the run, laid out as `layout` or, None, as it is configured.
+
+        Raises:
+          CompilerCrash: the process that compiled it died.
+        """
+        if self.command is None:
+            return self._compile(self._lay_out(layout), name)
+        from sbs_jax.planning import isolation
+
+        asked = None if layout is None else dataclasses.asdict(layout)
+        return isolation.compile_apart(self.command, {"program": name, "layout": asked})
+
+    def _lay_out_anew(self, layout: Any) -> Any:
         run = self.run
+        if layout is None:
+            return self._assemble(run.mesh.data_parallel, run.mesh.model_parallel)
         return self._assemble(
             layout.data,
             layout.model,
@@ -287,6 +346,8 @@ def _static_bytes(assembly: Any) -> int:
 def _outcome(one: Any) -> str:
     from sbs_jax.planning import report
 
+    if one.failure is not None:
+        return one.failure
     if one.compiled is None:
         size = report.in_bytes(one.static_bytes)
         return f"parameters and optimizer alone are {size} on each device"

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sbs_jax.planning import compiling, hlo, report, roofline, search, targets
+from sbs_jax.planning import compiling, hlo, isolation, report, roofline, search, targets
 
 H100 = targets.parse_target("h100:8")
 
@@ -102,6 +102,23 @@ def test_the_search_stops_at_the_first_layout_of_a_mesh_that_fits():
     ]
     assert tried[-1].compiled is None
     assert "--gin.MODEL_PARALLEL=8" in fitting[0].layout.macros()
+
+
+def test_the_search_passes_over_a_layout_on_which_the_compiler_crashes():
+    def compile_layout(layout):
+        if layout.remat != "full":
+            raise isolation.CompilerCrash("the compiler crashed (SIGSEGV)")
+        return compiled(peak=2**30)
+
+    tried = search.search(
+        1, 8, static_bytes=lambda _: 0, usable_bytes=2**40, compile_layout=compile_layout
+    )
+    assert [(one.layout.remat, one.fits) for one in tried] == [
+        ("full", True),
+        ("none", False),
+        ("minimal", False),
+    ]
+    assert tried[-1].failure == "the compiler crashed (SIGSEGV)"
 
 
 def test_the_search_cuts_batches_when_nothing_else_helps():

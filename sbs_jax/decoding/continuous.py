@@ -29,6 +29,8 @@ from sbs_jax.token_ids import EOS_ID
 
 REFILL_SHARE = 4
 """Slots are refilled when one in so many has ended."""
+ENCODED_TOKENS = 8192
+"""How many tokens of inputs a device reads at a time, unless the slots to refill need more."""
 _POOLS_PER_LENGTH = 8
 _PROMPT_MULTIPLE = 8
 
@@ -138,11 +140,14 @@ class ContinuousDecoder:
         outputs: dict[int, Output] = {}
         rows = shapes.fit(min(len(requests), row_counts[-1]), row_counts)
         # All pools but the last are full: one number of rows is compiled.
+        multiple = self._chunk(rows)
+        most = ENCODED_TOKENS * self.programs.row_multiple // lengths[-1]
+        pool_rows = (min(rows, max(most // multiple, 1) * multiple),)
         every = shapes.finer(lengths)
         # A step that sees some columns of padding costs little, another length's programs much.
         needed = {shapes.fit(len(request.tokens), lengths) for request in requests}
         lengths = shapes.some(sorted(needed), -(-len(requests) // rows) // _POOLS_PER_LENGTH)
-        for ended in self.stream(params, feed, rows, lengths, every, pool_rows=(rows,)):
+        for ended in self.stream(params, feed, rows, lengths, every, pool_rows=pool_rows):
             outputs.update(ended)
         return [outputs[i] for i in range(len(requests))]
 

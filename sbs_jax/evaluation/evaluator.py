@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sbs_jax import losses, metrics, remote
+from sbs_jax import host_memory, losses, metrics, remote
 from sbs_jax.data import pipeline
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.decoding import shapes
@@ -26,6 +27,9 @@ from sbs_jax.scores.voting import vote
 from sbs_jax.student import Student
 
 Value = float | int | None
+
+LOSS_TOKENS = 8192
+"""How many tokens, of inputs and targets, a device computes losses of at a time, or one row's."""
 
 
 class Evaluation(NamedTuple):
@@ -169,6 +173,7 @@ class Evaluator:
         """
         params = self._prepare(params)
         evaluated = {split.name: self._evaluate(split, params) for split in self._splits}
+        host_memory.return_freed_memory()
         results = {name: values for name, (values, _) in evaluated.items()}
         for split in self._mixed:
             own = [values for name, values in results.items() if name.startswith(f"{split}-")]
@@ -223,6 +228,7 @@ class Evaluator:
 
     def answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
         """Decodes the student's greedy answer to each row of inputs, behind `prompt`."""
+        host_memory.return_freed_memory()
         requests = [Request(row[: np.count_nonzero(row)].tolist()) for row in inputs]
         decoder = self._decoder(tuple(prompt.tolist()))
         # No more slots than inputs: those would only be computed in vain.
@@ -231,9 +237,12 @@ class Evaluator:
         return [self._vocabulary.decode(shapes.until_end(output.tokens)) for output in outputs]
 
     def _losses(self, params: Any, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Value]:
+        host_memory.return_freed_memory()
+        groups = self._mesh.shape["data"]
+        slices = itertools.chain.from_iterable(_slices(batch, groups) for batch in batches)
         # Summed on the host in float64, so that a split's size costs no precision.
         fetched = jax.device_get(
-            [self._loss_step(params, to_global(batch, self._mesh)) for batch in batches]
+            [self._loss_step(params, to_global(part, self._mesh)) for part in slices]
         )
         result: dict[str, Value] = {}
         for part in self._parts:
@@ -247,6 +256,22 @@ class Evaluator:
             result[f"{part}_tokens"] = int(total["tokens"])
         # A log line shows the first few: the losses of both parts, then the rest.
         return dict(sorted(result.items(), key=lambda item: not item[0].endswith("_loss")))
+
+
+def _slices(batch: Mapping[str, np.ndarray], groups: int) -> Iterator[dict[str, np.ndarray]]:
+    """Cuts a batch into equal slices of few tokens, the last one filled up with empty rows.
+
+    Args:
+      batch: arrays [B, …].
+      groups: the number of rows of a slice is a multiple of it.
+    """
+    rows, targets = batch["decoder_target_tokens"].shape
+    most = max(LOSS_TOKENS // (batch["encoder_input_tokens"].shape[1] + targets), 1) * groups
+    size = shapes.round_up(-(-rows // -(-rows // most)), groups)
+    for start in range(0, rows, size):
+        cut = {name: array[start : start + size] for name, array in batch.items()}
+        missing = size - min(size, rows - start)
+        yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in cut.items()}
 
 
 def write_predictions(

@@ -230,6 +230,8 @@ class Lanes:
             while lane not in self._results:
                 self._condition.wait()
             result = self._results.pop(lane)
+        if isinstance(result, UserError):
+            raise result
         if isinstance(result, BaseException):
             raise RuntimeError(f"the step of all lanes failed: {result}") from result
         return result
@@ -318,7 +320,7 @@ def _require_same_arrays(shared: Any, other: Any) -> None:
     pairs = zip(jax.tree.leaves(shared), jax.tree.leaves(other), strict=True)
     if not all(one is two for one, two in pairs):
         raise UserError(
-            "The runs that are to be trained together adapt (LoRA) different weights; leave "
+            "The runs that are to be trained together adapt different weights (LoRA); leave "
             "--vectorize out."
         )
 

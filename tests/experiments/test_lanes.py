@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from sbs_jax.checkpoints import lora
+from sbs_jax.errors import UserError
 from sbs_jax.experiments.lanes import Lanes, make_lane_step, stack_batches
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.parts import Method, Part
 from sbs_jax.student import Student
 from sbs_jax.training import placement
-from sbs_jax.training.optimizers import adamw
+from sbs_jax.training.optimizers import adamw, freeze
+from sbs_jax.training.schedules import linear_decay
 from sbs_jax.training.step import Loss, make_train_step
 from tests import toy
 from tests.batches import random_batch
@@ -169,6 +172,51 @@ def test_a_state_of_an_earlier_step_is_refused(student, optimizer):
     meeting.step(0, first, batch_of(0, 1))
     with pytest.raises(RuntimeError, match="earlier step"):
         first.materialize()
+
+
+def test_lanes_of_adapters_share_the_weights_that_they_adapt():
+    """Each with a learning rate of its own."""
+    config = dataclasses.replace(toy.DECODER, vocab_size=64, lora_rank=2)
+    student = Student(config, make_mesh(devices=jax.devices()[:1]))
+    rates = (1e-2, linear_decay(3e-2, STEPS))
+    optimizers = [freeze(adamw(rate), (lora.FROZEN,)) for rate in rates]
+    abstract = placement.abstract_state(student, optimizers[0], 0)
+    base = lora.split(student.init_params(0))[0]
+
+    def begin(lane):
+        params = lora.join(base, lora.adapters_of(student.init_params(lane)))
+        state = placement.create_state(student, student.init_params(0), optimizers[lane], lane)
+        return dataclasses.replace(state, params=params)
+
+    schedules = [optimizer.learning_rate for optimizer in optimizers]
+    lane_step = make_lane_step(student, optimizers[0], learning_rates=schedules)
+    meeting = Lanes(student, lane_step, abstract, WEIGHTS[1:], side_by_side=True, adapters=True)
+    states = [begin(0), begin(1)]
+    with futures.ThreadPoolExecutor(2) as threads:
+        for number in range(STEPS):
+            batches = [batch_of(0, number), batch_of(1, number)]
+            done = list(threads.map(meeting.step, (0, 1), states, batches))
+            states = [state for state, _ in done]
+    found = [jax.device_get(state.params) for state in states]
+    for lane, weight in enumerate(WEIGHTS[1:]):
+        loss = Loss(rationale_weight=weight)
+        step = make_train_step(student.hidden, optimizers[lane], loss, head=student.head)
+        step = student.jit(step)
+        state = begin(lane)
+        for number in range(STEPS):
+            state, metrics = step(state, batch_of(lane, number))
+        assert np.asarray(done[lane][1]["learning_rate"]) == metrics["learning_rate"]
+        np.testing.assert_allclose(np.asarray(done[lane][1]["loss"]), metrics["loss"], rtol=1e-5)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+            found[lane],
+            state.params,
+        )
+    with pytest.raises(UserError, match="adapt different weights"):
+        others = Lanes(student, lane_step, abstract, (1.0, 1.0), adapters=True)
+        copied = dataclasses.replace(begin(0), params=student.init_params(0))
+        with futures.ThreadPoolExecutor(2) as threads:
+            list(threads.map(others.step, (0, 1), (begin(0), copied), batches))
 
 
 def test_short_batches_get_empty_rows_at_their_end():

@@ -6,8 +6,10 @@
 `--prepare` writes token batches to accelerator_batches.npz, which is all that a machine without a
 network and without TensorFlow needs besides JAX (and PyTorch and transformers for the peer). Every
 case is a process of its own, so that its peak memory is its own and nothing that fails takes others
-along; what is done is kept in accelerator.json and not measured again by the next call. `--tiny`
-takes networks that a CPU trains in seconds, to try all of this out.
+along. Cases compile side by side, `--side_by_side` at a time, and are then measured one by one,
+with nothing else on the device. What is done is kept in accelerator.json and not measured again by
+the next call; what cases print lies in accelerator_logs. `--tiny` takes networks that a CPU trains
+in seconds, to try all of this out.
 
 Cases: the rate of a large bfloat16 product of matrices, which MFU refers to; the training step of
 T5 v1.1 small, base and large (bfloat16, AdamW, packed rows, the prefix on either side, XLA's and
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -171,8 +174,11 @@ def matrix_rate(arguments: argparse.Namespace) -> Numbers:
     import jax.numpy as jnp
 
     size = 256 if arguments.tiny else 8192
-    x = jnp.ones((size, size), jnp.bfloat16)
+    # Not of ones: on equal numbers a device draws less power, and is faster than on any real data.
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
     multiply = jax.jit(lambda x, y: (x @ y) * jnp.bfloat16(1 / size))
+    multiply(x, x).block_until_ready()
+    alone(arguments)
     seconds = timed(lambda: multiply(x, x).block_until_ready(), 10)
     return {"tflops_per_second": 2 * size**3 / seconds / 1e12, "device": device_name()}
 
@@ -219,22 +225,19 @@ def train_step(
     forward = flops.count_flops(
         lambda params, batch: student.apply(params, batch, None), abstract.params, batches[0]
     )
-    compiled = compiling.compile_program(
-        "train step",
-        lambda: step.lower(abstract, batches[0]),
-        mesh=student.mesh,
-        params=abstract.params,
-        opt_state=abstract.opt_state,
-        model_flops=3 * forward,
-    )
-    state = placement.create_state(student, student.init_params(0), optimizer, 0)
+    begun = time.perf_counter()
+    compiled = step.lower(abstract, batches[0]).compile()
+    compile_seconds = time.perf_counter() - begun
+    memory = compiling.memory_of(compiled.memory_analysis())
+    alone(arguments)
+    state = placement.create_state(student, random_params(student), optimizer, 0)
     placed = [jax.device_put(batch) for batch in batches]
     loss = None
     number = 0
 
     def once() -> None:
         nonlocal state, loss, number
-        state, metrics = step(state, placed[number % BATCHES])
+        state, metrics = compiled(state, placed[number % BATCHES])
         loss, number = metrics["loss"], number + 1
         loss.block_until_ready()
 
@@ -246,8 +249,8 @@ def train_step(
         "examples_per_second": examples / seconds,
         "model_tflops_per_second": 3 * forward / seconds / 1e12,
         "peak_bytes": peak_bytes(),
-        "planned_peak_bytes": compiled.peak_bytes,
-        "compile_seconds": compiled.seconds,
+        "planned_peak_bytes": None if memory is None else memory.peak,
+        "compile_seconds": compile_seconds,
         "attention": getattr(student.model.config, "attention", "xla"),
         "last_loss": float(loss),
     }
@@ -314,6 +317,9 @@ def train_peer(
 
     for _ in range(BATCHES):  # Every shape once: torch.compile makes programs of them.
         once()
+    if on_gpu:
+        torch.cuda.empty_cache()
+    alone(arguments)
     seconds = timed(once, 5 if arguments.tiny else 20)
     tokens, examples = count(batches)
     return {
@@ -336,7 +342,7 @@ def decode(arguments: argparse.Namespace, *, size: str) -> Numbers:
 
     config, rows = network(size, arguments.tiny, dropout_rate=0.0)
     student = Student(config, make_mesh(devices=jax.devices()[:1]))
-    params = student.init_params(0)
+    params = random_params(student)
     inputs = jax.device_put(load_batches(arguments, "encoder", rows)[0]["encoder_input_tokens"])
     length = 8 if arguments.tiny else 64
     # No token ends an output, so that both sides write as many.
@@ -345,6 +351,8 @@ def decode(arguments: argparse.Namespace, *, size: str) -> Numbers:
             student.model, params, inputs, max_decode_len=length, eos_id=-1
         )
     )
+    run(params, inputs).block_until_ready()
+    alone(arguments)
     seconds = timed(lambda: run(params, inputs).block_until_ready(), 3)
     return {"tokens_per_second": rows * length / seconds, "peak_bytes": peak_bytes()}
 
@@ -373,6 +381,8 @@ def peer_decode(arguments: argparse.Namespace, *, size: str) -> Numbers:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
+    once()
+    alone(arguments)
     return {"tokens_per_second": rows * length / timed(once, 3)}
 
 
@@ -410,6 +420,8 @@ def ctranslate2_decode(arguments: argparse.Namespace, *, size: str) -> Numbers:
             min_decoding_length=length,
         )
 
+    once()
+    alone(arguments)
     return {
         "tokens_per_second": rows * length / timed(once, 3),
         "device": "cuda" if on_gpu else "cpu",
@@ -429,7 +441,7 @@ def local_teacher(arguments: argparse.Namespace, *, share: bool) -> Numbers:
     config, _ = decoder_network("smollm2-135m", arguments.tiny)
     mesh = make_mesh(devices=jax.devices()[:1])
     student = Student(config, mesh)
-    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), student.init_params(0))
+    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), random_params(student))
     rows = 4 if arguments.tiny else TEACHER_ROWS
     common, own = (32, 8) if arguments.tiny else TEACHER_PROMPT
     length = 8 if arguments.tiny else 64
@@ -443,6 +455,7 @@ def local_teacher(arguments: argparse.Namespace, *, share: bool) -> Numbers:
     )
     jobs = [Job(prompt, length) for prompt in prompts]
     said = engine.generate(jobs)
+    alone(arguments)
     seconds = timed(lambda: engine.generate(jobs), 3)
     written = sum(len(one.tokens) for one in said)
     return {
@@ -487,6 +500,7 @@ def lanes(arguments: argparse.Namespace, *, count: int) -> Numbers:
             thread.join()
         meeting.wait()
 
+    alone(arguments)
     seconds = timed(once, 5)
     _, examples = count_of(batches[0])
     return {
@@ -494,6 +508,31 @@ def lanes(arguments: argparse.Namespace, *, count: int) -> Numbers:
         "examples_per_second": count * examples / seconds,
         "peak_bytes": peak_bytes(),
     }
+
+
+def alone(arguments: argparse.Namespace) -> None:
+    """Waits until no other case compiles or is measured; from here on, none of them runs.
+
+    A case holds the lock together with others while it compiles, and alone while it is measured.
+    """
+    if arguments.lock is not None:
+        fcntl.flock(arguments.lock, fcntl.LOCK_UN)
+        fcntl.flock(arguments.lock, fcntl.LOCK_EX)
+
+
+def random_params(student: Any) -> Any:
+    """Parameters that cost no compilation: normal numbers of a pretrained network's size."""
+    import jax
+    import jax.numpy as jnp
+
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(student.abstract_params))))
+    return jax.tree.map(
+        lambda leaf, place: jax.device_put(
+            jnp.float32(leaf.ndim == 1) + 0.02 * jax.random.normal(next(keys), leaf.shape), place
+        ),
+        student.abstract_params,
+        student.param_shardings,
+    )
 
 
 def timed(once: Callable[[], None], times: int) -> float:
@@ -574,30 +613,40 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.json.exists():
         results = json.loads(arguments.json.read_text(encoding="utf-8"))
     end = time.monotonic() + 60 * arguments.minutes
-    for name in cases():
-        left = end - time.monotonic()
-        if name in results or not re.search(arguments.only, name):
-            continue
-        if left < arguments.least_seconds:
-            print(f"no time left for {name}; the next call goes on with it")
-            break
-        begun = time.monotonic()
-        results[name] = run_apart(arguments, name, left)
-        if results[name].get("failed") == "time":
-            del results[name]  # Another call may have more of it.
-            print(f"{name}: not done in the {left:.0f} s that were left")
-            break
-        results[name]["took_seconds"] = round(time.monotonic() - begun, 1)
-        scratch = arguments.json.with_suffix(".part")
-        scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        os.replace(scratch, arguments.json)
-        print(f"{name}: {results[name]}", flush=True)
-    return results
+    waiting = [name for name in cases() if name not in results and re.search(arguments.only, name)]
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    lock = arguments.json.with_suffix(".lock")
+    while waiting or running:
+        while waiting and len(running) < arguments.side_by_side:
+            if end - time.monotonic() < arguments.least_seconds:
+                print(f"no time left for {', '.join(waiting)}; the next call goes on with them")
+                waiting = []
+                break
+            running[waiting[0]] = begin_apart(arguments, waiting[0], lock)
+            del waiting[0]
+        time.sleep(0.1)
+        late = time.monotonic() > end
+        for name, process in list(running.items()):
+            if late:
+                process.kill()  # Another call may have more time for it.
+                process.wait()
+                print(f"{name}: not done in the time that was left")
+            elif process.poll() is None:
+                continue
+            else:
+                results[name] = result_of(arguments, name, process.returncode)
+                scratch = arguments.json.with_suffix(".part")
+                scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+                os.replace(scratch, arguments.json)
+                print(f"{name}: {results[name]}", flush=True)
+            del running[name]
+    return {name: results[name] for name in cases() if name in results}
 
 
-def run_apart(arguments: argparse.Namespace, name: str, seconds: float) -> dict[str, Any]:
-    """Measures a case in a process of its own."""
+def begin_apart(arguments: argparse.Namespace, name: str, lock: Path) -> subprocess.Popen[bytes]:
+    """Starts a case in a process of its own."""
     command = [sys.executable, __file__, f"--case={name}", f"--data={arguments.data}"]
+    command.append(f"--lock_file={lock}")
     if arguments.tiny:
         command.append("--tiny")
     # Memory that is taken as it is needed, so that the peak says what was needed.
@@ -606,17 +655,25 @@ def run_apart(arguments: argparse.Namespace, name: str, seconds: float) -> dict[
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_COMPILATION_CACHE_DIR": str(arguments.json.absolute().parent / "accelerator_cache"),
     }
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": "time"}
-    for line in done.stdout.splitlines():
+    log = log_of(arguments, name)
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w", encoding="utf-8") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def log_of(arguments: argparse.Namespace, name: str) -> Path:
+    """Where a case prints to."""
+    folder: Path = arguments.json.with_name(f"{arguments.json.stem}_logs")
+    return folder / f"{name.replace(' ', '-')}.txt"
+
+
+def result_of(arguments: argparse.Namespace, name: str, exit_code: int) -> dict[str, Any]:
+    """What a case that has ended found; `failed` says why it found nothing."""
+    lines = log_of(arguments, name).read_text(encoding="utf-8").strip().splitlines()
+    for line in lines:
         if line.startswith(RESULT):
             return json.loads(line.removeprefix(RESULT))
-    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-    return {"failed": (last or [f"exit code {done.returncode}"])[0][:300]}
+    return {"failed": (lines or [f"exit code {exit_code}"])[-1][:300]}
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -681,7 +738,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", default="esnli", help="with --prepare")
     add("--inputs", type=int, default=256, help="with --prepare: tokens of a row")
     add("--targets", type=int, default=192, help="with --prepare: tokens of a row")
+    add("--side_by_side", type=int, default=4, help="cases that compile at a time")
     add("--case", help=argparse.SUPPRESS)
+    add("--lock_file", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -697,6 +756,10 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.data.exists():
         print(f"error: {arguments.data}: is not there; --prepare writes it", file=sys.stderr)
         return 1
+    arguments.lock = None
+    if arguments.lock_file:
+        arguments.lock = arguments.lock_file.open("a")
+        fcntl.flock(arguments.lock, fcntl.LOCK_SH)
     if arguments.case:
         found = cases()[arguments.case].run(arguments)
         print(RESULT + json.dumps(found))

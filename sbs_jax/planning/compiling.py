@@ -142,7 +142,7 @@ def compile_program(
     seconds = time.monotonic() - start
     devices = list(mesh.devices.flat)
     if exhausted is None:
-        memory = _memory(compiled.memory_analysis())
+        memory = memory_of(compiled.memory_analysis())
         program = hlo.read_program(compiled.as_text(), len(devices))
         if target is not None:
             bound = roofline.bound(program, target, hosts_of(devices, target))
@@ -176,7 +176,8 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def _memory(analysis: Any) -> Memory | None:
+def memory_of(analysis: Any) -> Memory | None:
+    """What a compiled program's `memory_analysis()` says; None where the compiler says nothing."""
     if analysis is None:
         return None
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes

@@ -1,0 +1,116 @@
+"""benchmarks/evidence.py in miniature, on a CPU: its lanes against runs of the train program."""
+
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from sbs_jax.data.batching import Batching
+from sbs_jax.data.resolving import TaskChoice
+from sbs_jax.data.settings import DataSettings
+from sbs_jax.programs.train import train
+from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig
+from sbs_jax.training import optimizers, schedules
+from sbs_jax.training.step import Loss
+from tests.decoder import students
+from tests.paths import ROOT
+from tests.release_layout import write_release
+from tests.toy import DECODER
+
+LENGTHS = {"inputs": 160, "targets": 176}
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    path = ROOT / "benchmarks" / "evidence.py"
+    spec = importlib.util.spec_from_file_location("evidence_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    module.ROWS = (tuple(LENGTHS.values()),) * 2
+    module.BATCH_ROWS, module.LANES = 6, 2
+    module.PARTS = {"svamp-240": module.Part("svamp", 30)}
+    module.ORDER = (("svamp-240", "svamp-240", range(2)),)
+    module.LEARNING_RATES = module.SBS_RATES = (1e-3,)
+    module.LEARNING_RATES += (1e-2,)
+    module.LAMBDAS = (0.3, 3.0)
+    module.DECODED_ROWS, module.DECODED_LABEL, module.JUDGED_ROWS = 8, 4, 2
+    return module
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evidence")
+    write_release(folder / "release", train=60, test=9)
+    return students.run(folder / "start", steps=1), folder / "release"
+
+
+def test_lanes_lose_as_runs_of_the_train_program_do(evidence, folders, tmp_path):
+    start, release = folders
+    part = evidence.PARTS["svamp-240"]
+    read = evidence.Start.read(str(start), str(release))
+    chosen = [evidence.Setting(1e-3, 0.3), evidence.Setting(1e-2, 3.0)]
+    trainer = evidence.Trainer(read, "sbs")
+    _, found = trainer.train(part, chosen, [3, 4], steps=STEPS)
+    for lane, (setting, seed) in enumerate(zip(chosen, [3, 4], strict=True)):
+        schedule = schedules.linear_decay(setting.learning_rate, part.steps, 1)
+        train(
+            TrainConfig(
+                model_config=read.student.config,
+                model_dir=str(tmp_path / str(lane)),
+                task=TaskChoice("svamp", method="sbs"),
+                batching=Batching(LENGTHS, examples_per_batch=evidence.EXAMPLES),
+                optimizer=optimizers.adamw(schedule),
+                train_steps=STEPS,
+                data=DataSettings(
+                    data_dir=str(release), train_examples=part.examples, prefix_side="decoder"
+                ),
+                loss=Loss(rationale_weight=setting.rationale_weight),
+                evaluation=EvaluationSettings(splits=()),
+                saving=Saving(initial_checkpoint_path=str(start), log_period=1),
+                seed=seed,
+            ),
+            mesh=students.one_device(),
+        )
+        lines = (tmp_path / str(lane) / "metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["loss"] for line in lines][:STEPS]
+        np.testing.assert_allclose([step[lane] for step in found], losses, rtol=1e-5)
+
+
+def test_a_second_call_does_what_is_left(evidence, folders, tmp_path, capsys):
+    start, release = folders
+    flags = [f"--release_dir={release}", f"--checkpoint={start}", "--steps=1"]
+    flags.append(f"--output={tmp_path / 'found.jsonl'}")
+    assert evidence.main([*flags, "--methods", "standard"]) == 0
+    assert evidence.main([*flags, "--methods", "standard", "sbs"]) == 0
+    rows = evidence.read(tmp_path / "found.jsonl")
+    assert [(row["method"], row["stage"], row["seed"]) for row in rows] == [
+        (method, stage, seed)
+        for method in ("standard", "sbs")
+        for stage, seeds in (("select", (100, 100)), ("test", (0, 1)))
+        for seed in seeds
+    ]
+    assert {len(row["scores"]) for row in rows if row["stage"] == "test"} == {9}
+    assert DECODER.vocab_size  # the toy student answers nothing; its losses are finite
+    assert all(np.isfinite(row["label_loss"]) for row in rows)
+    assert evidence.main(["--report", str(tmp_path / "found.jsonl")]) == 0
+    assert "| svamp-240 | standard | +0.0 | [+0.0, +0.0] |" in capsys.readouterr().out
+
+
+def test_the_setting_is_chosen_by_accuracy_then_by_loss(evidence):
+    rows = [
+        {"accuracy": accuracy, "label_loss": loss, "learning_rate": rate, "rationale_weight": 1.0}
+        for accuracy, loss, rate in ((0.2, 0.1, 1e-5), (0.3, 0.4, 2e-5), (0.3, 0.3, 3e-5))
+    ]
+    assert evidence.best(rows).learning_rate == 3e-5
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_examples(evidence):
+    rng = np.random.default_rng(0)
+    for examples, width in ((100, 40.0), (10_000, 4.0)):
+        low, high = evidence.interval(rng.choice([0, 1], size=(5, examples)))
+        assert low < 50 < high
+        assert high - low < width

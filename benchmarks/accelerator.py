@@ -251,7 +251,8 @@ def train_step(
         "peak_bytes": peak_bytes(),
         "planned_peak_bytes": None if memory is None else memory.peak,
         "compile_seconds": compile_seconds,
-        "attention": getattr(student.model.config, "attention", "xla"),
+        # Where weights are dropped, training attends by XLA whatever is chosen.
+        "attention": "xla" if attention_dropout else student.model.config.attention,
         "last_loss": float(loss),
     }
 

@@ -537,7 +537,9 @@ def report(paths: Sequence[Path]) -> str:
     for row in runs:
         if row["stage"] == "test":
             tested.setdefault((row["part"], row["method"]), {})[row["seed"]] = row
-    for (name, method), rows in sorted(tested.items()):
+    for (name, method), rows in sorted(
+        tested.items(), key=lambda item: list(PARTS).index(item[0][0])
+    ):
         accuracies = [100 * row["accuracy"] for row in rows.values()]
         loss = np.mean([row["label_loss"] for row in rows.values()])
         lines.append(

@@ -1,8 +1,11 @@
 """benchmarks/accelerator.py in miniature, on a CPU: what it keeps, and what a second call does."""
 
+import fcntl
 import importlib.util
 import json
 import sys
+import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -37,31 +40,73 @@ def flags(benchmark, tmp_path):
     return ["--tiny", f"--data={tmp_path / 'batches.npz'}", f"--json={tmp_path / 'found.json'}"]
 
 
-def test_every_case_is_kept_and_not_measured_again(benchmark, flags, tmp_path, monkeypatch, capsys):
-    asked = []
+class Case:
+    """A process that has ended with `found`, or with None goes on until it is killed."""
 
-    def run_apart(arguments, name, seconds):
-        asked.append(name)
-        assert 0 < seconds <= 60 * arguments.minutes
+    returncode = 1
+
+    def __init__(self, found):
+        self.found, self.killed = found, False
+
+    def poll(self):
+        return None if self.found is None else self.returncode
+
+    def kill(self):
+        self.killed = True
+
+    def wait(self):
+        assert self.killed
+
+
+def test_every_case_is_kept_and_not_measured_again(benchmark, flags, monkeypatch, tmp_path, capsys):
+    begun = {}
+
+    def begin_apart(arguments, name, lock):
+        log = benchmark.log_of(arguments, name)
+        log.parent.mkdir(exist_ok=True)
+        found = {"seconds_per_step": 0.5, "model_tflops_per_second": 40.0, "peak_bytes": 2**30}
         if name == "matrix rate":
-            return {"tflops_per_second": 100.0, "device": "Abacus"}
+            found = {"tflops_per_second": 100.0, "device": "Abacus"}
         if name.startswith("peer"):
-            return {"failed": "time"} if name == "peer base" else {"failed": "no torch"}
-        return {"seconds_per_step": 0.5, "model_tflops_per_second": 40.0, "peak_bytes": 2**30}
+            found = None if name == "peer base" else "no torch"
+            log.write_text("Traceback …\nno torch\n")
+        else:
+            log.write_text(f"a warning\nresult: {json.dumps(found)}\n")
+        begun[name] = Case(found)
+        return begun[name]
 
-    monkeypatch.setattr(benchmark, "run_apart", run_apart)
+    monkeypatch.setattr(benchmark, "begin_apart", begin_apart)
+    flags += ["--least_seconds=0", "--minutes=0.01"]
     assert benchmark.main([*flags, "--only=rate|base$"]) == 0
-    # What did not get ready in time is left for another call, and so is all after it.
-    assert asked == ["matrix rate", "train base", "peer base"]
+    assert list(begun)[:3] == ["matrix rate", "train base", "peer base"]
+    # What did not get ready in time is left for another call.
+    assert begun["peer base"].killed
     kept = json.loads((tmp_path / "found.json").read_text())
-    assert list(kept) == ["matrix rate", "train base"]
+    assert list(kept)[:2] == ["matrix rate", "train base"]
+    assert "peer base" not in kept
     printed = capsys.readouterr().out
     assert "Abacus: 100.0 TFLOP/s" in printed
     assert "| train base | 500 | – | – | 40% | 1.00 GiB, – |" in printed
-    asked.clear()
+    begun.clear()
     assert benchmark.main([*flags, "--only=rate|train base$|peer small"]) == 0
-    assert asked == ["peer small"]
+    assert list(begun) == ["peer small"]
     assert "| peer small | failed: no torch |" in capsys.readouterr().out
+
+
+def test_a_case_is_measured_alone(benchmark, tmp_path):
+    """Others that compile, or are measured, keep it waiting; then it keeps them waiting."""
+    path = tmp_path / "lock"
+    with path.open("a") as first, path.open("a") as second:
+        fcntl.flock(first, fcntl.LOCK_SH)
+        fcntl.flock(second, fcntl.LOCK_SH)
+        thread = threading.Thread(target=benchmark.alone, args=[types.SimpleNamespace(lock=first)])
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        fcntl.flock(second, fcntl.LOCK_UN)
+        thread.join()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def test_without_time_nothing_begins(benchmark, flags, tmp_path, capsys):

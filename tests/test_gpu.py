@@ -45,6 +45,14 @@ def batch(config):
     return {**found, "decoder_source_ids": found["decoder_segment_ids"]}
 
 
+def drawn_params(config, student):
+    """The same parameters on every device: drawn on the CPU, which has no cuDNN."""
+    plain = config if config is DECODER else dataclasses.replace(config, attention="xla")
+    with jax.default_device(CPU):
+        drawn = jax.device_get(Student(plain, make_mesh(devices=[CPU])).init_params(0))
+    return jax.tree.map(jax.device_put, drawn, student.param_shardings)
+
+
 def three_steps(config, device):
     """Losses, gradient norms and parameters after three steps."""
     student = Student(config, make_mesh(devices=[device]))
@@ -53,9 +61,7 @@ def three_steps(config, device):
     step = placement.jit_train_step(
         student, make_train_step(student.hidden, optimizer, Loss(), head=student.head), abstract
     )
-    with jax.default_device(CPU):
-        drawn = jax.device_get(Student(config, make_mesh(devices=[CPU])).init_params(0))
-    params = jax.tree.map(jax.device_put, drawn, student.param_shardings)
+    params = drawn_params(config, student)
     state = placement.create_state(student, params, optimizer, 0)
     found = []
     for _ in range(3):
@@ -98,9 +104,7 @@ def test_greedy_tokens_are_those_of_the_cpu(config):
     found = {}
     for device in (GPU, CPU):
         student = Student(config, make_mesh(devices=[device]))
-        with jax.default_device(CPU):
-            drawn = jax.device_get(Student(config, make_mesh(devices=[CPU])).init_params(0))
-        params = jax.tree.map(jax.device_put, drawn, student.param_shardings)
+        params = drawn_params(config, student)
         run = student.jit(
             lambda params, inputs, student=student: greedy_decode(
                 student.model, params, inputs, max_decode_len=12

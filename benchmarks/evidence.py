@@ -565,6 +565,35 @@ def report(paths: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
+def draw(paths: Sequence[Path], target: Path) -> None:
+    """Draws the test accuracies on SVAMP: a dot a run, a bar the mean of a method."""
+    from matplotlib.figure import Figure
+
+    runs = [row for path in paths for row in read(path) if row["stage"] == "test"]
+    names = [name for name, part in PARTS.items() if part.dataset == "svamp"]
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, names, strict=True):
+        for place, method in enumerate(METHODS):
+            found = [
+                100 * row["accuracy"]
+                for row in runs
+                if (row["part"], row["method"]) == (name, method)
+            ]
+            if not found:
+                continue
+            color = "tab:orange" if method == "sbs" else "tab:blue"
+            axis.bar(place, np.mean(found), width=0.7, color=color, alpha=0.3)
+            spread = np.linspace(-0.2, 0.2, len(found)) if len(found) > 1 else [0.0]
+            axis.plot(place + np.array(spread), found, "o", color=color, markersize=4)
+            axis.annotate(f"{np.mean(found):.1f}", (place, 1), ha="center", color="black")
+        axis.set_xticks(range(len(METHODS)), METHODS, rotation=15)
+        axis.set_title(f"{PARTS[name].examples} training problems", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("SVAMP test accuracy, %")
+    figure.savefig(target, dpi=120)
+
+
 def interval(differences: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of the mean [seeds, examples], in points, seeds and examples drawn."""
     rng = np.random.default_rng(0)
@@ -590,9 +619,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", help="names of parts")
     parser.add_argument("--steps", type=int, help="end all runs early, to try this out")
     parser.add_argument("--report", nargs="*", type=Path, help="files of results to report on")
+    parser.add_argument("--figure", type=Path, help="with --report: a PNG of SVAMP's accuracies")
     arguments = parser.parse_args(argv)
     if arguments.report:
         print(report(arguments.report))
+        if arguments.figure:
+            draw(arguments.report, arguments.figure)
         return 0
     if not (arguments.release_dir and arguments.checkpoint):
         parser.error("--release_dir and --checkpoint are needed")

@@ -6,11 +6,13 @@ libtpu 0.0.42 does that on some programs (its estimate of a fusion's cost overfl
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,19 +43,30 @@ def compile_apart(command: Sequence[str], asked: Mapping[str, Any]) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "compiled"
         flags = [f"--compile={json.dumps(asked)}", f"--result={result}"]
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-m", "sbs_jax.plan", *command, *flags],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # Open as long as this process lives; see `end_with_parent`.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-        )
+        ) as process:
+            assert process.stderr is not None
+            said = process.stderr.read().decode(errors="replace").strip().splitlines()
         if result.is_file():
             return pickle.loads(result.read_bytes())
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
         raise CompilerCrash(f"the compiler crashed ({name})")
-    said = done.stderr.decode(errors="replace").strip().splitlines() or ["it gives no reason"]
-    raise UserError(said[-1].removeprefix("error: "))
+    raise UserError(said[-1].removeprefix("error: ") if said else "it gives no reason")
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that called `compile_apart` has ended."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def hand_over(compiled: Compiled, path: Path) -> None:

@@ -131,6 +131,7 @@ def compile_for_parent(config: config_lib.GinConfig, flags: argparse.Namespace) 
     from sbs_jax.planning import isolation
     from sbs_jax.planning.search import Layout
 
+    isolation.end_with_parent()
     asked = json.loads(flags.compile)
     layout = None if asked["layout"] is None else Layout(**asked["layout"])
     planned = _planned(config, flags, None)

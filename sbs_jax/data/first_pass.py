@@ -1,7 +1,7 @@
 """The first pass over a large split: tokenized in pieces, in several processes, resumable.
 
     RECORDS_CACHE_DIR/.esnli_sbs-train-3f1c....pieces/0000000-32768/    the records of a piece
-    RECORDS_CACHE_DIR/.esnli_sbs-train-3f1c....pieces/0000000-32768.npy hashes of its ids
+    RECORDS_CACHE_DIR/.esnli_sbs-train-3f1c....pieces/0000000-32768.npy hashes of ids in the data
 
 Each piece is written as records are (`stored_records.write_folder`), so that one that bears its
 name is complete: what a killed pass has done is taken over by the next one. Joined, the pieces are
@@ -149,7 +149,7 @@ def make_portion(
             if len(examples) < portion.piece.rows:
                 raise UserError(f"{portion.piece.path}: it is not known how many examples it has.")
             examples = datasets.checked(dataset, examples)
-        ids.extend(_hash(example["id"]) for example in examples)
+        ids.extend(map(_hash, _given_ids(examples, portion.piece.path.stem)))
         return examples if portion.kept is None else [examples[i] for i in portion.kept]
 
     own = dataclasses.replace(dataset, load=load, own_validation=True)
@@ -159,6 +159,20 @@ def make_portion(
     with atomic_open(folder / f"{portion.name}.npy", "wb") as file:
         np.save(file, np.frombuffer(b"".join(ids), np.uint64))
     stored_records.write_records(folder / portion.name, records)
+
+
+def _given_ids(examples: Sequence[Example], stem: str) -> list[str]:
+    """The ids of examples that are not made of the file's name and the line, which differ anyway.
+
+    Raises:
+      UserError: one looks as if it were.
+    """
+    read: Sequence[Any] = examples  # Each knows its row.
+    found = [one["id"] for one in read if one["id"] != f"{stem}-{one.fields.line}"]
+    for identity in found:
+        if identity.startswith(f"{stem}-") and identity[len(stem) + 1 :].isdecimal():
+            raise UserError(f"the id '{identity}' may be that of another line")
+    return found
 
 
 def _hash(identity: str) -> bytes:
@@ -210,6 +224,12 @@ class Job:
     parent: int
 
 
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _in_processes(
     task: ResolvedTask,
     split: str,
@@ -220,7 +240,7 @@ def _in_processes(
     """Makes portions in several processes; those that fail leave theirs to the caller."""
     info = task.require_info("be read")
     assert info.dataset.pieces is not None
-    wanted = task.settings.records_processes or len(os.sched_getaffinity(0))
+    wanted = task.settings.records_processes or _usable_cpus()
     count = min(wanted, len(missing) // _WORTH_A_PROCESS)
     module = info.dataset.pieces.convert.__module__
     if count < 2 or module == "__main__":  # Which another process would run as a program.

@@ -87,6 +87,7 @@ def test_a_killed_pass_is_taken_up_where_it_ended(settings, made, monkeypatch, t
     spied = first_pass.make_portion
 
     def killed(task, split, portion, folder, make):
+        assert list(folder.parent.glob(".svamp_sbs-train-*.lock"))  # others wait
         spied(task, split, portion, folder, make)
         if len(made) == 4:
             (folder / portion.name / "target_tokens.npy").unlink()  # not written to the end

@@ -5,9 +5,11 @@
 
 Six runs are trained as one program, each a lane with its own learning rate, λ and order of the
 data; the batches, the loss, the step, greedy decoding and the scores are those of
-`python -m sbs_jax.train` (a test holds a lane to it). What is done is in `--output`,
-one JSON object a run with its answers, and is not done again by the next call. `--report=FILE …`
-prints the tables of docs/evidence.md from such files.
+`python -m sbs_jax.train` (a test holds a lane to it). What is done is in `--output`, one JSON
+object a run, and is not done again by the next call; the answers of the runs lie beside it.
+`--report FILE …` prints the tables of docs/evidence.md from such files:
+
+    python benchmarks/evidence.py --report docs/evidence_runs.jsonl
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ METHODS = {  # METHOD and LABEL_SOURCE
     "distillation": ("standard", "teacher"),
 }
 BOOTSTRAPS = 10_000
+LOSS_PERIOD = 30  # steps from one recorded training loss to the next
+KEY = ("method", "part", "stage", "seed", "learning_rate", "rationale_weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +284,7 @@ class Trainer:
                 {
                     "accuracy": sum(scores) / len(scores),
                     "label_loss": losses[lane],
-                    "scores": scores,
+                    "scores": "".join(map(str, scores)),
                     "answers": labels,
                 }
             )
@@ -400,13 +404,15 @@ def run(arguments: argparse.Namespace) -> None:
                 "seed": seed,
                 **dataclasses.asdict(setting),
                 "seconds_of_group": took,
-                "losses": [round(step[lane], 5) for step in losses],
+                "losses": [round(step[lane], 4) for step in losses[::LOSS_PERIOD]],
                 **values,
             }
             for lane, (seed, setting, values) in enumerate(zip(seeds, settings, found, strict=True))
         ]
-        with arguments.output.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        answers = [{name: row[name] for name in (*KEY, "answers")} for row in rows]
+        write(arguments.output.with_suffix(".answers.jsonl"), answers)
+        rows = [{k: v for k, v in row.items() if k != "answers"} for row in rows]
+        write(arguments.output, rows)
         done.extend(rows)
         accuracies = " ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
         log(f"{trainer.method} {stage} {name}: {accuracies}; {took[0]} s, {took[1]} s")
@@ -511,13 +517,22 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds runs to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def log(text: str) -> None:
     """Prints what happened and when."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def report(paths: Sequence[Path]) -> str:
-    """The tables: what was chosen, and accuracies of the test split with their differences."""
+    """The tables: what was chosen, accuracies on the test split, and their differences.
+
+    With the accuracies stands how many questions all runs of a method answer correctly, and none.
+    """
     runs = [row for path in paths for row in read(path)]
     lines = ["| set | method | learning rate, λ | validation accuracies of the six settings |"]
     lines += ["|---|---|---|---|"]
@@ -531,8 +546,11 @@ def report(paths: Sequence[Path]) -> str:
                     f"| {name} | {method} | {setting.learning_rate:g}, "
                     f"{setting.rationale_weight:g} | {accuracies} |"
                 )
-    lines += ["", "| set | method | seeds | mean test accuracy | range | label loss |"]
-    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| set | method | mean test accuracy | of each seed | label loss | by all | by none |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
     tested: dict[tuple[str, str], dict[int, Any]] = {}
     for row in runs:
         if row["stage"] == "test":
@@ -542,9 +560,11 @@ def report(paths: Sequence[Path]) -> str:
     ):
         accuracies = [100 * row["accuracy"] for row in rows.values()]
         loss = np.mean([row["label_loss"] for row in rows.values()])
+        right = np.array([scores(row) for row in rows.values()])
+        each = ", ".join(f"{accuracy:.1f}" for accuracy in accuracies)
         lines.append(
-            f"| {name} | {method} | {len(rows)} | {np.mean(accuracies):.1f} | "
-            f"{min(accuracies):.1f} to {max(accuracies):.1f} | {loss:.4f} |"
+            f"| {name} | {method} | {np.mean(accuracies):.1f} | {each} | {loss:.4f} | "
+            f"{right.all(axis=0).sum()} | {(~right.any(axis=0)).sum()} |"
         )
     lines += ["", "| set | sbs − | difference, points | 95 % interval |", "|---|---|---|---|"]
     for name in PARTS:
@@ -554,9 +574,7 @@ def report(paths: Sequence[Path]) -> str:
             if method == "sbs" or not ours or not theirs:
                 continue
             seeds = sorted(set(ours) & set(theirs))
-            differences = np.array(
-                [np.subtract(ours[seed]["scores"], theirs[seed]["scores"]) for seed in seeds]
-            )
+            differences = np.array([scores(ours[seed]) - scores(theirs[seed]) for seed in seeds])
             low, high = interval(differences)
             lines.append(
                 f"| {name} | {method} | {100 * differences.mean():+.1f} | "
@@ -592,6 +610,11 @@ def draw(paths: Sequence[Path], target: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("SVAMP test accuracy, %")
     figure.savefig(target, dpi=120)
+
+
+def scores(row: Mapping[str, Any]) -> np.ndarray:
+    """Whether a run answers each question correctly, int [questions]."""
+    return np.array(list(map(int, row["scores"])))
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:

@@ -115,3 +115,19 @@ def test_the_interval_holds_the_mean_and_narrows_with_examples(evidence):
         low, high = evidence.interval(rng.choice([0, 1], size=(5, examples)))
         assert low < 50 < high
         assert high - low < width
+
+
+def test_the_page_says_what_the_runs_say(evidence, monkeypatch):
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    names = ("svamp-240", "svamp-720", "cqa-877")
+    monkeypatch.setattr(evidence, "PARTS", dict.fromkeys(names))
+    tables = evidence.report([ROOT / "docs" / "evidence_runs.jsonl"])
+    rows = [line.strip("| ").split(" | ") for line in tables.splitlines() if line[:7] == "| svamp"]
+    accuracies = [row for row in rows if len(row) == 7]
+    assert len(accuracies) == 8
+    for _, _, mean, each, *_ in accuracies:
+        assert f"| {each} | {mean} |" in page
+    differences = [row for row in rows if row[-1].startswith("[")]
+    assert len(differences) == 6
+    for _, _, difference, interval in differences:
+        assert f"| {difference} | {interval} |".replace("-", "−") in page

@@ -98,20 +98,27 @@ def cases() -> dict[str, Case]:
         name = " ".join(["train", size, *words])
         return Case(name, functools.partial(train_step, size=size, **options))
 
-    for size in ("base", "small", "large"):
-        found += [train(size), Case(f"peer {size}", functools.partial(peer_step, size=size))]
+    def peer(size: str) -> Case:
+        return Case(f"peer {size}", functools.partial(peer_step, size=size))
+
     found += [
+        train("base"),
         train("base", attention="cudnn", attention_dropout=False),
-        train("base", attention="xla", attention_dropout=False),
+        peer("base"),
+        train("smollm2-135m", side="decoder"),
+        Case("peer smollm2-135m", functools.partial(peer_decoder_step, size="smollm2-135m")),
         train("base", side="decoder"),
+        train("large"),
+        train("large", attention="cudnn", attention_dropout=False),
+        peer("large"),
+        train("small"),
+        peer("small"),
+        train("base", attention="xla", attention_dropout=False),
         train("base", remat="minimal"),
         train("base", remat="full"),
         train("base", scan_layers=True),
-        train("smollm2-135m", side="decoder"),
-        Case("peer smollm2-135m", functools.partial(peer_decoder_step, size="smollm2-135m")),
         train("smollm2-135m", side="decoder", remat="minimal"),
         train("large", remat="minimal"),
-        train("large", attention="cudnn", attention_dropout=False),
     ]
     for size in ("base", "small"):
         found += [
@@ -739,7 +746,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", default="esnli", help="with --prepare")
     add("--inputs", type=int, default=256, help="with --prepare: tokens of a row")
     add("--targets", type=int, default=192, help="with --prepare: tokens of a row")
-    add("--side_by_side", type=int, default=4, help="cases that compile at a time")
+    add("--side_by_side", type=int, default=3, help="cases that compile at a time")
     add("--case", help=argparse.SUPPRESS)
     add("--lock_file", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -21,6 +21,13 @@ class UserError(Exception):
     """
 
 
+def require_at_least(least: int, **values: float | None) -> None:
+    """Raises `UserError` for the first of the named values that is below `least`; None passes."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} = {value} must be at least {least}.")
+
+
 def with_exit_code(main: Callable[_P, int]) -> Callable[_P, int]:
     """Decorates the `main` of a program that does not use `configuration.main.run_main`.
 

@@ -70,9 +70,9 @@ class GGUFTensor:
 
     Attributes:
       file: The file that holds it.
-      name: Its name in the file.
-      shape: Its dimensions, row-major.
-      stored: What `gguf` knows of it.
+      name: The name of the tensor in the file.
+      shape: The dimensions of the tensor, row-major.
+      stored: The description of the tensor by `gguf`.
     """
 
     file: Path

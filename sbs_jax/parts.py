@@ -63,7 +63,7 @@ class Part:
       name: lower-case letters, digits and underscores; metrics are called ``NAME_loss`` and so on.
       prefix: the task prefix that asks for the target. None is LABEL_PREFIX for a target that holds
         the part ``label``, RATIONALE_PREFIX for one of ``rationale``, and ``NAME: `` otherwise.
-      reads: what the input is made of.
+      reads: the pieces that the input is made of.
       writes: what the part consists of; None is the field of the part's own name.
       weight: what the part's mean counts in the loss, a constant or a schedule of the step; None is
         RATIONALE_WEIGHT for the part ``rationale`` and 1 for any other one.

@@ -51,7 +51,7 @@ def place(path: str | os.PathLike[str]) -> Path:
     """Returns the absolute path of a file or folder, or the place that a URL names.
 
     Args:
-      path: of this machine, possibly relative or with `~`; or `gs://…`.
+      path: a path of this machine, possibly relative or with `~`; or `gs://…`.
 
     Returns:
       A path; of a URL an `etils.epath.Path`, which has the methods of `pathlib.Path`.
@@ -120,7 +120,7 @@ def reaching(url: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """Turns what a store or its client refuses into a sentence.
 
     Args:
-      url: what is read or written.
+      url: the object that is read or written.
       doing: `read` or `written`.
 
     Raises:

@@ -34,8 +34,8 @@ def local(path: str | os.PathLike[str], *, beside: Sequence[str] = ()) -> Path:
     """Returns a path of this machine with the content of a file, or of a folder.
 
     Args:
-      path: of this machine, which is returned as it is (`~` expanded); or a URL, whose file, or
-        all files below it, are fetched where that has not been done.
+      path: a path of this machine, which is returned as it is (`~` expanded); or a URL, whose
+        file, or all files below it, are fetched where that has not been done.
       beside: names of further files, fetched from the same folder where they are there.
 
     Raises:

@@ -93,7 +93,7 @@ def params_to_huggingface(
 
     Args:
       params: nested dict of arrays; they must be whole on this host.
-      config: their config.
+      config: the config of the parameters.
 
     Raises:
       UserError: The tree does not fit the config; names the first difference.

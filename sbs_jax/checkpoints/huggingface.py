@@ -149,7 +149,7 @@ def match_huggingface(
 
     Args:
       state_dict: name → tensor, any float dtype.
-      config: what it must fit; `config_from_huggingface` tells.
+      config: the config that it must fit, from `config_from_huggingface`.
 
     Returns:
       The tensor of each of our parameters, by path, in our layout.
@@ -178,7 +178,7 @@ def params_from_huggingface(
 
     Args:
       state_dict: name → array, any float dtype.
-      config: what it must fit; `config_from_huggingface` tells.
+      config: the config that it must fit, from `config_from_huggingface`.
 
     Returns:
       A nested dict of float32 numpy arrays, as `Transformer(config).init(...)["params"]` has it.
@@ -196,7 +196,7 @@ def params_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[s
 
     Args:
       params: nested dict of arrays; they must be whole on this host.
-      config: theirs.
+      config: the config of the parameters.
 
     Returns:
       name → contiguous numpy array, without the copies of a shared embedding.

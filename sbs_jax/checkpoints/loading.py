@@ -52,7 +52,7 @@ class Source:
     """Weights that were found; nothing big has been read of them.
 
     Attributes:
-      kind: whose format they have.
+      kind: the format that they have.
       folder: the folder of the checkpoint itself; for `huggingface` the folder of `config.json`.
       step: the step of the training that wrote them; None where the format has no such thing.
     """

@@ -193,8 +193,8 @@ def to_peft(
     """The adapters as the package `peft` reads them.
 
     Args:
-      adapters: their tree.
-      lora: of it.
+      adapters: the tree of adapters.
+      lora: the settings of the adapters.
       names: the name in transformers of each kernel's weight, by our path of the kernel.
       base: a name or a place of the weights that they adapt, for `adapter_config.json`.
       task_type: peft's name of what the network does, `CAUSAL_LM` or `SEQ_2_SEQ_LM`.

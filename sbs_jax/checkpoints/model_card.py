@@ -43,7 +43,7 @@ def write(
 
     Args:
       name: the name of the model.
-      config: its dimensions.
+      config: the dimensions of the network.
       dtype: the dtype of its weights.
       settings: see `loading.Source.settings`; {} for weights of others.
       step: the step of the checkpoint.

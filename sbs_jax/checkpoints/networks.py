@@ -76,7 +76,7 @@ def require_config(source: Source, given: ModelConfig | None, advice: str) -> Mo
 
     Args:
       source: the checkpoint.
-      given: what the user says; None for nothing.
+      given: the value that the user sets; None where none is set.
       advice: how the user can say it, for the error.
 
     Raises:
@@ -108,14 +108,14 @@ def model_config(
     """The config of weights; gin/models/from_checkpoint.gin binds it to MODEL.
 
     Args:
-      path: as for `identify`.
+      path: a checkpoint, as `identify` takes it.
       dropout_rate: the dropout rate of this run, where the network is a T5.
       dtype: the dtype of this run's activations.
-      decoder_dropout_rate: the decoder dropout rate of this run, where the network is a decoder.
-      dropout_attention_weights: the dropout attention weights of this run, see `T5Config`.
-      attention: the attention of this run, see `T5Config`.
-      remat: the remat of this run, see `T5Config`.
-      scan_layers: the scan layers of this run, see `T5Config`.
+      decoder_dropout_rate: the dropout rate of this run, where the network is a decoder.
+      dropout_attention_weights: whether this run drops attention weights, see `T5Config`.
+      attention: what computes attention in this run, see `T5Config`.
+      remat: what a layer keeps for the gradient in this run, see `T5Config`.
+      scan_layers: whether this run stacks the layers' parameters, see `T5Config`.
       product_dtype: the dtype of projections' operands, where the network is a decoder.
       lora_rank: the rank of adapters, see `T5Config`.
       lora_alpha: the scale of adapters, see `T5Config`.

@@ -34,7 +34,7 @@ class Restored:
       step: number of steps done when it was saved.
       state: the tree of arrays, on the devices of the shardings asked for.
       extra: the JSON object given to `manager.CheckpointManager.save`.
-      folder: where it lies.
+      folder: the folder of the checkpoint.
     """
 
     step: int

@@ -33,7 +33,7 @@ class Record:
     """The student of a folder.
 
     Attributes:
-      model_config: its dimensions; None where the folder does not say.
+      model_config: the dimensions of the network; None where the folder does not say.
       settings: how it was trained; see `loading.Source`.
     """
 

@@ -34,8 +34,8 @@ class FileTensor:
 
     Attributes:
       file: the file that holds it.
-      name: its name in the file.
-      shape: its dimensions.
+      name: the name of the tensor in the file.
+      shape: the dimensions of the tensor.
       dtype: as it is stored.
     """
 

@@ -56,8 +56,8 @@ class Steps(Closing):
 
         Args:
           step: number of steps done.
-          trees: of arrays, each in a folder of its name.
-          documents: JSON, each in a folder of its name.
+          trees: trees of arrays by name; each is written to a folder of that name.
+          documents: JSON objects by name; each is written to a folder of that name.
 
         Raises:
           OSError, ValueError: it, or the one before, cannot be written.

@@ -42,7 +42,7 @@ class ZarrTensor:
     """An array that TensorStore reads; see `tensors.StoredTensor`.
 
     Attributes:
-      name: as messages say it.
+      name: the name that messages use.
       store: open for reading.
       dtype: the dtype of what is read. bfloat16 that old versions of T5X wrote as uint16 is
         bfloat16.

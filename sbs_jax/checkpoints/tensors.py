@@ -18,7 +18,7 @@ class StoredTensor(Protocol):
     """A tensor in a file (a numpy array is one, too).
 
     Attributes:
-      shape: its dimensions.
+      shape: the dimensions of the tensor.
       dtype: as it is stored.
     """
 

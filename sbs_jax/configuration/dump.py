@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 
@@ -10,7 +9,6 @@ import gin.config
 
 import sbs_jax
 from sbs_jax.configuration.statements import Binding
-from sbs_jax.files import atomic_write_text
 from sbs_jax.redaction import holds_secret, is_secret, redact
 
 
@@ -53,16 +51,6 @@ def header(program: str, argv: Sequence[str]) -> str:
         shown.append(f"{name}=<redacted>" if secret else argument)
     command = " ".join([program, *map(shlex.quote, shown)]).replace("\n", " ")
     return f"# sbs_jax {sbs_jax.__version__}: {command}\n\n"
-
-
-def write_config(path: str | os.PathLike[str], text: str | None = None) -> None:
-    """Writes the final configuration, readable by gin again, atomically.
-
-    Args:
-      path: the file, usually `MODEL_DIR/config.gin`.
-      text: the text, from `config_text`; what is bound now by default.
-    """
-    atomic_write_text(path, config_text() if text is None else text)
 
 
 def format_value(binding: Binding) -> str:

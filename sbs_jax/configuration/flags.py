@@ -101,14 +101,17 @@ def with_gin_file(argv: Sequence[str], name: str) -> list[str]:
     return list(argv) if given else [f"--gin_file={name}", *argv]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are `UserError`s."""
+
     def error(self, message: str) -> None:  # type: ignore[override]
+        """Raises the mistake in the place of argparse, which would print the usage and exit."""
         raise UserError(f"{message}; see --help.")
 
 
 def parser(program: str = "", description: str = "") -> argparse.ArgumentParser:
-    """The flags' parser, whose mistakes are `UserError`s and whose help `help` completes."""
-    made = _Parser(
+    """The parser of the flags; `help` completes its help."""
+    made = Parser(
         prog=program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

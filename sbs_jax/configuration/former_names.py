@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 
 MOVED = {
-    # The programs, since each command has one file of its name.
+    # The programs, since each command has one file with its name.
     "sbs_jax.trainer": "sbs_jax.programs.train",
     "sbs_jax.teaching": "sbs_jax.programs.teach",
     "sbs_jax.evaluation.evaluate": "sbs_jax.programs.eval",
@@ -125,7 +125,7 @@ class Place:
 
     Attributes:
       function: dotted name of the function or class.
-      parameter: its parameter.
+      parameter: the parameter of that function.
       built_by: the functions' parameters that must be bound to a call of a dataclass so that the
         binding takes effect, as `(function, parameter, dataclass)`.
     """

@@ -28,7 +28,11 @@ def set_up(flags: Flags) -> None:
     peers.meet(flags.coordinator_address, flags.process_count, flags.process_index)
     keep_freed_memory()
     enable_compilation_cache(flags.compilation_cache_dir)
-    join_processes(flags)
+    from sbs_jax.partitioning import distributed
+
+    distributed.initialize(flags.coordinator_address, flags.process_count, flags.process_index)
+    if flags.coordinator_address is not None:
+        peers.watch()
 
 
 def configure_logging(verbosity: str) -> None:
@@ -79,12 +83,3 @@ def is_writable(folder: Path) -> bool:
         return os.access(folder, os.W_OK)
     except OSError:
         return False
-
-
-def join_processes(flags: Flags) -> None:
-    """Joins the processes of a run, as the flags say; this process alone without them."""
-    from sbs_jax.partitioning import distributed
-
-    distributed.initialize(flags.coordinator_address, flags.process_count, flags.process_index)
-    if flags.coordinator_address is not None:
-        peers.watch()

@@ -68,7 +68,7 @@ class Binding:
       selector: the configurable, or the macro's name.
       parameter: the configurable's parameter; empty for a macro.
       value: a Python literal that may hold `Macro` and `Reference`.
-      source: where it was written.
+      source: the place where it was written.
       comment: the comment at the end of its line, without the `#`.
       heading: the comment line that heads it and its neighbours in a file, else the file's name.
       full_name: the configurable's dotted name, as far as the file's imports tell.
@@ -137,7 +137,7 @@ class GinFile:
     """A parsed file, or the flags of the command line as if they stood in one.
 
     Attributes:
-      name: for messages.
+      name: the name that messages use.
       statements: in the order of the file; an included file is one statement.
     """
 

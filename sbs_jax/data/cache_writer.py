@@ -91,7 +91,7 @@ def cache_task(
 
 
 def _readable_splits(task: ResolvedTask, splits: Sequence[str]) -> dict[str, str]:
-    """Returns of each split that can be read the hash of its examples."""
+    """Returns the hash of the examples of each split that can be read."""
     found, reason = {}, None
     for split in splits:
         try:

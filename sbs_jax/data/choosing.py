@@ -31,7 +31,8 @@ def _define(name: str, parts: Sequence[Part] | None) -> None:
 
     Args:
       name: the name of a task.
-      parts: those of a method of the user's own, of any name; None knows the methods of the table.
+      parts: the parts of a method of the user's own, of any name; None knows the methods of the
+        table.
     """
     seqio = loaded_seqio()
     foreign = name not in TASKS and seqio is not None and name in seqio.TaskRegistry.names()

@@ -34,7 +34,7 @@ def permuted(index: np.ndarray, size: int, key: np.uint64 | np.ndarray) -> np.nd
 
     Args:
       index: integers [N] in 0 .. `size` - 1, the places that are looked at.
-      size: of the permutation, at least 1.
+      size: the length of the permutation, at least 1.
       key: the key of the permutation; or uint64 [N], one for each entry.
 
     Returns:

@@ -76,7 +76,7 @@ class RecordMaker:
         """Reads the templates of the method's parts once.
 
         Args:
-          method: what is trained.
+          method: the method that is trained.
           settings: give prefixes and separators, and say whether blank rationales are kept.
           weighs: whether elements weigh words (under `elements.WEIGHTS_OF` and a field's name).
         """

@@ -68,7 +68,7 @@ class _ReadExample(dict[str, Any]):
     """An `Example` that knows the file and the line it was read from, as a `Row` does.
 
     Attributes:
-      fields: its row, or the fields of one.
+      fields: the row of the file, or the fields of one.
       where: the file and the line, where `fields` is no `Row`, which says that itself.
     """
 
@@ -183,7 +183,7 @@ def load_rows(
     """Reads one file of examples, and the completions that go with it; see `load_release`.
 
     Args:
-      path: of the examples, in any format that `read_rows` knows.
+      path: the file of the examples, in any format that `read_rows` knows.
       completions_folder: where ``{split}_CoT_0.json`` and so on may lie.
       split: see `load_release`.
       convert: see `load_release`.
@@ -204,7 +204,7 @@ def completions_of(folder: Path, split: str, count: int, path: Path) -> list[str
       folder: where ``{split}_CoT_0.json`` and so on may lie.
       split: see `load_release`.
       count: the number of examples, of which each needs one.
-      path: where these are, for the sentence of the error.
+      path: the file of the examples, which the error names.
 
     Raises:
       UserError: see `load_release`.

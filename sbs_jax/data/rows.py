@@ -99,7 +99,7 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> list[Row]:
 
     Args:
       path: the file.
-      encoding: of a text file. A byte order mark at its beginning is passed over.
+      encoding: the encoding of a text file. A byte order mark at its beginning is passed over.
 
     Returns:
       The rows, at least one. Those of a JSON list or a Parquet file are numbered instead of lines.

@@ -98,8 +98,8 @@ class SentencePieceVocabulary(Vocabulary):
     """A SentencePiece model in a file.
 
     Attributes:
-      sentencepiece_model_file: its path.
-      sp_model: its bytes.
+      sentencepiece_model_file: the path of the SentencePiece model.
+      sp_model: the bytes of that file.
     """
 
     _loading = threading.Lock()  # SentencePiece does not load models in several threads at a time

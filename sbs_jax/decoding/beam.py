@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.decoding.begin import PAD_ID, begin
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache
 
@@ -78,7 +78,7 @@ def beam_decode(
 
     Args:
       model: the network.
-      params: its parameters.
+      params: the parameters of the model.
       encoder_input_tokens: int32 ids, padded with 0, one sequence a row. A row without any token is
         padding, and takes no step.
       max_decode_len: T, at least 1.
@@ -100,8 +100,7 @@ def beam_decode(
     Raises:
       UserError: a setting is impossible.
     """
-    if num_beams < 1:
-        raise UserError(f"num_beams = {num_beams} must be at least 1.")
+    require_at_least(1, num_beams=num_beams)
     if not 1 <= num_return <= num_beams:
         raise UserError(f"num_return = {num_return} must lie in [1, num_beams = {num_beams}].")
     if length_penalty not in LENGTH_PENALTIES:

@@ -42,7 +42,7 @@ def begin(
 
     Args:
       model: the network.
-      params: its parameters.
+      params: the parameters of the model.
       encoder_input_tokens: int32 ids, padded with 0.
       num_slots: tokens of a row that the cache shall have room for, beside the prompt.
       decoder_prompt: what all rows are fed after the start token; None for nothing.

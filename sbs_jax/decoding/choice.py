@@ -25,7 +25,7 @@ def choose(
     depend on which rows it shares a batch with.
 
     Args:
-      logits: Of the next token.
+      logits: The logits of the next token.
       made: How many tokens each row has made.
       settings: `temperature`, `top_p` and `seed` of each row.
       sampled: Whether any row samples (static: a greedy batch computes no random numbers).

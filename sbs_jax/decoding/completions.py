@@ -87,10 +87,10 @@ class CompletionEngine:
 
     Args:
       config: The network's dimensions.
-      params: Its parameters, on `mesh`.
+      params: The parameters of the decoder, on `mesh`.
       tokenizer: Decodes completions, and knows which tokens end one.
       mesh: Parameters lie along its `model` axis, rows along `data`.
-      dtype: Of weights and activations, `float32` or `bfloat16`.
+      dtype: The type of weights and activations, `float32` or `bfloat16`.
       batch_size: The most rows at once.
       share_prefix: Whether the prompts' common beginning is computed once (else every row computes
         its own: for comparison).

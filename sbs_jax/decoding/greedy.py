@@ -31,7 +31,7 @@ def greedy_decode(
 
     Args:
       model: the network.
-      params: its parameters.
+      params: the parameters of the model.
       encoder_input_tokens: int32 ids, padded with 0, one sequence a row. A row without any token is
         padding, and takes no step.
       max_decode_len: T, at least 1.

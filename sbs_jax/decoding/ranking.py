@@ -36,7 +36,7 @@ def rank_candidates(
 
     Args:
       model: the network.
-      params: its parameters.
+      params: the parameters of the model.
       encoder_input_tokens: int32 ids, padded with 0, one sequence a row.
       candidates: int ids, [C, T] for all rows or [B, C, T] for each, EOS included, then 0; or the
         `candidate_tree` of these. Within a jitted function pass the tree, or an array of numpy that

@@ -31,7 +31,7 @@ def input_saliency(
 
     Args:
       model: the network.
-      params: its parameters.
+      params: the parameters of the model.
       encoder_input_tokens: int32 ids, padded with 0, one sequence a row.
       targets: int32 ids, EOS included, padded with 0.
       decoder_prompt: what the decoder is fed before the targets; see `greedy_decode`.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sbs_jax.decoding.begin import PAD_ID, begin
 from sbs_jax.decoding.greedy import most_likely
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.models.interface import Network
 
 _COLDEST = 1e-30
@@ -41,7 +41,7 @@ def sample_decode(
 
     Args:
       model: the network.
-      params: its parameters.
+      params: the parameters of the model.
       encoder_input_tokens: int32 ids, padded with 0, one sequence a row. A row without any token is
         padding, and takes no step.
       rng: a key of `jax.random.key`; or a key for each row, so that a row's samples do not depend
@@ -68,8 +68,7 @@ def sample_decode(
         raise UserError(f"top_k = {top_k} must be at least 0 (0 draws from all tokens).")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p = {top_p} must lie in (0, 1] (1 draws from all tokens).")
-    if num_samples < 1:
-        raise UserError(f"num_samples = {num_samples} must be at least 1.")
+    require_at_least(1, num_samples=num_samples)
     return _sample(
         model,
         params,

@@ -17,7 +17,7 @@ from sbs_jax.data import pipeline
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.decoding import shapes
 from sbs_jax.decoding.continuous import ContinuousDecoder, Request
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.partitioning.distributed import to_global
@@ -100,13 +100,9 @@ class Evaluator:
         Raises:
           UserError: an argument is out of its range, or a split cannot be read.
         """
-        for name, value in (
-            ("EVAL_STEPS", eval_steps),
-            ("EVAL_BATCH_SIZE", batch_size),
-            ("MAX_DECODE_LENGTH", max_decode_len),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"{name} = {value} must be at least 1.")
+        require_at_least(
+            1, EVAL_STEPS=eval_steps, EVAL_BATCH_SIZE=batch_size, MAX_DECODE_LENGTH=max_decode_len
+        )
         rows = shapes.round_up(batch_size, student.mesh.shape["data"])
         self._mesh, self._prepare = student.mesh, prepare
         self._with_rationales = with_rationales
@@ -282,7 +278,7 @@ def write_predictions(
     """Writes `{folder}/{split}-{step}.jsonl` for each split, on process 0 alone.
 
     Args:
-      folder: is made if need be.
+      folder: the folder, which is made if need be.
       predictions: rows by split, of `Evaluation`.
       step: the step of the checkpoint; None writes `{folder}/{split}.jsonl`.
 

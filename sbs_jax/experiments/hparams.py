@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import Any
 
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.training.tensorboard import SummaryWriter
@@ -16,8 +15,8 @@ def write(sweep: SweepFolder, names: Sequence[str]) -> int:
     """Writes `SWEEP_DIR/tensorboard`, anew: what runs differ in, and what they scored.
 
     Args:
-      sweep: whose folder.
-      names: the names of its runs; those without a score are left out.
+      sweep: the folder of the sweep.
+      names: the names of the sweep's runs; those without a score are left out.
 
     Returns:
       How many runs are in it.
@@ -38,9 +37,9 @@ def write(sweep: SweepFolder, names: Sequence[str]) -> int:
     with SummaryWriter(str(sweep.path / FOLDER)) as writer:
         for name, scores in scored.items():
             bindings = records[name].get("bindings", {})
-            writer.add_hparams({key: _plain(v) for key, v in bindings.items()}, scores, name=name)
+            plain = {
+                key: value if isinstance(value, bool | str | float | int) else repr(value)
+                for key, value in bindings.items()
+            }
+            writer.add_hparams(plain, scores, name=name)
     return len(scored)
-
-
-def _plain(value: Any) -> bool | str | float | int:
-    return value if isinstance(value, bool | str | float | int) else repr(value)

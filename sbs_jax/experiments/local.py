@@ -22,7 +22,7 @@ class Slot:
     """What one process of the pool may use.
 
     Attributes:
-      cpus: their numbers.
+      cpus: the numbers of its CPUs.
       environment: variables that give it its devices.
     """
 
@@ -48,7 +48,7 @@ class Ended:
     """How a job ended.
 
     Attributes:
-      job: which.
+      job: the job.
       code: its exit code; negative for a signal.
       interrupted: whether it only stopped because it was asked to.
     """
@@ -126,7 +126,7 @@ class LocalEngine:
         """Starts nothing yet.
 
         Args:
-          sweep: whose runs.
+          sweep: the folder of the sweep whose runs are trained.
           slots: see `plan_slots`.
           command: the command of a job's process; by default `worker_command`'s.
         """

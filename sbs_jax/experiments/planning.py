@@ -73,12 +73,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, flags_lib.Flags]:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of a sweep alone."""
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> None:  # type: ignore[override]
-            raise UserError(f"{message}; see --help.")
-
-    made = Parser(prog="python -m sbs_jax.sweep", add_help=False, allow_abbrev=False)
+    made = flags_lib.Parser(prog="python -m sbs_jax.sweep", add_help=False, allow_abbrev=False)
     add = made.add_argument
     add("--sweep", action="append", default=[], metavar="NAME=VALUES",
         help="an axis: NAME=v1,v2 or NAME=0:4 (0, 1, 2, 3); NAME is a macro, a parameter, or "

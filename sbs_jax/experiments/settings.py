@@ -9,7 +9,7 @@ from typing import Any
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import value_types
 from sbs_jax.configuration.statements import Macro
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 
 SELECTOR = "sbs_jax.experiments.settings.SweepSettings"
 
@@ -28,8 +28,8 @@ class SweepSettings:
       retries: how often a run that failed is started again.
       vectorize: the most runs that are trained in one program, see `vectorized`; 1 trains each in a
         process of its own.
-      halving_factor: the halving factor of all runs that differ in more than the seed, only one in
-        so many goes on at each rung; None lets all end.
+      halving_factor: of the runs that differ in more than the seed, one in so many goes on at each
+        rung; None trains all of them to the end.
       halving_first: the share of TRAIN_STEPS after which the first rung judges, in (0, 1).
       slurm: what `sbatch` is asked for, see `slurm`.
     """
@@ -46,14 +46,16 @@ class SweepSettings:
     slurm: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("parallel_runs", "devices_per_run", "cpus_per_run", "vectorize"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name.upper()} = {value} must be at least 1.")
+        require_at_least(
+            1,
+            PARALLEL_RUNS=self.parallel_runs,
+            DEVICES_PER_RUN=self.devices_per_run,
+            CPUS_PER_RUN=self.cpus_per_run,
+            VECTORIZE=self.vectorize,
+        )
         if self.retries < 0:
             raise UserError(f"RETRIES = {self.retries} must not be negative.")
-        if self.halving_factor is not None and self.halving_factor < 2:
-            raise UserError(f"HALVING_FACTOR = {self.halving_factor} must be at least 2.")
+        require_at_least(2, HALVING_FACTOR=self.halving_factor)
         if not 0.0 < self.halving_first < 1.0:
             raise UserError(f"HALVING_FIRST = {self.halving_first} must lie between 0 and 1.")
 

@@ -101,7 +101,7 @@ class SlurmEngine:
         """Submits nothing yet.
 
         Args:
-          sweep: whose runs.
+          sweep: the folder of the sweep whose runs are trained.
           settings: the macro SLURM, see `PARAMETERS`.
           parallel_runs: how many jobs of the array run at a time.
           note: shows a sentence.
@@ -174,18 +174,16 @@ class SlurmEngine:
         executor = self._submitit.AutoExecutor(
             folder=self._folder / "%j", cluster=cluster, slurm_max_num_timeout=_REQUEUES
         )
+        parameters: dict[str, Any] = {"timeout_min": max(1, round(60 * hours))}
         if cluster in (None, "slurm"):
-            parameters = {PARAMETERS[name]: value for name, value in settings.items()}
-            executor.update_parameters(
-                name=self._sweep.path.name,
-                nodes=1,
-                tasks_per_node=1,
-                timeout_min=max(1, round(60 * hours)),
-                slurm_array_parallelism=parallel_runs,
-                **parameters,
-            )
-        else:
-            executor.update_parameters(timeout_min=max(1, round(60 * hours)))
+            parameters |= {PARAMETERS[name]: value for name, value in settings.items()}
+            parameters |= {
+                "name": self._sweep.path.name,
+                "nodes": 1,
+                "tasks_per_node": 1,
+                "slurm_array_parallelism": parallel_runs,
+            }
+        executor.update_parameters(**parameters)
         return executor
 
     def _submit(self, jobs: Sequence[Job]) -> None:
@@ -201,7 +199,11 @@ class SlurmEngine:
         with self._executor.batch():
             submitted = [self._executor.submit(call) for call in calls]
         self._at_work |= dict(zip(jobs, submitted, strict=True))
-        self._remember()
+        entries = [
+            {"names": job.names, "until": job.until, "job_id": submitted.job_id}
+            for job, submitted in self._at_work.items()
+        ]
+        atomic_write_text(self._folder / "jobs.json", json.dumps(entries, indent=1) + "\n")
 
     def _attach(self, jobs: Sequence[Job]) -> None:
         """Takes up the jobs that an earlier call of this command submitted, as far as they live."""
@@ -216,13 +218,6 @@ class SlurmEngine:
                 self._at_work[job] = self._submitit.SlurmJob(
                     folder=self._folder / "%j", job_id=entry["job_id"], tasks=[0]
                 )
-
-    def _remember(self) -> None:
-        entries = [
-            {"names": job.names, "until": job.until, "job_id": submitted.job_id}
-            for job, submitted in self._at_work.items()
-        ]
-        atomic_write_text(self._folder / "jobs.json", json.dumps(entries, indent=1) + "\n")
 
     def _code(self, job: Job, submitted: Any) -> int | None:
         """A job's exit code; None while it waits or works."""

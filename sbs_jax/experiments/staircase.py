@@ -51,7 +51,7 @@ def walk(
       sizes: students, smallest first.
       shares: the shares of the training data, smallest first.
       accuracy: the accuracy of a student trained on a share, on validation, 0 to 1; expensive.
-      target: what is to be reached.
+      target: the accuracy that is to be reached.
 
     Returns:
       The points visited, in their order.

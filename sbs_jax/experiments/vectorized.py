@@ -45,7 +45,7 @@ class Lane:
     Attributes:
       run: the run of the grid.
       assembly: the run, put together as it is when it is trained alone; the student is shared.
-      config_text: its final configuration.
+      config_text: the final configuration of the run.
       step: the number of steps done.
       error: the exception that ended it before its last step.
     """

@@ -56,7 +56,7 @@ def work(sweep: SweepFolder, names: Sequence[str], *, until: float = 1.0) -> Non
     """Trains and judges runs.
 
     Args:
-      sweep: their sweep.
+      sweep: the sweep of the runs.
       names: one is trained as `sbs_jax.train` does, several in one program.
       until: the share of TRAIN_STEPS at which to stop for now; the schedules are those of the whole
         run. Only at 1 are the runs judged on test and done.

@@ -70,7 +70,7 @@ class Query:
     """A tokenized question to the student, which becomes one row of a batch.
 
     Attributes:
-      kind: what is asked for.
+      kind: the kind of answer that is asked for.
       tokens: the encoder's input, EOS included.
       candidates: the query's own closed label set; None if it has that of the predictor, which may
         be open.
@@ -89,7 +89,7 @@ class QueryGroup(NamedTuple):
     """What the queries of a batch have in common: one compiled program answers them.
 
     Attributes:
-      kind: what is asked for.
+      kind: the kind of answer that is asked for.
       length: encoder tokens of a row.
       own: the number of candidates that each row brings and their number of tokens; (0, 0) if rows
         bring none.

@@ -49,7 +49,7 @@ class LabelTokens:
 
         Args:
           ids: the answer.
-          start: where the label starts.
+          start: the position at which the label starts.
         """
         behind = self.prompting.behind_label.strip()
         if not behind:

@@ -41,10 +41,10 @@ class ResumableOutput(Closing):
         """Opens the file, and drops a line that was torn when its writer was killed.
 
         Args:
-          path: its folder is made if need be.
+          path: the file; its folder is made if need be.
           made_with: JSON values by the names that the user knows them by; `parameters` is a
             digest of the checkpoint's.
-          checkpoint: where it lies. It may be moved.
+          checkpoint: the folder of the checkpoint, which may be moved.
           macro: the macro that names the file, or its folder, for the sentences of errors.
 
         Raises:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sbs_jax.decoding import shapes
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.inference.answerer import Answerer, ProgramsFn
 from sbs_jax.inference.answers import (
     Prediction,
@@ -80,7 +80,7 @@ class Predictor(Answerer):
 
         Args:
           student: the network on its mesh.
-          params: its parameters, on the mesh.
+          params: the parameters of the student, on the mesh.
           tokenizer: the vocabulary.
           name: the name of the checkpoint.
           prompting: how the student was trained to be asked.
@@ -99,9 +99,7 @@ class Predictor(Answerer):
         Raises:
           UserError: the tokenizer does not fit the network, or a value is out of its range.
         """
-        for macro, value in (("BATCH_SIZE", batch_size), ("MAX_DECODE_LENGTH", max_decode_len)):
-            if value < 1:
-                raise UserError(f"{macro} = {value} must be at least 1.")
+        require_at_least(1, BATCH_SIZE=batch_size, MAX_DECODE_LENGTH=max_decode_len)
         if input_length < 2:
             raise UserError(f"TASK_FEATURE_LENGTHS['inputs'] = {input_length} must be at least 2.")
         if tokenizer.size > student.config.vocab_size:
@@ -239,7 +237,7 @@ class Predictor(Answerer):
 
         Args:
           text: the input, without prefix.
-          candidates: its own closed label set.
+          candidates: the closed label set of this input.
           rationale: the rationale of the input, for a `rationale_input` student.
 
         Raises:

@@ -77,10 +77,11 @@ class Prompting(TemplateTexts):
         """Returns the encoder's text.
 
         Args:
-          kind: what is asked for.
+          kind: the kind of answer that is asked for.
           text: the input, without prefix.
-          rationale: is read where the method's label reads it (`rationale_input`); without one the
-            text in front of it is left out as well. Further fields that it may read are left out.
+          rationale: the rationale that the method's label reads (`rationale_input`); without one,
+            the text in front of it is left out as well. Further fields that it may read are left
+            out.
         """
         asked = self.prefix(kind) if self.prefix_side == "encoder" else ""
         known = {"input": text, "rationale": rationale}

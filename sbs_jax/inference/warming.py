@@ -65,7 +65,7 @@ class CompiledShapes:
         That may be fewer rows than queries: the queries then take turns.
 
         Args:
-          use: what is asked for.
+          use: what is asked for, and the shape of the queries' own candidates.
           count: how many queries there are.
           length: the length, out of the possible ones.
         """

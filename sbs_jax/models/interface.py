@@ -39,8 +39,8 @@ class Network(Protocol):
     """The methods of a network; `Transformer` and `DecoderOnly` document them.
 
     Attributes:
-      config: its dimensions. All configs have `vocab_size`, `emb_dim`, `dtype`, `dropout_rate`,
-        `axis_sizes` (the sizes of logical axes) and are hashable.
+      config: the dimensions of the network. All configs have `vocab_size`, `emb_dim`, `dtype`,
+        `dropout_rate`, `axis_sizes` (the sizes of logical axes) and are hashable.
       memory_type: a dataclass of what is remembered of inputs, with `widened` and `spread`.
       cache_type: a dataclass of what decoding remembers of its own tokens, with `spread`.
       absolute_positions: whether more than the differences of positions counts in `extend`.
@@ -131,7 +131,7 @@ def network_of(config: ModelConfig, platform: str | None = None, devices: int = 
     """Makes the network of a config.
 
     Args:
-      config: its dimensions.
+      config: the dimensions of the network.
       platform: `gpu`, `tpu` or `cpu`, of the devices that compute it; decides what `attention =
         'auto'` is. None leaves that open.
       devices: how many these are.

@@ -24,8 +24,8 @@ class Transformer(nn.Module):
 
     Attributes:
       config: dimensions and variant.
-      memory_type: the memory type of what `start_decoding` remembers of inputs.
-      cache_type: the cache type of what decoding remembers of its own tokens.
+      memory_type: the type of what `start_decoding` remembers of inputs.
+      cache_type: the type of what decoding remembers of its own tokens.
       absolute_positions: whether more than the differences of positions counts in `extend`.
       reads_prompts: whether the tokens that a decoder is fed first may as well stand at the end of
         its input.
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
           encoder_segment_ids: which of the sequences packed into its row each token belongs to,
             from 1; 0 is padding. Derived from nonzero tokens if None: one sequence a row.
           decoder_segment_ids: the same for the targets; a segment attends to the encoder's segment
-            of its number. If None, a row is one sequence that attends to all that is not padding.
+            with its number. If None, a row is one sequence that attends to all that is not padding.
           decoder_source_ids: the encoder's segment that each decoder token attends to, where that
             is not the one of its own segment's number: several segments may share one.
           deterministic: no dropout; otherwise an rng named `dropout` must be given.

@@ -378,9 +378,9 @@ def _layers(layer: Any, config: T5Config, count: int, broadcast: int) -> Any:
     """The layers of a stack: a list, or with `scan_layers` one module around stacked parameters.
 
     Args:
-      layer: their class.
-      config: the network's.
-      count: how many.
+      layer: the class of the layers.
+      config: the config of the network.
+      count: the number of layers.
       broadcast: how many arguments of a layer are the same for all, after `x` and its seeds.
     """
     if not config.scan_layers:

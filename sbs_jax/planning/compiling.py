@@ -42,8 +42,8 @@ class Compiled:
     """A program that was compiled for a target, or could not be.
 
     Attributes:
-      name: what it does: `train step`.
-      target: where it would run; None for the devices of this machine.
+      name: the name of the program, such as `train step`.
+      target: the devices that it would run on; None for those of this machine.
       parameter_bytes: the bytes of the parameters on one device.
       optimizer_bytes: the bytes of the optimizer's state on one device; 0 where there is none.
       memory: None where the compiler gave up.
@@ -120,7 +120,7 @@ def compile_program(
     """Compiles a program; that it is too large for the memory is an answer, not an error.
 
     Args:
-      name: what it does.
+      name: the name of the program.
       lower: gives the `jax.stages.Lowered` program.
       mesh: the mesh that it was lowered for.
       params: abstract parameters, with shardings.

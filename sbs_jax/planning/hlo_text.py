@@ -25,7 +25,7 @@ class Array:
 
     Attributes:
       dtype: the dtype in XLA's words, `bf16`.
-      dims: its shape on this device.
+      dims: the shape of the array on this device.
       in_memory: whether it lies in the device's main memory, not in a scratchpad.
     """
 

@@ -39,8 +39,8 @@ def bound(program: Program, target: Target, hosts: Sequence[int] = ()) -> Bound:
     """The bound of a program on a target.
 
     Args:
-      program: what one device executes.
-      target: where.
+      program: the program that one device executes.
+      target: the devices that the program runs on.
       hosts: the host of each device of the program, in the program's order; empty for one host.
     """
     chip = target.chip
@@ -60,7 +60,7 @@ def link_seconds(collective: Collective, target: Target, hosts: Sequence[int] = 
 
     Args:
       collective: the collective of a program.
-      target: where.
+      target: the devices that the program runs on.
       hosts: see `bound`.
     """
     group = collective.group

@@ -93,7 +93,7 @@ def search(
       compile_layout: compiles one; a `CompilerCrash` counts as one that does not fit.
       model_sizes: sizes of the `model` axis; by default powers of 2.
       most: how many layouts are compiled at most.
-      note: is shown each as it is done.
+      note: a function that is called with each as it is done.
 
     Returns:
       All that was tried: first what fits, by its bound, then the rest.

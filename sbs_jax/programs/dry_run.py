@@ -24,7 +24,7 @@ def show(run: Assembly, batch: Mapping[str, np.ndarray], console: Console | None
 
     Args:
       run: the run, put together.
-      batch: its first batch, numpy.
+      batch: the first batch of the run, numpy.
       console: standard output by default.
     """
     console = console or Console(highlight=False, markup=False)

@@ -102,7 +102,7 @@ def evaluate(
       mesh: the mesh to use instead of one over all devices.
       dry_run: build everything, print what would be evaluated, and evaluate nothing.
       config_text: the configuration, written to `output_dir/eval_config.gin`.
-      write: is given the predictions instead of `output_dir/predictions`.
+      write: a function that is given the predictions, which are then not written to `output_dir`.
 
     Returns:
       Metrics by split, see `Evaluator.__call__`; None after a dry run.

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.text import Text
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.inference import interactive
 from sbs_jax.inference.inputs import Item, read_items, read_task
 from sbs_jax.inference.loader import Loader
@@ -52,7 +52,7 @@ def infer(
 
     Args:
       loader: the student.
-      output_file: is made, or gone on with.
+      output_file: the file of answers; where it exists, the run goes on with it.
       input_file: see `inputs.read_items`.
       input_field: the field of `input_file` that holds the inputs.
       mixture_or_task_name: a task or data set, read where there is no `input_file`.
@@ -71,8 +71,7 @@ def infer(
     """
     if input_file is None and mixture_or_task_name is None:
         raise UserError("Give INPUT_FILE, or MIXTURE_OR_TASK_NAME with SPLIT.")
-    if num_best < 1:
-        raise UserError(f"NUM_BEST = {num_best} must be at least 1.")
+    require_at_least(1, NUM_BEST=num_best)
 
     def items() -> Iterator[Item]:
         if input_file is not None:

@@ -46,7 +46,7 @@ class Run:
     Attributes:
       method: `standard` or `sbs`.
       seed: the seed of its parameters and of the order of its examples.
-      folder: its MODEL_DIR.
+      folder: the MODEL_DIR of the run.
       gin_flags: `--gin.NAME=VALUE` of the user's.
     """
 

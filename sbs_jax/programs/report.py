@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sbs_jax.errors import UserError, with_exit_code
+from sbs_jax.configuration.flags import Parser
+from sbs_jax.errors import with_exit_code
 from sbs_jax.reports.examples import RUNS_SHOWN
 from sbs_jax.reports.make import Report, make_report
 
@@ -57,13 +58,8 @@ def show(report: Report, console: Console) -> None:
     console.print("  " + ", ".join(file.name for file in report.files), markup=False)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m sbs_jax.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -55,7 +55,7 @@ def check(folder: Path, metadata: Mapping[str, Any]) -> None:
 
     Args:
       folder: MODEL_DIR.
-      metadata: what the run would save beside its weights.
+      metadata: the metadata that the run would save beside its weights.
 
     Raises:
       UserError: a setting that decides what is learned has changed; names all such settings.

@@ -72,7 +72,7 @@ def fit(
     Args:
       run: the run, from `assembly.assemble`.
       stop: the request to stop.
-      progress: what the terminal shows.
+      progress: the display in the terminal.
       checkpoints: the checkpoints, from `Assembly.checkpoints`.
       config_text: the configuration, written to `MODEL_DIR/config.gin`; None writes none.
       batches: the batches, from `Assembly.batches`.

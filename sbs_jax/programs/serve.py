@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.predictor import CHOICES
 from sbs_jax.inference.serving.limits import Access, ConnectionLimits
@@ -66,9 +66,7 @@ def serve(
         )
     if max_candidates == 1 or max_candidates < 0:
         raise UserError(f"MAX_CANDIDATES = {max_candidates} must be 0, or at least 2.")
-    for macro, value in (("MAX_DELAY_MS", max_delay_ms), ("DRAIN_SECONDS", drain_seconds)):
-        if value < 0:
-            raise UserError(f"{macro} = {value} must be at least 0.")
+    require_at_least(0, MAX_DELAY_MS=max_delay_ms, DRAIN_SECONDS=drain_seconds)
     api_key = access.key()
     listener = server.listen(host, port)
     predictor = loader.load(

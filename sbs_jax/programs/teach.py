@@ -118,7 +118,7 @@ def smollm2_path() -> str:
 
 
 def _prompts_of(dataset: str) -> str:
-    """Returns the prompt file of a data set: the one of its name, or of its first word."""
+    """Returns the prompt file that has the name of a data set, or its first word."""
     for name in (dataset, dataset.split("_")[0]):
         try:
             find_prompt_file(name)

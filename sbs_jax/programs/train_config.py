@@ -12,7 +12,7 @@ from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.data.batching import Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.errors import UserError
+from sbs_jax.errors import require_at_least
 from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.training import optimizers
@@ -74,8 +74,8 @@ class TrainConfig:
 
     Attributes:
       model_config: the student's dimensions.
-      model_dir: where everything is written; may be relative, or `gs://…`.
-      task: what is trained.
+      model_dir: the folder of everything that is written; may be relative, or `gs://…`.
+      task: the task that is trained.
       batching: how records become batches.
       optimizer: the optimizer, from `training.optimizers`.
       freeze: regular expressions; parameters whose path contains one are not trained, see
@@ -85,7 +85,7 @@ class TrainConfig:
       loss: the weights and regularisers of the loss.
       mesh: how devices are arranged.
       evaluation: when the student is evaluated, and on what.
-      saving: what the run writes, and where its first parameters come from.
+      saving: the files of the run, and the place that its first parameters come from.
       seed: the seed of parameters, dropout and the order of the data.
 
     Raises:
@@ -107,12 +107,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, number in (
-            ("TRAIN_STEPS", self.train_steps),
-            ("BATCH_SIZE", self.batching.batch_size),
-        ):
-            if number < 1:
-                raise UserError(f"{name} = {number} must be at least 1.")
+        require_at_least(1, TRAIN_STEPS=self.train_steps, BATCH_SIZE=self.batching.batch_size)
 
     @property
     def optimizer_in_use(self) -> Optimizer:

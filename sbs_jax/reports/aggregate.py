@@ -56,9 +56,9 @@ class Configuration:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-      settings: what they have in common.
-      config: what their `config.gin` have in common.
-      runs: those that are done, by seed.
+      settings: the settings that the runs have in common.
+      config: the bindings that the runs' `config.gin` have in common.
+      runs: the runs that are done, by seed.
       planned: how many there are, with those that are not done.
       scores: the scores of `validation` and `test`, over the seeds.
     """

@@ -74,7 +74,7 @@ def _draw(
     axis: str,
     what: str,
 ) -> drawing.Drawn | None:
-    """Draws lines, each in the panel of its title; None without two points of any."""
+    """Draws each line in the panel of its title; returns None if no line has two points."""
     panels: dict[str, list[tuple[Configuration, Curve]]] = {}
     for panel, c, curve in lines:
         if len(curve) > 1:

@@ -25,8 +25,8 @@ class Drawn:
     Attributes:
       name: the name of its files, without ending.
       title: in few words.
-      caption: what is seen, in sentences.
-      svg: its text.
+      caption: sentences that say what the figure shows.
+      svg: the text of the SVG file.
     """
 
     name: str

@@ -38,7 +38,7 @@ def make_page(
     """The page's HTML.
 
     Args:
-      results: what it reports on.
+      results: the results that the page shows.
       main_tables: shown first.
       losses: the losses of the parts, shown below the figures; None where they are not known.
       published: the paper's tables.

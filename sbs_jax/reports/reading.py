@@ -45,10 +45,10 @@ class Run:
     Attributes:
       sweep: name of its sweep.
       name: the name of the run, unique in its sweep.
-      folder: its MODEL_DIR.
+      folder: the MODEL_DIR of the run.
       status: `done`, `failed`, `running`, `missing` or whatever else its record says.
       reason: why it is not done, as far as is known; '' otherwise.
-      bindings: what the sweep bound for it.
+      bindings: the values that the sweep bound for the run.
       settings: METHOD, RATIONALE_WEIGHT, TRAIN_FRACTION, … and the bindings; `task` is the data
         set where METHOD and LABEL_SOURCE say the rest.
       config: parameters and macros in its `config.gin`, as text; {} without that file.
@@ -129,10 +129,10 @@ class Sweep:
     """A sweep's folder.
 
     Attributes:
-      folder: where it lies.
-      name: what it is called.
+      folder: the sweep's folder.
+      name: the sweep's name.
       command: the command that started it.
-      axes: what was varied, and its values.
+      axes: the settings that were varied, with their values.
       runs: the runs in the sweep's order.
       teacher: the teacher's own few-shot accuracy, if it is known.
     """

@@ -27,10 +27,10 @@ class Table:
     """A table of texts.
 
     Attributes:
-      title: what it shows.
-      columns: their heads.
+      title: the table's title.
+      columns: the heads of the columns.
       rows: a text for each column.
-      numeric: which columns are set flush right.
+      numeric: the indices of the columns that are set flush right.
       notes: sentences below it.
     """
 

@@ -32,7 +32,7 @@ def confusion_matrix(
 
 
 def class_accuracies(matrix: dict[str, dict[str, int]]) -> dict[str, float | None]:
-    """Returns of each label the share of its examples that were answered right; None for none."""
+    """Returns the share of each label's examples that were answered right; None for no example."""
     return {
         label: row[label] / sum(row.values()) if sum(row.values()) else None
         for label, row in matrix.items()

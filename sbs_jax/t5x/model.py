@@ -121,7 +121,7 @@ class TwoPartModel(models.EncoderDecoderModel):
         """The share that a batch or a microbatch has in the loss, and metrics that add up.
 
         Args:
-          params: of the network.
+          params: the parameters of the network.
           batch: with `SCALES`.
           dropout_rng: None for no dropout.
 

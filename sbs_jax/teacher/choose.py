@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.teacher.plan import Candidate, majority, vote_key
 
 RULES = ("first", "self_consistency", "all", "shortest", "longest", "best_logprob")
@@ -35,8 +35,7 @@ class Choosing:
     def __post_init__(self) -> None:
         if self.choose not in RULES:
             raise UserError(f"CHOOSE = {self.choose!r} must be one of {', '.join(RULES)}.")
-        if self.keep < 1:
-            raise UserError(f"KEEP = {self.keep} must be at least 1.")
+        require_at_least(1, KEEP=self.keep)
 
     def choice(self, candidates: list[Candidate], *, by_value: bool) -> list[Candidate]:
         """Returns the chosen candidates, best first; empty when none passes.

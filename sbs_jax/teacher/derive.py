@@ -37,7 +37,7 @@ class Summary:
       scored: Number of examples with a gold label.
       right: Number of those whose voted label agrees with it (unparsed answers are wrong).
       answered: Number of rows that hold an answer of the teacher; see `output.is_answered`.
-      failures: For each kind of failure a few examples: id and completion.
+      failures: A few examples of each kind of failure: id and completion.
     """
 
     counts: Counter[str] = field(default_factory=Counter)

@@ -59,7 +59,7 @@ class Field:
       used: names of the earlier fields that the template uses.
       system: the system message of chat models; '' for none.
       stop: stop strings; None for those of the prompt file.
-      extract: what of the completion is kept; None keeps all of it.
+      extract: the part of the completion that is kept; None keeps all of it.
       check: `EXPRESSION`, or None.
       accept: makes the field a verdict, see the module's docstring.
       rejects: names of the fields that become empty where the verdict is no.

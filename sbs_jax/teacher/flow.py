@@ -7,7 +7,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Flow:
     price_out: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise UserError(f"CONCURRENCY = {self.concurrency} must be at least 1.")
+        require_at_least(1, CONCURRENCY=self.concurrency)
         for name, value in vars(self).items():
             if value < 0:
                 raise UserError(f"{name.upper()} = {value} must not be negative.")

@@ -23,7 +23,7 @@ class Gate:
 
     Args:
       flow: The limits.
-      totals: What the folder has cost so far; the journal keeps it up to date.
+      totals: The cost of the folder so far, which the journal keeps up to date.
       stopping: Set when nothing more is to be sent.
       stop: Called with the reason when the budget is spent.
       fail: Called with the error when nothing has worked for too long.

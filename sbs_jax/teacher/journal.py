@@ -180,7 +180,7 @@ class Journal(Closing):
 
         Args:
           request: The request.
-          completion: Its answer.
+          completion: The answer to the request.
           final: Whether it counts as done; False notes a fault that a restart tries again.
 
         Raises:

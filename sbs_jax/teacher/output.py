@@ -30,7 +30,7 @@ class Placed:
 
     Attributes:
       rationales: The file of its rationales.
-      run: Where its `run.json` is to be written.
+      run: The path at which its `run.json` is to be written.
       note: A sentence for the user where an older version was kept; '' otherwise.
     """
 

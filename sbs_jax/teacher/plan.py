@@ -42,7 +42,7 @@ class Candidate:
 
     Attributes:
       sample: Index of the sample.
-      attempt: Which attempt this is.
+      attempt: The number of the attempt.
       kind: 'rationale', or 'rationalize' when the teacher saw the gold answer.
       text: The completion as received (of the first call).
       rationale: Parsed rationale, '' when unparsed.

@@ -30,9 +30,9 @@ class Watch:
 
     Args:
       total: Number of examples, or None when it is not known.
-      flow: For the prices.
+      flow: The settings that hold the prices.
       by_value: How labels are voted.
-      console: Where to write; stderr by default.
+      console: The console to write to; stderr by default.
     """
 
     def __init__(

@@ -45,13 +45,13 @@ def write(
     """Writes `run.json` and returns what it holds; earlier runs stay in its `history`.
 
     Args:
-      path: Where it goes; see `output.place`.
+      path: The file to write; see `output.place`.
       plan: The prompts and parameters in force.
       backend: Who answered.
       choosing: Filters and choice.
       flow: Limits, and the prices that the cost is worked out with.
-      journal: What the teacher said, in all runs.
-      report: What happened in this run.
+      journal: The teacher's answers in all runs.
+      report: The report of this run.
       summary: Counts over the derived rows.
       status: 'complete', or what is missing and why.
       history: The `this_run` of earlier runs, oldest first.

@@ -84,7 +84,7 @@ class _Open(NamedTuple):
 
     Attributes:
       wanted: The requests.
-      answers: Their completions, None where it is missing.
+      answers: The completions of the requests; None where one is missing.
       mine: Indices of the requests that this example sends.
       others: Index → the completion that another example is waiting for.
     """
@@ -110,9 +110,9 @@ class Runner:
         """Sends nothing yet.
 
         Args:
-          plan: What is asked for an example.
+          plan: The plan of what is asked for an example.
           backend: Who answers.
-          journal: Where completions are written.
+          journal: The journal that completions are written to.
           flow: Limits.
           observer: Receives every completion and example.
           blotter: Takes secrets out of what the backend says before it is written or shown.

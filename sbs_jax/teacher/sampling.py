@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.teacher.types import AskedExample, Request
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -45,10 +45,7 @@ class Sampling:
             raise UserError(f"TEMPERATURE = {self.temperature} must lie between 0 and 10.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"TOP_P = {self.top_p} must lie in (0, 1].")
-        if self.max_tokens < 1:
-            raise UserError(f"MAX_TOKENS = {self.max_tokens} must be at least 1.")
-        if self.samples < 1:
-            raise UserError(f"SAMPLES = {self.samples} must be at least 1.")
+        require_at_least(1, MAX_TOKENS=self.max_tokens, SAMPLES=self.samples)
         if self.samples > 1 and self.temperature == 0:
             raise UserError(
                 f"SAMPLES = {self.samples} at TEMPERATURE = 0 would ask for the same text again "

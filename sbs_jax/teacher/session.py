@@ -87,7 +87,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
     Args:
       session: Who is asked, how, and what is kept.
       source: Gives the examples; called twice, and streamed.
-      console: Where to write; stderr by default.
+      console: The console to write to; stderr by default.
 
     Returns:
       What `run.json` holds ({} for a preview).

@@ -63,7 +63,7 @@ class Completion:
       usage_estimated: Whether the two counts are our estimate.
       logprob: Sum of the log-probabilities of the completion's tokens, or None.
       server: Further fields of the response: model name, fingerprint, cached tokens, reasoning.
-      seconds: From sending to the last byte.
+      seconds: The time from sending to the last byte.
       tries: How many times it was sent.
       error: Why this row has no completion (a fault of this row alone), or None.
     """

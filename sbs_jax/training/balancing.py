@@ -135,10 +135,10 @@ def advance(
     Args:
       balancing: the rule.
       state: before the step.
-      means: of each part, over the global batch and without its weight.
+      means: the mean of each part over the global batch, without the part's weight.
       present: 1 where the batch holds tokens of the part and its weight is not 0, else 0; the
         others are left as they are.
-      norms: of each part's weighted gradient; `gradient_norm` alone needs them.
+      norms: the norms of each part's weighted gradient; `gradient_norm` alone needs them.
     """
     if balancing.rule == UNCERTAINTY:
         slope = 0.5 - jnp.exp(-state.values) * means

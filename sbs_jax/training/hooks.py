@@ -45,7 +45,7 @@ class Fed:
     Attributes:
       batch: global arrays.
       position: `Batches.state()` right behind this batch.
-      counts: what was counted on the numpy batch.
+      counts: the numbers that were counted on the numpy batch.
     """
 
     batch: Any
@@ -201,7 +201,7 @@ class Meter:
         """A step is done.
 
         Args:
-          metrics: what is recorded of it.
+          metrics: the metrics of the step that are recorded.
           flops: floating-point operations of the step; None if unknown.
         """
         if self._since is None:

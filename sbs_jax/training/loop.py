@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sbs_jax.checkpoints.manager import CheckpointManager
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.progress import Progress
 from sbs_jax.training import hooks
@@ -113,13 +113,9 @@ def fit(
       UserError: the loss is not finite (the last good checkpoint stays), a period is out of its
         range, or a checkpoint or the record cannot be written.
     """
-    for name, period in (
-        ("EVAL_PERIOD", eval_period),
-        ("CHECKPOINT_PERIOD", checkpoint_period),
-        ("LOG_PERIOD", log_period),
-    ):
-        if period is not None and period < 1:
-            raise UserError(f"{name} = {period} must be at least 1.")
+    require_at_least(
+        1, EVAL_PERIOD=eval_period, CHECKPOINT_PERIOD=checkpoint_period, LOG_PERIOD=log_period
+    )
     progress = progress or Progress(enabled=False)
     profile = profile or Profile()
     stop = stop or StopRequest()
@@ -165,7 +161,13 @@ def fit(
         if checkpoints is not None:
             checkpoints.wait()
     if stopping and step < train_steps:
-        _tell_how_to_go_on(progress, stop, checkpoints, step, train_steps)
+        stopped = f"Stopped by {stop.name} after step {step} of {train_steps}"
+        progress.note(
+            f"{stopped}; nothing is saved, as this run has no checkpoints."
+            if checkpoints is None
+            else f"{stopped}; saved as {checkpoints.path_of(step)}. The same command goes on from "
+            "there."
+        )
     return Finished(state, step, interrupted=stopping and step < train_steps)
 
 
@@ -179,24 +181,21 @@ def _no_transfers() -> Iterator[None]:
         yield
 
 
+@dataclasses.dataclass
 class _Run:
     """What `fit` carries besides the state."""
 
-    def __init__(
-        self,
-        start: Start,
-        train_steps: int,
-        checkpoints: CheckpointManager | None,
-        metadata: Mapping[str, Any] | None,
-        writer: MetricsWriter | None,
-        log_period: int,
-        progress: Progress,
-    ) -> None:
+    start: Start
+    train_steps: int
+    checkpoints: CheckpointManager | None
+    metadata: Mapping[str, Any] | None
+    writer: MetricsWriter | None
+    log_period: int
+    progress: Progress
+
+    def __post_init__(self) -> None:
         self.meter = hooks.Meter()
-        self._start, self._train_steps, self._metadata = start, train_steps, metadata
-        self._checkpoints, self._writer, self._progress = checkpoints, writer, progress
-        self._log_period = log_period
-        self._window = hooks.Window((start.position or {}).get("window"))
+        self._window = hooks.Window((self.start.position or {}).get("window"))
         self._pending: tuple[int, Mapping[str, jax.Array], hooks.Fed] | None = None
         self._rates: dict[str, hooks.Value] = {}
 
@@ -218,11 +217,11 @@ class _Run:
         recorded = hooks.without_empty_parts(_in_reading_order(metrics | counts))
         self.meter.add(recorded, flops)
         self._window.add(recorded)
-        if step % self._log_period == 0 or step == self._train_steps:
+        if step % self.log_period == 0 or step == self.train_steps:
             self._rates = self.meter.take()
-            if self._writer is not None:
-                self._writer.write(step, "train", self._window.take() | self._rates)
-        self._progress.train(step, recorded | self._rates)
+            if self.writer is not None:
+                self.writer.write(step, "train", self._window.take() | self._rates)
+        self.progress.train(step, recorded | self._rates)
 
     def record_evaluation(
         self, step: int, results: Mapping[str, Mapping[str, hooks.Value]]
@@ -230,9 +229,9 @@ class _Run:
         """Records each split's metrics and returns them all, by `split/metric`."""
         scores: dict[str, hooks.Value] = {}
         for split, metrics in results.items():
-            if self._writer is not None:
-                self._writer.write(step, split, metrics)
-            self._progress.evaluated(step, split, metrics)
+            if self.writer is not None:
+                self.writer.write(step, split, metrics)
+            self.progress.evaluated(step, split, metrics)
             scores |= {f"{split}/{name}": value for name, value in metrics.items()}
         return scores
 
@@ -244,16 +243,16 @@ class _Run:
         scores: Mapping[str, hooks.Value],
     ) -> None:
         """Saves the state with all that it takes to go on from it."""
-        assert self._checkpoints is not None
-        if self._writer is not None:
-            self._writer.sync()
-        self._checkpoints.save(
+        assert self.checkpoints is not None
+        if self.writer is not None:
+            self.writer.sync()
+        self.checkpoints.save(
             step,
             state,
             extra={
                 "position": {"data": data_position, "window": self._window.state()},
-                "initial_checkpoint": self._start.initial_checkpoint,
-                "metadata": dict(self._metadata or {}),
+                "initial_checkpoint": self.start.initial_checkpoint,
+                "metadata": dict(self.metadata or {}),
             },
             metrics=scores,
         )
@@ -264,11 +263,11 @@ class _Run:
                 continue
             what = "loss" if name == "loss" else "norm of the gradient"
             kept = "nothing was saved before it"
-            if self._checkpoints is not None:
-                self._checkpoints.wait()
-                latest = self._checkpoints.latest_step()
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
+                latest = self.checkpoints.latest_step()
                 if latest is not None:
-                    kept = f"the last good checkpoint is {self._checkpoints.path_of(latest)}"
+                    kept = f"the last good checkpoint is {self.checkpoints.path_of(latest)}"
             raise UserError(
                 f"Step {step}: the {what} is {metrics[name]}; {kept}; lower the learning rate, "
                 "clip gradients, or look for bad data at that step."
@@ -284,19 +283,3 @@ def _in_reading_order(metrics: dict[str, float]) -> dict[str, float]:
 
 def _is_due(step: int, period: int | None) -> bool:
     return period is not None and step % period == 0
-
-
-def _tell_how_to_go_on(
-    progress: Progress,
-    stop: StopRequest,
-    checkpoints: CheckpointManager | None,
-    step: int,
-    train_steps: int,
-) -> None:
-    stopped = f"Stopped by {stop.name} after step {step} of {train_steps}"
-    if checkpoints is None:
-        progress.note(f"{stopped}; nothing is saved, as this run has no checkpoints.")
-    else:
-        progress.note(
-            f"{stopped}; saved as {checkpoints.path_of(step)}. The same command goes on from there."
-        )

@@ -31,7 +31,7 @@ class MlflowLog:
 
         Args:
           experiment: the name of MLflow's experiment; it is created if need be.
-          config: what becomes the run's parameters.
+          config: the configuration that becomes the run's parameters.
 
         Raises:
           UserError: mlflow is not installed.

@@ -26,7 +26,7 @@ class Profile(Closing):
 
         Args:
           steps: `10:15` for steps 10 to 14, counted from 1; None traces none.
-          folder: where the trace goes.
+          folder: the folder of the trace.
 
         Raises:
           UserError: `steps` is no such range.

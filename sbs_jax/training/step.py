@@ -12,7 +12,7 @@ import optax
 
 from sbs_jax import head_loss, losses
 from sbs_jax import parts as parts_lib
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.head_loss import Head
 from sbs_jax.parts import Part
 from sbs_jax.training import balancing as balancing_lib
@@ -129,7 +129,7 @@ class MethodLoss(Loss):
     """The loss of a method, from `Loss.of`.
 
     Attributes:
-      parts: those of the method.
+      parts: the parts of the method.
     """
 
     parts: tuple[Part, ...] = ()  # type: ignore[misc]
@@ -155,7 +155,7 @@ def make_train_step(
     Args:
       apply_fn: the network, or with `head` the network below its head.
       optimizer: see `optimizers`; wrapped by `Balancing.wrap`, if the loss has such a rule.
-      loss: its weights and regularisers.
+      loss: the weights and regularisers of the loss.
       head: makes logits of what `apply_fn` returns, hidden states [B, T, D]. The loss then applies
         it to some tokens at a time, and logits of the whole batch never exist (`head_loss`).
       num_microbatches: how many equal slices of the batch are computed one after another.
@@ -164,8 +164,7 @@ def make_train_step(
       UserError: `num_microbatches` is out of its range; or, at the first call, the batch is not
         divisible by it.
     """
-    if num_microbatches < 1:
-        raise UserError(f"NUM_MICROBATCHES = {num_microbatches} must be at least 1.")
+    require_at_least(1, NUM_MICROBATCHES=num_microbatches)
 
     rule, count = loss.balancing.rule, len(loss.names)
 

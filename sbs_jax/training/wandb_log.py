@@ -26,7 +26,7 @@ class WandbLog:
 
         Args:
           project: the project of W&B.
-          config: what it shows as the run's settings; JSON.
+          config: the JSON that it shows as the run's settings.
 
         Raises:
           UserError: wandb is not installed.

@@ -65,7 +65,7 @@ class MetricsWriter(Closing):
         """Opens nothing yet: `begin` does.
 
         Args:
-          model_dir: where `metrics.jsonl` and `tensorboard/` go.
+          model_dir: the folder of `metrics.jsonl` and `tensorboard/`.
           tensorboard: whether to write events, too.
           trackers: services that are sent the same; opened and closed here.
           enabled: whether to write at all; by default on process 0 alone.

@@ -14,6 +14,7 @@ from sbs_jax.configuration import dump, process
 from sbs_jax.configuration.flags import parse_flags
 from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UNFINISHED, UserError
+from sbs_jax.files import atomic_write_text
 from tests import disks
 from tests.configuration import toy
 
@@ -240,17 +241,16 @@ def test_the_final_configuration_is_handed_on_and_can_be_used_again(tmp_path):
     assert text.startswith("# sbs_jax ")
     assert "STEPS = 7" in text
     assert "abc" not in text
-    dump.write_config(tmp_path / "x/config.gin", text)
+    atomic_write_text(tmp_path / "x/config.gin", text)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.gin"]
     first = {**toy.calls[-1], "config_text": "", "api_key": ""}
     assert run("--gin_file=x/config.gin") == 0
     assert {**toy.calls[-1], "config_text": "", "api_key": ""} == first
 
 
-def test_write_config_takes_what_is_bound(tmp_path):
+def test_the_configuration_is_what_is_bound():
     config_lib.read(["run.gin"], flags=[("MODEL_DIR", "x")]).apply()
-    dump.write_config(tmp_path / "config.gin")
-    assert "MODEL_DIR = 'x'" in (tmp_path / "config.gin").read_text()
+    assert "MODEL_DIR = 'x'" in dump.config_text()
 
 
 def test_parse_flags_rejects_what_it_does_not_know():

@@ -50,7 +50,7 @@ def page(document: Mapping[str, Any]) -> str:
     """Returns the page, HTML.
 
     Args:
-      document: what `/openapi.json` holds.
+      document: the content of `/openapi.json`.
     """
     info = document["info"]
     parts = [

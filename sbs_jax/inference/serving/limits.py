@@ -111,7 +111,7 @@ class BodyLimit:
         """Wraps `app`.
 
         Args:
-          app: what gets the requests, each with its whole body.
+          app: the application that gets the requests, each with its whole body.
           max_bytes: the largest size of a body.
           max_requests: with bodies, at a time, from their heads to the ends of their answers.
           seconds: seconds that a body may take to arrive.
@@ -194,7 +194,7 @@ class Guard:
         """Wraps `app`.
 
         Args:
-          app: what gets the requests that may ask.
+          app: the application that gets the requests that may ask.
           hosts: names that clients may know this service by, without ports; None allows any.
           api_key: what they have to bring as `Authorization: Bearer KEY` or `X-API-Key: KEY`;
             None for nothing.

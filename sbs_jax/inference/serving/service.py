@@ -148,7 +148,7 @@ class Service:
         """Creates the jobs of a request for the batcher.
 
         Args:
-          request: of the client.
+          request: the client's request.
           written: the rationale that the student has written for each input, if it answers in two
             stages. What does not fit of it is cut.
 

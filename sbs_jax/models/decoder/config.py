@@ -68,7 +68,7 @@ class DecoderConfig:
       local_rope_theta: that of local layers; None is rope_theta. Scaling is for global layers only
         where this is given (Gemma 3).
       rope_scaling: `none`, `linear` or `llama3`, as in transformers' modeling_rope_utils.
-      rope_factor: its factor.
+      rope_factor: the factor of that scaling.
       rope_low_freq_factor: the rope low freq factor of `llama3`.
       rope_high_freq_factor: the rope high freq factor of `llama3`.
       rope_original_max_positions: the rope original max positions of `llama3`.

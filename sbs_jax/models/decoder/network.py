@@ -42,8 +42,8 @@ class DecoderOnly(nn.Module):
 
     Attributes:
       config: dimensions and variant.
-      memory_type: the memory type of what `start_decoding` remembers of texts.
-      cache_type: the cache type of what decoding remembers of its own tokens.
+      memory_type: the type of what `start_decoding` remembers of texts.
+      cache_type: the type of what decoding remembers of its own tokens.
       absolute_positions: whether more than the differences of positions counts in `extend`.
       reads_prompts: whether the tokens that a decoder is fed first may as well stand at the end of
         its input.

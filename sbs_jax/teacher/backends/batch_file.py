@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.files import writing
 from sbs_jax.redaction import secrets_in
 from sbs_jax.teacher.journal import LineIndex
@@ -42,8 +42,7 @@ class BatchFileBackend:
     def __init__(self, model: str, output_dir: str, max_requests: int = MAX_REQUESTS) -> None:
         if not model:
             raise UserError("TEACHER_MODEL is missing: the model's name, as the service knows it.")
-        if max_requests < 1:
-            raise UserError(f"BATCH_MAX_REQUESTS = {max_requests} must be at least 1.")
+        require_at_least(1, BATCH_MAX_REQUESTS=max_requests)
         self.model = model
         self.folder = Path(output_dir) / "batch"
         self._max_requests = max_requests

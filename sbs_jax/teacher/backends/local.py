@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.teacher.types import Completion, Refused, Request
 
 _KNOWN = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "stop", "logprobs"}
@@ -60,8 +60,7 @@ class LocalBackend:
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"LOCAL_DTYPE = {dtype!r} must be one of {', '.join(DTYPES)}.")
-        if batch_size < 1:
-            raise UserError(f"LOCAL_BATCH_SIZE = {batch_size} must be at least 1.")
+        require_at_least(1, LOCAL_BATCH_SIZE=batch_size)
         from sbs_jax.checkpoints.decoder_tokenizer import Tokenizer
         from sbs_jax.checkpoints.decoder_weights import open_checkpoint
 

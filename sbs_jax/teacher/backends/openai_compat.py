@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 from yarl import URL
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.redaction import Blotter
 from sbs_jax.teacher.text import clean, printable
 from sbs_jax.teacher.types import Completion, Refused, Request, SplitGroup, Transient
@@ -82,8 +82,7 @@ class OpenAICompatBackend:
             )
         if timeout <= 0:
             raise UserError(f"TIMEOUT = {timeout} must be above 0 seconds.")
-        if samples_per_request < 1:
-            raise UserError(f"SAMPLES_PER_REQUEST = {samples_per_request} must be at least 1.")
+        require_at_least(1, SAMPLES_PER_REQUEST=samples_per_request)
         self.model = model
         self.samples_per_request = samples_per_request
         self._public_url = _public(base_url)
@@ -214,7 +213,7 @@ def completions_of(
     Args:
       body: The parsed JSON.
       samples: How many choices there must be.
-      seconds: What the request took.
+      seconds: The time that the request took.
       model: The model that was asked; the server's name for it is kept where it differs.
 
     Raises:

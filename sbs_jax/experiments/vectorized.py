@@ -71,6 +71,16 @@ def train_and_judge(
     bases: dict[str, Any] = {}
     for run in runs:
         lanes.append(_read(sweep, base, run, lanes[0].assembly.student if lanes else None, bases))
+    if len(apart := _by_learning_rate(lanes)) > 1:
+        failures = []
+        for some in apart:
+            try:
+                train_and_judge(sweep, base, some, until=until)
+            except UserError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return
     with contextlib.ExitStack() as accepted:
         for lane in lanes:
             accepted.enter_context(running.accepted(lane.assembly))
@@ -95,6 +105,16 @@ def train_and_judge(
                 traceback.print_exception(lane.error)
             print(f"{lane.run.name}: {lookup.unglue(lane.error)}", flush=True)
         raise UserError(f"{len(failed)} of {len(lanes)} runs that were trained together failed.")
+
+
+def _by_learning_rate(lanes: Sequence[Lane]) -> list[list[Run]]:
+    """The runs, apart by learning rate where an optimizer of the user's own cannot be given one."""
+    groups: dict[Any, list[Run]] = {}
+    for lane in lanes:
+        remakes = lane.assembly.optimizer.remake is not None
+        rate = None if remakes else lane.run.bindings.get("LEARNING_RATE")
+        groups.setdefault(rate, []).append(lane.run)
+    return list(groups.values())
 
 
 def _judge(sweep: SweepFolder, base: runs_lib.Base, group: Group, lane: Lane) -> None:
@@ -255,12 +275,6 @@ def _check_alike(first: Assembly, lane: Lane) -> None:
             "FREEZE": run.config.freeze,
             "the optimizer": remake and (remake.func.__name__, remake.keywords),
         }
-
-    if lane.run.bindings.get("LEARNING_RATE") is not None and other.optimizer.remake is None:
-        raise UserError(
-            f"{lane.run.name}: LEARNING_RATE differs between runs, and this OPTIMIZER cannot be "
-            "given that of each; leave --vectorize out."
-        )
 
     for (name, ours), theirs in zip(shared(first).items(), shared(other).values(), strict=True):
         if ours != theirs:

@@ -1,18 +1,22 @@
 """Real runs, tiny: trained together, they leave what they leave alone."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import gin
 import jax
 import numpy as np
+import optax
 import pytest
 
 from sbs_jax.checkpoints import folders, loading, lora
 from sbs_jax.errors import UserError
-from sbs_jax.experiments import grid, worker
+from sbs_jax.experiments import grid, vectorized, worker
 from sbs_jax.experiments.runs import SPLITS, Base, SweepFolder
 from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.student import Student
+from sbs_jax.training.optimizers import Optimizer
 from tests import processes
 from tests.decoder.students import one_device
 from tests.decoder.support import save_random
@@ -177,6 +181,28 @@ def test_adapters_of_a_decoder_are_trained_together_as_alone(adapting, tmp_path,
     assert [both.record(name)["status"] for name in names] == ["done", "done"]
     losses = [both.record(name)[split]["label_loss"] for name in names for split in SPLITS]
     assert len({round(loss, 3) for loss in losses}) == 4
+
+
+def test_an_optimizer_that_cannot_be_remade_keeps_learning_rates_apart(monkeypatch):
+    trained = []
+
+    class Group:
+        def __init__(self, lanes):
+            trained.append([lane.run.name for lane in lanes])
+            raise UserError(f"{lanes[0].run.name} cannot be trained")
+
+    def read(sweep, base, run, *_):
+        optimizer = Optimizer(optax.sgd(0.1), lambda step: 0.1)
+        return vectorized.Lane(run, SimpleNamespace(optimizer=optimizer, student=None), "")
+
+    monkeypatch.setattr(vectorized, "_read", read)
+    monkeypatch.setattr(vectorized, "Group", Group)
+    monkeypatch.setattr(vectorized.running, "accepted", lambda _: contextlib.nullcontext())
+    runs = grid.expand(grid.parse_axes({"LEARNING_RATE": [0.1, 0.2], "SEED": [0, 1]}))
+    # What fails does not keep the others from being trained.
+    with pytest.raises(UserError, match=r"=0\.1,seed=0 cannot be trained"):
+        vectorized.train_and_judge(None, None, runs)
+    assert trained == [[run.name for run in runs[:2]], [run.name for run in runs[2:]]]
 
 
 @pytest.mark.slow

@@ -32,6 +32,11 @@ DOTS = {
         "--gin.OUTPUT_DIR=O", "--gin.TEACHER_MODEL=T", "--gin.BASE_URL=http://localhost/v1",
     ],
     "infer": ["--gin_file=runs/infer.gin", "--gin.CHECKPOINT_PATH=C", "--gin.OUTPUT_FILE=O"],
+    "plan": [
+        "--gin_file=optimizers/adafactor.gin", "--gin_file=tasks/svamp.gin",
+        "--gin_file=runs/train.gin", "--gin.MODEL_DIR=M", "--gin.TRAIN_STEPS=9",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}",
+    ],
     "frontier": ["--gin.DATA_DIR=D", *(f"--gin.T5_1_1_{s}=W" for s in ("BASE", "LARGE", "XXL"))],
 }  # fmt: skip
 FIRST_WORDS = re.compile(r"([A-Z_]+=\S+ )?(python|sbs|pip|bash|curl|pre-commit|docker|ct2-\S+) ")

@@ -238,6 +238,9 @@ def main():
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    if process is not None:
+        # What jax does at exit, which `multiprocessing` leaves out: process 0 waits for the others.
+        jax.distributed.shutdown()
 
 
 if __name__ == "__main__":

@@ -533,6 +533,8 @@ def report(paths: Sequence[Path]) -> str:
 
     With the accuracies stands how many questions all runs of a method answer correctly, and none.
     """
+    from sbs_jax.scores.compare import bootstrap_runs
+
     runs = [row for path in paths for row in read(path)]
     lines = ["| set | method | learning rate, λ | validation accuracies of the six settings |"]
     lines += ["|---|---|---|---|"]
@@ -575,10 +577,10 @@ def report(paths: Sequence[Path]) -> str:
                 continue
             seeds = sorted(set(ours) & set(theirs))
             differences = np.array([scores(ours[seed]) - scores(theirs[seed]) for seed in seeds])
-            low, high = interval(differences)
+            low, high, _ = bootstrap_runs(differences, samples=BOOTSTRAPS)
             lines.append(
                 f"| {name} | {method} | {100 * differences.mean():+.1f} | "
-                f"[{low:+.1f}, {high:+.1f}] |"
+                f"[{100 * low:+.1f}, {100 * high:+.1f}] |"
             )
     return "\n".join(lines)
 
@@ -615,20 +617,6 @@ def draw(paths: Sequence[Path], target: Path) -> None:
 def scores(row: Mapping[str, Any]) -> np.ndarray:
     """Whether a run answers each question correctly, int [questions]."""
     return np.array(list(map(int, row["scores"])))
-
-
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean [seeds, examples], in points, seeds and examples drawn."""
-    rng = np.random.default_rng(0)
-    seeds, examples = differences.shape
-    means = [
-        differences[
-            np.ix_(rng.integers(seeds, size=seeds), rng.integers(examples, size=examples))
-        ].mean()
-        for _ in range(BOOTSTRAPS)
-    ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return 100 * float(low), 100 * float(high)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

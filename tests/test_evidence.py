@@ -109,14 +109,6 @@ def test_the_setting_is_chosen_by_accuracy_then_by_loss(evidence):
     assert evidence.best(rows).learning_rate == 3e-5
 
 
-def test_the_interval_holds_the_mean_and_narrows_with_examples(evidence):
-    rng = np.random.default_rng(0)
-    for examples, width in ((100, 20.0), (1600, 6.0)):
-        low, high = evidence.interval(rng.choice([0, 1], size=(5, examples)))
-        assert low < 50 < high
-        assert high - low < width
-
-
 def test_the_page_says_what_the_runs_say(evidence, monkeypatch):
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     names = ("svamp-240", "svamp-720", "cqa-877")

@@ -137,23 +137,33 @@ def compare_runs(
     scores = np.array(
         [[_scores_of(names, pairs[0][0], path) for path in pair] for pair in pairs], np.float64
     )
-    difference = scores[:, 1] - scores[:, 0]
-    runs, examples = difference.shape
-    rng = np.random.default_rng(seed)
-    means = np.empty(samples)
-    for number in range(samples):
-        chosen = rng.integers(0, runs, runs), rng.integers(0, examples, examples)
-        means[number] = difference[np.ix_(*chosen)].mean()
-    low, high, p_value = _interval(means, difference.mean())
+    low, high, p_value = bootstrap_runs(scores[:, 1] - scores[:, 0], samples=samples, seed=seed)
     return RunsComparison(
         pairs=tuple((str(a), str(b)) for a, b in pairs),
-        examples=examples,
+        examples=scores.shape[-1],
         first=tuple(scores[:, 0].mean(-1).tolist()),
         second=tuple(scores[:, 1].mean(-1).tolist()),
         low=low,
         high=high,
         p_value=p_value,
     )
+
+
+def bootstrap_runs(
+    difference: np.ndarray, *, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Resamples differences of scores, float [runs, examples], runs and examples together.
+
+    Returns:
+      The 95 % interval of their mean, and the p-value of the mean that was found.
+    """
+    runs, examples = difference.shape
+    rng = np.random.default_rng(seed)
+    means = np.empty(samples)
+    for number in range(samples):
+        chosen = rng.integers(0, runs, runs), rng.integers(0, examples, examples)
+        means[number] = difference[np.ix_(*chosen)].mean()
+    return _interval(means, difference.mean())
 
 
 def compare_files(

@@ -622,7 +622,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         results = json.loads(arguments.json.read_text(encoding="utf-8"))
     end = time.monotonic() + 60 * arguments.minutes
     waiting = [name for name in cases() if name not in results and re.search(arguments.only, name)]
-    running: dict[str, subprocess.Popen[bytes]] = {}
+    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     lock = arguments.json.with_suffix(".lock")
     while waiting or running:
         while waiting and len(running) < arguments.side_by_side:
@@ -630,19 +630,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 print(f"no time left for {', '.join(waiting)}; the next call goes on with them")
                 waiting = []
                 break
-            running[waiting[0]] = begin_apart(arguments, waiting[0], lock)
-            del waiting[0]
+            name = waiting.pop(0)
+            running[name] = begin_apart(arguments, name, lock), time.monotonic()
         time.sleep(0.1)
         late = time.monotonic() > end
-        for name, process in list(running.items()):
-            if late:
+        for name, (process, begun) in list(running.items()):
+            if process.poll() is None:
+                if not late:
+                    continue
                 process.kill()  # Another call may have more time for it.
                 process.wait()
                 print(f"{name}: not done in the time that was left")
-            elif process.poll() is None:
-                continue
             else:
                 results[name] = result_of(arguments, name, process.returncode)
+                results[name]["took_seconds"] = round(time.monotonic() - begun, 1)
                 scratch = arguments.json.with_suffix(".part")
                 scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
                 os.replace(scratch, arguments.json)

@@ -164,15 +164,15 @@ class Trainer:
 
         return pipeline.load_records(self.task(part), split, self.lengths)
 
-    def programs(self, part: Part) -> Iterator[Callable[[], Any]]:
-        """Functions that trace the programs of `train` and `evaluate`, and return them lowered."""
+    def programs(self, part: Part) -> Iterator[tuple[str, Any]]:
+        """Traces the programs of `train` and `evaluate` one after another: name and lowered."""
         import jax
 
         batch = self._stacked([self.batches(part, seed) for seed in range(LANES)])
         state = jax.eval_shape(self._first_state, self._start.params)
         numbers = np.zeros(LANES, np.float32)
-        yield lambda: ("_step", self._step.lower(state, batch, numbers, numbers))
-        yield lambda: ("_loss_step", self._loss_step.lower(state.params, self._judged(part)[0]))
+        yield "_step", self._step.lower(state, batch, numbers, numbers)
+        yield "_loss_step", self._loss_step.lower(state.params, self._judged(part)[0])
 
     def take(self, name: str, compiled: Any) -> None:
         """Uses a compiled program from now on."""
@@ -464,8 +464,7 @@ class Compiling:
                 decoders: dict[int, Any] = {}
                 for trainer in trainers:
                     waiting = []
-                    for program in trainer.programs(part):
-                        name, lowered = program()
+                    for name, lowered in trainer.programs(part):
                         waiting.append((name, pool.submit(lowered.compile)))
                     limit = trainer.decoded
                     if limit not in decoders:

@@ -1,8 +1,6 @@
 """benchmarks/evidence.py in miniature, on a CPU: its lanes against runs of the train program."""
 
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from sbs_jax.programs.train import train
 from sbs_jax.programs.train_config import EvaluationSettings, Saving, TrainConfig
 from sbs_jax.training import optimizers, schedules
 from sbs_jax.training.step import Loss
+from tests import benchmarks
 from tests.decoder import students
 from tests.paths import ROOT
 from tests.release_layout import write_release
@@ -24,11 +23,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def evidence():
-    path = ROOT / "benchmarks" / "evidence.py"
-    spec = importlib.util.spec_from_file_location("evidence_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
+    module = benchmarks.load("evidence")
     module.ROWS = (tuple(LENGTHS.values()),) * 2
     module.BATCH_ROWS, module.LANES = 6, 2
     module.PARTS = {"svamp-240": module.Part("svamp", 30)}

@@ -10,6 +10,10 @@ object a run, and is not done again by the next call; the answers of the runs li
 `--report FILE …` prints the tables of docs/evidence.md from such files:
 
     python benchmarks/evidence.py --report docs/evidence_runs.jsonl
+
+`--rationales FOLDER` writes the rationales that its ablations train in place of the released ones:
+`right.jsonl`, without those whose own answer is wrong, and `permuted.jsonl`, each from another
+example.
 """
 
 from __future__ import annotations
@@ -494,6 +498,42 @@ class Compiling:
             done.set()
 
 
+def write_rationales(release_dir: str, folder: Path) -> str:
+    """Writes the ablations' RATIONALES_FILEs for SVAMP's training examples.
+
+    Args:
+      release_dir: the authors' released data.
+      folder: where `right.jsonl` and `permuted.jsonl` are written.
+
+    Returns:
+      How many rationales each of them holds.
+    """
+    import sbs_jax.tasks  # noqa: F401 (registers the data sets)
+    from sbs_jax.data import datasets, registry, settings
+
+    dataset = registry.find_dataset("svamp")
+    with settings.override(settings.DataSettings(data_dir=release_dir)):
+        examples = datasets.load_examples(dataset, "train")
+    taught = [one for one in examples if one["llm_rationale"]]
+    right = [one for one in taught if dataset.score(one["llm_label"], one["label"])]
+    # A cycle through all in a random order, so that none keeps its own.
+    order = np.random.default_rng(0).permutation(len(taught))
+    others = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    permuted = [
+        {**one, "llm_rationale": taught[others[number]]["llm_rationale"]}
+        for number, one in enumerate(taught)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = ("id", "input", "llm_label", "llm_rationale")
+    for name, chosen in (("right", right), ("permuted", permuted)):
+        lines = [json.dumps({key: one[key] for key in keys}) + "\n" for one in chosen]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return (
+        f"{len(examples)} examples, {len(taught)} with a rationale; {len(right)} of these have the "
+        "right answer"
+    )
+
+
 def selected(done: Sequence[Mapping[str, Any]], method: str, name: str) -> list[Any]:
     """The runs of a method that choose its settings."""
     return [
@@ -628,6 +668,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--only", nargs="*", help="names of parts")
     parser.add_argument("--steps", type=int, help="end all runs early, to try this out")
+    parser.add_argument("--rationales", type=Path, help="write the ablations' rationales there")
     parser.add_argument("--report", nargs="*", type=Path, help="files of results to report on")
     parser.add_argument("--figure", type=Path, help="with --report: a PNG of SVAMP's accuracies")
     arguments = parser.parse_args(argv)
@@ -635,6 +676,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report(arguments.report))
         if arguments.figure:
             draw(arguments.report, arguments.figure)
+        return 0
+    if arguments.rationales and arguments.release_dir:
+        print(write_rationales(arguments.release_dir, arguments.rationales))
         return 0
     if not (arguments.release_dir and arguments.checkpoint):
         parser.error("--release_dir and --checkpoint are needed")

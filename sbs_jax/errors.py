@@ -28,6 +28,16 @@ def require_at_least(least: int, **values: float | None) -> None:
             raise UserError(f"{name} = {value} must be at least {least}.")
 
 
+def unglue(error: BaseException) -> BaseException:
+    """Returns the exception as it was raised, without the call sites that gin appends to it."""
+    # gin re-raises a proxy whose class it makes on the spot, and the original as its context.
+    while "ExceptionProxy" in getattr(type(error).__init__, "__qualname__", "") and (
+        error.__context__ is not None
+    ):
+        error = error.__context__
+    return error
+
+
 def with_exit_code(main: Callable[_P, int]) -> Callable[_P, int]:
     """Decorates the `main` of a program that does not use `configuration.main.run_main`.
 
@@ -40,7 +50,7 @@ def with_exit_code(main: Callable[_P, int]) -> Callable[_P, int]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {unglue(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -100,16 +100,6 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in signature.parameters.items() if p.kind not in kinds}
 
 
-def unglue(error: BaseException) -> BaseException:
-    """The exception as it was raised, without the call sites that gin appends to its text."""
-    # gin re-raises a proxy whose class it makes on the spot, and the original as its context.
-    while "ExceptionProxy" in getattr(type(error).__init__, "__qualname__", "") and (
-        error.__context__ is not None
-    ):
-        error = error.__context__
-    return error
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, without a full stop."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

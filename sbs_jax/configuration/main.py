@@ -24,7 +24,7 @@ from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump, lookup, process
 from sbs_jax.configuration.flags import Flags, parse_flags
 from sbs_jax.configuration.help import help_text
-from sbs_jax.errors import UNFINISHED, UserError
+from sbs_jax.errors import UNFINISHED, UserError, unglue
 from sbs_jax.files import DISK_ERRORS, refused
 from sbs_jax.partitioning import peers
 
@@ -101,7 +101,7 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
             finished = False
         return 0 if finished or flags.exit_zero_when_stopped else UNFINISHED
     except UserError as error:
-        return _fail(str(lookup.unglue(error)), error, debug)
+        return _fail(str(unglue(error)), error, debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

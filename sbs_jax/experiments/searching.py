@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sbs_jax.configuration import flags as flags_lib
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import cost, planning, staircase, sweeping, table
 from sbs_jax.experiments.grid import Axis, Run
@@ -113,9 +114,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the search alone; it has those of a sweep, too."""
-    made = argparse.ArgumentParser(
-        prog="python -m sbs_jax.frontier", add_help=False, allow_abbrev=False
-    )
+    made = flags_lib.Parser(prog="python -m sbs_jax.frontier", add_help=False, allow_abbrev=False)
     made.add_argument(
         "--target",
         type=float,

@@ -20,11 +20,11 @@ from typing import Any
 
 from sbs_jax.checkpoints import record
 from sbs_jax.checkpoints.manager import CheckpointManager
-from sbs_jax.configuration import dump, lookup
+from sbs_jax.configuration import dump
 from sbs_jax.data import pipeline
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, unglue
 from sbs_jax.evaluation.evaluator import Evaluator
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments import single
@@ -103,7 +103,7 @@ def train_and_judge(
             assert lane.error is not None
             if not isinstance(lane.error, UserError):
                 traceback.print_exception(lane.error)
-            print(f"{lane.run.name}: {lookup.unglue(lane.error)}", flush=True)
+            print(f"{lane.run.name}: {unglue(lane.error)}", flush=True)
         raise UserError(f"{len(failed)} of {len(lanes)} runs that were trained together failed.")
 
 

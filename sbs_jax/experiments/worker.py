@@ -18,9 +18,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from sbs_jax.configuration import lookup
 from sbs_jax.configuration.process import enable_compilation_cache
-from sbs_jax.errors import UNFINISHED, UserError
+from sbs_jax.errors import UNFINISHED, UserError, unglue
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.host_memory import keep_freed_memory
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         work(SweepFolder(arguments.sweep_dir), arguments.names, until=arguments.until)
     except UserError as error:
-        print(f"error: {lookup.unglue(error)}", file=sys.stderr)
+        print(f"error: {unglue(error)}", file=sys.stderr)
         return 1
     except InterruptedError:
         return UNFINISHED

@@ -111,13 +111,14 @@ def _trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
     known = _TRIPS.search(loop.rest)
     if known:
         return int(known[1])
-    # A counter from 0 is compared with a constant.
+    # A counter from 0 is compared with a constant, perhaps within a fusion.
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
     constants = [
         int(value)
-        for instruction in computations.get(condition[1] if condition else "", {}).values()
+        for name, _, _ in _executions(computations, condition[1] if condition else "")
+        for instruction in computations[name].values()
         if instruction.opcode == "constant" and instruction.results[0].dtype in ("s32", "u32")
-        for value in [instruction.operands[0] if instruction.operands else ""]
+        for value in instruction.operands[:1]
         if value.isdecimal()
     ]
     return max(constants, default=1)

@@ -26,6 +26,11 @@ def in_flops(count: float) -> str:
     return f"{count:.4g} PFLOP"
 
 
+def in_seconds(seconds: float) -> str:
+    """A time, short: `244 ms`."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
 def lines(one: Compiled) -> list[str]:
     """All that is known of a compiled program, a line for each kind of fact."""
     found = [f"{one.name} (compiled in {one.seconds:.0f} s), on each of {one.num_devices} devices:"]
@@ -69,9 +74,9 @@ def bound_in_words(one: Compiled) -> str:
     if one.bound is None:
         return "no bound"
     text = (
-        f"roofline bound: at least {_seconds(one.bound.seconds)} by {one.bound.limit} (compute "
-        f"{_seconds(one.bound.compute)}, memory {_seconds(one.bound.memory)}, links "
-        f"{_seconds(one.bound.links)})"
+        f"roofline bound: at least {in_seconds(one.bound.seconds)} by {one.bound.limit} (compute "
+        f"{in_seconds(one.bound.compute)}, memory {in_seconds(one.bound.memory)}, links "
+        f"{in_seconds(one.bound.links)})"
     )
     if one.utilization:
         text += f", which would be an MFU of {one.utilization:.0%}; a real execution takes longer"
@@ -122,7 +127,7 @@ def table_row(one: Compiled) -> dict[str, str]:
     peak = short if one.peak_bytes is None else in_bytes(one.peak_bytes)
     bound, mfu = short, short
     if one.bound is not None:
-        bound = f"{_seconds(one.bound.seconds)} ({one.bound.limit})"
+        bound = f"{in_seconds(one.bound.seconds)} ({one.bound.limit})"
         mfu = f"{one.utilization:.0%}" if one.utilization else short
     return {
         "peak": peak,
@@ -136,10 +141,6 @@ def table_row(one: Compiled) -> dict[str, str]:
 def _share(one: Compiled) -> float:
     """Model operations of one device."""
     return one.model_flops / one.num_devices
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def _reason(one: Compiled) -> str:

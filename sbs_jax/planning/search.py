@@ -77,7 +77,7 @@ def search(
     usable_bytes: int | None,
     compile_layout: Callable[[Layout], Compiled],
     model_sizes: Sequence[int] | None = None,
-    most: int = 12,
+    most: int | None = None,
     note: Callable[[Tried], None] = lambda _: None,
 ) -> list[Tried]:
     """Tries layouts, the cheapest of each mesh first, until one of that mesh fits.
@@ -92,7 +92,7 @@ def search(
       usable_bytes: the usable bytes of one device; None tries every layout.
       compile_layout: compiles one; a `CompilerCrash` counts as one that does not fit.
       model_sizes: sizes of the `model` axis; by default powers of 2.
-      most: how many layouts are compiled at most.
+      most: how many layouts are compiled at most; None sets no limit.
       note: a function that is called with each as it is done.
 
     Returns:
@@ -104,7 +104,7 @@ def search(
         for layout in steps:
             size = static_bytes(layout)
             too_large = usable_bytes is not None and size > usable_bytes
-            if not too_large and compiled >= most:
+            if not too_large and most is not None and compiled >= most:
                 break
             try:
                 one = Tried(layout, None if too_large else compile_layout(layout), size)
@@ -116,6 +116,11 @@ def search(
             if too_large or one.fits:
                 break  # Recomputation makes parameters no smaller, and a fitting run only slower.
     return sorted(tried, key=_rank)
+
+
+def fewest_rows(num_devices: int) -> int:
+    """The number that the rows of a batch have to be a multiple of, so that a mesh cuts them."""
+    return num_devices // (num_devices & -num_devices)  # All powers of 2 along `model`.
 
 
 def meshes(

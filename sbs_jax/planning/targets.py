@@ -62,6 +62,7 @@ class Chip:
       network_bandwidth: the same beyond the host, for GPUs; 0 where every link is alike.
       devices_per_chip: JAX devices of a chip.
       dimensions: the dimensions of the slices that this TPU comes in; 0 for GPUs.
+      pod_chips: how many chips a TPU's pod has, the largest slice there is; 0 for GPUs.
       gpu: what XLA has to know of a GPU; None for TPUs.
     """
 
@@ -74,6 +75,7 @@ class Chip:
     network_bandwidth: float = 0.0
     devices_per_chip: int = 1
     dimensions: int = 0
+    pod_chips: int = 0
     gpu: Gpu | None = None
 
 
@@ -99,6 +101,7 @@ CHIPS = {
             memory_bandwidth=1200e9,
             link_bandwidth=150e9,
             dimensions=3,
+            pod_chips=4096,
         ),
         Chip(
             name="v5e",
@@ -108,6 +111,7 @@ CHIPS = {
             memory_bandwidth=819e9,
             link_bandwidth=200e9,
             dimensions=2,
+            pod_chips=256,
         ),
         Chip(
             name="v5p",
@@ -117,6 +121,7 @@ CHIPS = {
             memory_bandwidth=2765e9,
             link_bandwidth=600e9,
             dimensions=3,
+            pod_chips=8960,
         ),
         Chip(
             name="v6e",
@@ -126,6 +131,7 @@ CHIPS = {
             memory_bandwidth=1638e9,
             link_bandwidth=400e9,
             dimensions=2,
+            pod_chips=256,
         ),
         # Each of the chip's two cores, with half of the memory, is a device.
         Chip(
@@ -137,6 +143,7 @@ CHIPS = {
             link_bandwidth=600e9 / 2,
             devices_per_chip=2,
             dimensions=3,
+            pod_chips=9216,
         ),
         Chip(
             name="a100-80",
@@ -268,6 +275,10 @@ def parse_target(text: str) -> Target:
         raise UserError(
             f"--target={text}: slices of {kind} have {chip.dimensions} dimensions, as in "
             f"{kind}:{'x'.join(['4'] * chip.dimensions)}."
+        )
+    if math.prod(shape) > chip.pod_chips:
+        raise UserError(
+            f"--target={text}: a pod of {kind} has {chip.pod_chips:,} chips; name a slice of those."
         )
     single = math.prod(shape) == 1
     if not single and (shape[0] % 2 or shape[1] % 2):

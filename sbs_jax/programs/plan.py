@@ -18,7 +18,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from sbs_jax.configuration import flags as flags_lib
 from sbs_jax.configuration.help import help_text
 from sbs_jax.errors import UserError, with_exit_code
 from sbs_jax.experiments import runs
-from sbs_jax.files import atomic_write_text
+from sbs_jax.files import atomic_write_jsonl
+from sbs_jax.planning import targets
 
 PROGRAMS = ("train", "eval", "decode")
+_MAX_COMPILES = 12
 
 
 @with_exit_code
@@ -37,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code: 0 also for a run that does not fit."""
     command = sys.argv[1:] if argv is None else None
     argv = list(sys.argv[1:] if argv is None else argv)
-    own, others = parser().parse_known_args(argv)
-    flags = flags_lib.parse_flags(others)
+    own, flags = parse(argv)
     config = config_lib.read(
         flags.gin_file,
         flags.gin_bindings,
@@ -56,16 +57,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     if own.compile is not None:
         compile_for_parent(config, own)
         return 0
-    found = plan(config, own, command if own.target else None)
-    if own.json is not None:
-        text = "".join(json.dumps(row) + "\n" for row in found)
-        atomic_write_text(Path(own.json), text)
+    found = []
+    try:
+        for record in plan(config, own, command if own.target else None):
+            found.append(record)
+    finally:  # What took minutes to compile is kept when a later program fails.
+        if own.json is not None and found:
+            atomic_write_jsonl(own.json, found)
     return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, flags_lib.Flags]:
+    """Parses the command line: the flags of a plan, and those that all programs share.
+
+    Raises:
+      UserError: a flag is unknown, its value is malformed, or it would do nothing.
+    """
+    own, others = parser().parse_known_args(argv)
+    flags = flags_lib.parse_flags(others)
+    if own.max_compiles is not None and own.max_compiles < 1:
+        raise UserError(f"--max_compiles={own.max_compiles} must be at least 1.")
+    if own.max_compiles is not None and not own.search:
+        raise UserError("--max_compiles limits a search; add --search, or leave it out.")
+    if own.programs is not None and own.search:
+        raise UserError("--search compiles the training step alone; leave --programs out.")
+    for name in _names(own):
+        if name not in PROGRAMS:
+            raise UserError(
+                f"--programs={own.programs}: {name!r} is none; choose among {', '.join(PROGRAMS)}."
+            )
+    if own.target is not None:
+        targets.parse_target(own.target)
+    return own, flags
+
+
+def _names(flags: argparse.Namespace) -> list[str]:
+    """The programs that are compiled without `--search`."""
+    text = PROGRAMS[0] if flags.programs is None else flags.programs
+    return [name.strip() for name in text.split(",")]
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags that a plan has besides those of a training run."""
-    result = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    result = flags_lib.Parser(add_help=False, allow_abbrev=False)
     result.add_argument(
         "--target",
         metavar="KIND:SIZE",
@@ -74,9 +108,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--programs",
-        default="train",
         metavar="NAMES",
-        help="what to compile, separated by commas: train, eval (the losses of a batch), decode.",
+        help="what to compile, separated by commas: train (if the flag is left out), eval (the "
+        "losses of a batch), decode (the greatest length of answers to a batch).",
     )
     result.add_argument(
         "--search",
@@ -86,9 +120,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--max_compiles",
         type=int,
-        default=12,
         metavar="N",
-        help="with --search: compile so many layouts at most (default: 12).",
+        help=f"with --search: compile N layouts at most (default: {_MAX_COMPILES}).",
     )
     result.add_argument("--json", metavar="FILE", help="also write what was found, a line each.")
     # How a plan asks a process of its own for one program; see `planning.isolation`.
@@ -99,31 +132,26 @@ def parser() -> argparse.ArgumentParser:
 
 def plan(
     config: config_lib.GinConfig, flags: argparse.Namespace, command: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Compiles what the flags ask for and prints what is found.
 
     Args:
       config: the configuration of a training run, checked.
-      flags: the flags of `parser`.
+      flags: the flags of a plan, from `parse`.
       command: the arguments of the command line; each program is then compiled by a process of its
         own, since compilers of devices may crash. None compiles in this process.
 
-    Returns:
+    Yields:
       A record for each program that was compiled, as `planning.report.as_json` writes it.
 
     Raises:
-      UserError: the target is unknown or its compiler is not installed; or of the run itself.
+      UserError: the target's compiler is not installed; or of the run itself.
     """
-    names = [name for name in flags.programs.split(",") if name]
-    for name in names:
-        if name not in PROGRAMS:
-            raise UserError(f"--programs={name}: choose among {', '.join(PROGRAMS)}.")
-    if flags.max_compiles < 1:
-        raise UserError(f"--max_compiles={flags.max_compiles} must be at least 1.")
     planned = _planned(config, flags, command)
     if flags.search:
-        return planned.search(flags.max_compiles)
-    return planned.describe(names)
+        yield from planned.search(flags.max_compiles or _MAX_COMPILES)
+    else:
+        yield from planned.describe(_names(flags))
 
 
 def compile_for_parent(config: config_lib.GinConfig, flags: argparse.Namespace) -> None:
@@ -142,7 +170,7 @@ def _planned(
     config: config_lib.GinConfig, flags: argparse.Namespace, command: Sequence[str] | None
 ) -> Planned:
     # Only now: a mistake on the command line should not wait for JAX.
-    from sbs_jax.planning import targets, topology
+    from sbs_jax.planning import topology
 
     target = None if flags.target is None else targets.parse_target(flags.target)
     devices = None if target is None else topology.devices_of(target)
@@ -175,12 +203,11 @@ class Planned:
         self._lay_out = functools.cache(self._lay_out_anew)
         self.devices = list(jax.devices() if devices is None else devices)
 
-    def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def describe(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Compiles the run as it is configured, and prints all that is known of each program."""
         from sbs_jax.planning import isolation, report
 
         print(_title(self._lay_out(None), self.target), flush=True)
-        records = []
         for name in names:
             try:
                 compiled = self.compiled(name, None)
@@ -191,8 +218,7 @@ class Planned:
                     "BATCH_SIZE may pass."
                 ) from None
             print("\n".join(report.lines(compiled)), flush=True)
-            records.append(report.as_json(compiled))
-        return records
+            yield report.as_json(compiled)
 
     def search(self, most: int) -> list[dict[str, Any]]:
         """Tries layouts of the run's step, and prints them, the best first."""
@@ -205,6 +231,12 @@ class Planned:
                 "EXAMPLES_PER_BATCH leaves the number of rows to the data; set BATCH_SIZE instead."
             )
         usable = None if self.target is None else self.target.usable_bytes
+        fewest = search_lib.fewest_rows(len(self.devices))
+        if batching.batch_size % fewest:
+            raise UserError(
+                f"BATCH_SIZE = {batching.batch_size} rows cannot be divided among "
+                f"{len(self.devices)} devices; set it to a multiple of {fewest}."
+            )
 
         def note(one: search_lib.Tried) -> None:
             print(f"{one.layout}: {_outcome(one)}", flush=True)
@@ -223,8 +255,8 @@ class Planned:
             for one in tried
             if one.compiled is not None
         ]
-        print()
-        print(report.table(rows))
+        if rows:
+            print(f"\n{report.table(rows)}")
         if tried and tried[0].fits:
             print(f"\nthe least bound has: {tried[0].layout.macros()}")
         else:
@@ -286,9 +318,12 @@ class Planned:
         from sbs_jax.planning import compiling, flops
 
         student, state, batch = assembly.student, assembly.abstract_state, assembly.abstract_batch()
-        forward = flops.count_flops(
-            lambda params, batch: student.apply(params, batch, None), state.params, batch
-        )
+
+        def forward() -> float:
+            return flops.count_flops(
+                lambda params, batch: student.apply(params, batch, None), state.params, batch
+            )
+
         common = {"mesh": student.mesh, "target": self.target, "params": state.params}
         if name == "train":
             return compiling.compile_program(
@@ -296,7 +331,7 @@ class Planned:
                 lambda: assembly.step_fn.lower(state, batch),
                 opt_state=state.opt_state,
                 # The gradient of a product is two products.
-                model_flops=3 * forward,
+                model_flops=3 * forward(),
                 **common,
             )
         if name == "eval":
@@ -306,7 +341,10 @@ class Planned:
                 make_loss_step(student.hidden, head=student.head), out_shardings=student.replicated
             )
             return compiling.compile_program(
-                "eval step", lambda: step.lower(state.params, batch), model_flops=forward, **common
+                "eval step",
+                lambda: step.lower(state.params, batch),
+                model_flops=forward(),
+                **common,
             )
         from sbs_jax.decoding.greedy import greedy_decode
         from sbs_jax.partitioning.rules import batch_sharding
@@ -315,18 +353,13 @@ class Planned:
         tokens = jax.ShapeDtypeStruct(
             inputs.shape, inputs.dtype, sharding=batch_sharding(student.mesh)
         )
-        decode = student.jit(
-            functools.partial(
-                greedy_decode,
-                student.model,
-                max_decode_len=assembly.batching.lengths["targets"],
-            ),
-            out_shardings=student.replicated,
-        )
+        length = assembly.batching.lengths["targets"]
+        function = functools.partial(greedy_decode, student.model, max_decode_len=length)
+        decode = student.jit(function, out_shardings=student.replicated)
         return compiling.compile_program(
             "greedy decoding of a batch",
             lambda: decode.lower(state.params, tokens),
-            model_flops=forward,
+            model_flops=flops.count_flops(function, state.params, tokens, turns=length),
             **common,
         )
 

@@ -2,8 +2,8 @@ import gin
 import pytest
 
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.configuration import dump, lookup
-from sbs_jax.errors import UserError
+from sbs_jax.configuration import dump
+from sbs_jax.errors import UserError, unglue
 from tests.configuration import toy
 
 HEAD = "from __gin__ import dynamic_registration\nfrom tests.configuration import toy\n"
@@ -55,7 +55,7 @@ def train(*flags, **options):
 def error(*flags, **options):
     with pytest.raises(UserError) as caught:
         train(*flags, **options)
-    message = str(lookup.unglue(caught.value))
+    message = str(unglue(caught.value))
     assert "\n" not in message
     return message
 
@@ -316,7 +316,7 @@ def test_unglue_leaves_other_exceptions_and_their_causes_alone():
     inner = ValueError("inner")
     outer = UserError("outer")
     outer.__context__ = inner
-    assert lookup.unglue(outer) is outer
+    assert unglue(outer) is outer
 
 
 def test_the_dump_can_be_read_again_and_gives_the_same(tmp_path):

@@ -143,3 +143,52 @@ def test_calls_of_libraries():
     )
     # Its scratch memory is no product.
     assert hlo.read_program(text).flops == 2 * 16 * 64 * 32
+
+
+def test_a_loop_that_data_may_end_counts_to_its_greatest_length():
+    def many(x, kernel):
+        def turn(carry):
+            step, x = carry
+            return step + 1, jnp.tanh(x @ kernel)
+
+        return jax.lax.while_loop(lambda carry: (carry[0] < 7) & (carry[1] < 2).all(), turn, (0, x))
+
+    arguments = [jax.ShapeDtypeStruct((8, 8), jnp.float32)] * 2
+    program = hlo.read_program(jax.jit(many).lower(*arguments).compile().as_text())
+    assert program.flops == flops.count_flops(many, *arguments, turns=7) == 7 * 2 * 8**3
+    assert flops.count_flops(many, *arguments) == 2 * 8**3
+
+
+def test_a_loop_whose_condition_a_gpu_fuses():
+    text = """HloModule made
+
+%fused_and (ended: pred[], step: s32[]) -> pred[] {
+  %step = s32[] parameter(1)
+  %most = s32[] constant(16)
+  %lt = pred[] compare(%step, %most), direction=LT
+  %ended = pred[] parameter(0)
+  ROOT %and = pred[] and(%lt, %ended)
+}
+
+%condition (state: (s32[], f32[4,4], pred[])) -> pred[] {
+  %state = (s32[], f32[4,4], pred[]) parameter(0)
+  %at = s32[] get-tuple-element(%state), index=0
+  %done = pred[] get-tuple-element(%state), index=2
+  ROOT %go_on = pred[] fusion(%done, %at), kind=kLoop, calls=%fused_and
+}
+
+%body (state: (s32[], f32[4,4], pred[])) -> (s32[], f32[4,4], pred[]) {
+  %state = (s32[], f32[4,4], pred[]) parameter(0)
+  %at = s32[] get-tuple-element(%state), index=0
+  %x = f32[4,4] get-tuple-element(%state), index=1
+  %done = pred[] get-tuple-element(%state), index=2
+  %product = f32[4,4] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %next = (s32[], f32[4,4], pred[]) tuple(%at, %product, %done)
+}
+
+ENTRY %main (start: (s32[], f32[4,4], pred[])) -> (s32[], f32[4,4], pred[]) {
+  %start = (s32[], f32[4,4], pred[]) parameter(0)
+  ROOT %loop = (s32[], f32[4,4], pred[]) while(%start), condition=%condition, body=%body
+}
+"""
+    assert hlo.read_program(text).flops == 16 * 2 * 4**3

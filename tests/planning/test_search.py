@@ -145,6 +145,13 @@ def test_no_more_is_compiled_than_asked_for():
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize(("devices", "fewest"), [(1, 1), (8, 1), (5, 5), (12, 3)])
+def test_rows_that_no_mesh_cuts(devices, fewest):
+    assert search.fewest_rows(devices) == fewest
+    for rows in range(1, 2 * fewest + 1):
+        assert bool(list(search.meshes(devices, rows))) == (rows % fewest == 0)
+
+
 def test_a_table():
     text = report.table([report.table_row(compiled())])
     head, rule, row = text.splitlines()

@@ -37,6 +37,7 @@ def test_names(text, name, devices, per_host):
         ("v5e:4x4x4", "slices of v5e have 2 dimensions, as in v5e:4x4"),
         ("v5p:4x4", "slices of v5p have 3 dimensions, as in v5p:4x4x4"),
         ("v5e:3x4", "even numbers in its first two dimensions"),
+        ("v5e:16x32", "a pod of v5e has 256 chips"),
         ("h100:12", "1 to 8, or a multiple of 8"),
         ("h100:0", "1 to 8, or a multiple of 8"),
         ("h100:4x2", "1 to 8, or a multiple of 8"),

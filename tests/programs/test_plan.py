@@ -23,7 +23,14 @@ RUN = [
         (["--target=h1000:8"], "did you mean h100?"),
         (["--target=v5e:5x5"], "even numbers"),
         (["--programs=train,test"], "choose among train, eval, decode"),
+        (["--programs="], "choose among train, eval, decode"),
         (["--max_compiles=0"], "--max_compiles=0 must be at least 1"),
+        (["--max_compiles=x"], "argument --max_compiles: invalid int value: 'x'"),
+        (["--max_compiles=2"], "add --search, or leave it out"),
+        (["--search", "--programs=eval"], "leave --programs out"),
+        (["--search=3"], "argument --search: ignored explicit argument '3'"),
+        (["--target"], "argument --target: expected one argument"),
+        (["--gin.REMAT='ful'"], "must be one of 'none', 'dots', 'minimal', 'full'"),
         (["--gin.BATCH_SIZES=8"], "BATCH_SIZES"),
         (["--bogus"], "--bogus: unknown flag"),
     ],
@@ -32,7 +39,13 @@ def test_mistakes_get_a_sentence(flags, says, capsys):
     assert main([*RUN, *flags]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
+    assert error.count("\n") == 1
     assert says in error
+
+
+def test_a_wrong_target_is_named_whatever_else_is_missing(capsys):
+    assert main(["--target=h1000:8"]) == 1
+    assert "did you mean h100?" in capsys.readouterr().err
 
 
 def test_help_lists_its_flags(capsys):

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sbs_jax.errors import with_exit_code
+
 FOLDER = Path(__file__).parent
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -1,6 +1,7 @@
 """The one kind of error that a user may cause, and the exit codes of programs."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -42,18 +43,32 @@ def with_exit_code(main: Callable[_P, int]) -> Callable[_P, int]:
     """Decorates the `main` of a program that does not use `configuration.main.run_main`.
 
     Returns:
-      `main`, which prints a `UserError` and returns 1, and returns 130 after Ctrl-C.
+      `main`, which prints a `UserError` and returns 1, returns 130 after Ctrl-C, and 0 where
+      whoever reads its output has closed the pipe.
     """
 
     @functools.wraps(main)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> int:
         try:
-            return main(*args, **kwargs)
+            code = main(*args, **kwargs)
+            sys.stdout.flush()
+            return code
         except UserError as error:
             print(f"error: {unglue(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            return discard_output()
 
     return run
+
+
+def discard_output() -> int:
+    """Sends standard output nowhere, after a `BrokenPipeError` (`--help | head`); returns 0.
+
+    Python would complain about the closed pipe once more when it flushes standard output at exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -417,7 +417,7 @@ def read_jsonl(
                         "object; which value counts?"
                     ) from None
                 except (json.JSONDecodeError, RecursionError) as error:
-                    reason = getattr(error, "msg", "nested too deeply")
+                    reason = getattr(error, "msg", "nested too deeply").removesuffix(" at")
                     raise UserError(f"{path}, line {number}: not valid JSON ({reason}).") from error
                 if not isinstance(row, dict):
                     raise UserError(

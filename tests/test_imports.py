@@ -31,7 +31,7 @@ COMMANDS = tuple(path.stem for path in (ROOT / "sbs_jax" / "programs").glob("[a-
 COMMANDS = tuple(name for name in COMMANDS if (ROOT / "sbs_jax" / f"{name}.py").is_file())
 # These run where there is no TensorFlow.
 PROGRAMS_OF_THE_CORE = tuple(
-    f"programs.{name}" for name in ("export", "infer", "select", "serve", "teach")
+    f"programs.{name}" for name in ("export", "infer", "inspect_task", "select", "serve", "teach")
 )
 
 PROGRAM = """

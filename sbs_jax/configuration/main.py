@@ -12,7 +12,6 @@ import contextlib
 import gc
 import importlib
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump, lookup, process
 from sbs_jax.configuration.flags import Flags, parse_flags
 from sbs_jax.configuration.help import help_text
-from sbs_jax.errors import UNFINISHED, UserError, unglue
+from sbs_jax.errors import UNFINISHED, UserError, discard_output, unglue
 from sbs_jax.files import DISK_ERRORS, refused
 from sbs_jax.partitioning import peers
 
@@ -106,10 +105,7 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever reads our output has seen enough (`--help | head`). Python would complain about
-        # it once more when it flushes standard output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return discard_output()
     except OSError as raised:
         cause: BaseException | None = raised
         # gin raises a copy without number and file; the original is its context.

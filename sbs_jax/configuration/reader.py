@@ -252,6 +252,8 @@ class _Reader:
             hint += f"; did you mean {' or '.join(others[:2])}?" if others else "."
         else:
             hint = "."
+        if expanded.is_dir():
+            raise UserError(f"{where}the gin file {name!r} is a folder.")
         raise UserError(f"{where}the gin file {name!r} does not exist{hint}")
 
 

@@ -80,7 +80,7 @@ def describe(annotation: Any) -> str:
     if origin is typing.Annotated:
         return describe(args[0]) + (" or None" if _OR_NONE in args else "")
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(arg) for arg in args)
+        return "one of " * (len(args) > 1) + ", ".join(map(repr, args))
     names = {
         bool: "True or False",
         int: "a whole number",
@@ -94,10 +94,14 @@ def describe(annotation: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, os.PathLike):
         return "a path"
     if isinstance(kind, type) and issubclass(kind, Mapping):
-        return "a dict"
+        return "a dict" + _each("value", args[1:])
     if isinstance(kind, type) and issubclass(kind, collections.abc.Sequence):
-        return "a list"
+        return "a list" + _each("item", args[:1])
     return getattr(kind, "__name__", str(kind))
+
+
+def _each(what: str, annotation: tuple[Any, ...]) -> str:
+    return f" (each {what} {describe(annotation[0])})" if annotation not in ((), (Any,)) else ""
 
 
 def hint(value: Any, annotation: Any) -> str:

@@ -201,9 +201,11 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{path}: Parquet is read by pyarrow: pip install pyarrow.") from error
     try:
         values = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:

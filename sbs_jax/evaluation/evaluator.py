@@ -143,9 +143,11 @@ class Evaluator:
         )
 
     @property
-    def num_examples(self) -> dict[str, int]:
-        """How many examples of each split are evaluated."""
-        return {split.name: len(split.examples) for split in self._splits}
+    def size_text(self) -> str:
+        """How many examples of each split are evaluated: `50 examples of test`."""
+        return ", ".join(
+            f"{len(split.examples)} examples of {split.name}" for split in self._splits
+        )
 
     def __call__(self, params: Any) -> Evaluation:
         """Evaluates all splits. All processes call this together, and all get the same result.

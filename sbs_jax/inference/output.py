@@ -127,10 +127,10 @@ class ResumableOutput(Closing):
             ) from None
         begun_with = found.pop("checkpoint", None)
         if found.get("parameters") != wanted.get("parameters"):
-            raise UserError(
-                f"{self.path}: was begun with another checkpoint ({begun_with}) than {checkpoint}; "
-                f"{self._begin_anew}."
-            )
+            other = f"with another checkpoint ({begun_with}) than {checkpoint}"
+            if begun_with == checkpoint:
+                other = f"when {checkpoint} held other weights"
+            raise UserError(f"{self.path}: was begun {other}; {self._begin_anew}.")
         for name in [*wanted, *found]:
             if found.get(name) != wanted.get(name):
                 raise UserError(

@@ -97,14 +97,26 @@ def extras() -> Iterator[tuple[str, str]]:
     except importlib.metadata.PackageNotFoundError:
         yield "extras", "unknown: sbs_jax is not installed (pip install -e .)"
         return
-    requirements = [Requirement(text) for text in distribution.requires or ()]
     for extra in distribution.metadata.get_all("Provides-Extra") or ():
-        own = [r for r in requirements if r.marker and _only_for(r, extra)]
-        lacking = [r.name for r in own if _version(r.name) is None]
-        if lacking:
+        if lacking := _lacking(distribution, extra):
             yield f"[{extra}]", f"lacks {', '.join(lacking)}: pip install 'sbs_jax[{extra}]'"
         else:
             yield f"[{extra}]", "installed"
+
+
+def _lacking(distribution: importlib.metadata.Distribution, extra: str) -> list[str]:
+    """Names what an extra asks for that is not installed, also by extras of others (`jax[tpu]`)."""
+    lacking = []
+    for requirement in map(Requirement, distribution.requires or ()):
+        if not _only_for(requirement, extra):
+            continue
+        if _version(requirement.name) is None:
+            lacking.append(requirement.name)
+            continue
+        inner = importlib.metadata.distribution(requirement.name)
+        for name in sorted(requirement.extras):
+            lacking += _lacking(inner, name)
+    return lacking
 
 
 def _only_for(requirement: Requirement, extra: str) -> bool:

@@ -35,6 +35,8 @@ def show(run: Assembly, batch: Mapping[str, np.ndarray], console: Console | None
     line(f"model: {run.student.num_params:,} parameters")
     line(f"mesh: {describe_mesh(run.student.mesh)}")
     line(f"{run.task.name}: {run.records.counts}")
+    if run.config.evaluation.splits:
+        line(f"evaluated: {run.evaluator().size_text}")
     for text in memory_lines(run, batch):
         line(f"memory of a device: {text}")
     decode = functools.partial(decode_tokens, run.task.vocabulary)

@@ -153,8 +153,8 @@ def evaluate(
         with_rationales=with_rationales,
         max_decode_len=max_decode_len,
     )
-    counts = ", ".join(f"{n} examples of {split}" for split, n in evaluator.num_examples.items())
-    progress.note(f"{checkpoint}: {student.num_params:,} parameters; {task.name}: {counts}.")
+    sizes = f"{student.num_params:,} parameters; {task.name}: {evaluator.size_text}"
+    progress.note(f"{checkpoint}: {sizes}.")
     if dry_run:
         _show_first_input(progress, task, splits[0], lengths)
         return None

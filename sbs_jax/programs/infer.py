@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -72,6 +73,8 @@ def infer(
     if input_file is None and mixture_or_task_name is None:
         raise UserError("Give INPUT_FILE, or MIXTURE_OR_TASK_NAME with SPLIT.")
     require_at_least(1, NUM_BEST=num_best)
+    if input_file is not None and os.path.realpath(input_file) == os.path.realpath(output_file):
+        raise UserError(f"OUTPUT_FILE = {output_file}: is the INPUT_FILE; name another.")
 
     def items() -> Iterator[Item]:
         if input_file is not None:

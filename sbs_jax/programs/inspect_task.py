@@ -18,8 +18,7 @@ from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.records import Records, cut_sequences
 from sbs_jax.data.release import Example
 from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
-from sbs_jax.data.tensorflow_setup import seqio
-from sbs_jax.data.vocabulary import decode_tokens
+from sbs_jax.data.vocabulary import Vocabulary, decode_tokens
 from sbs_jax.errors import UserError
 from sbs_jax.parts import part_words
 
@@ -212,7 +211,7 @@ def _cut(records: Records, lengths: Mapping[str, int]) -> Records:
 def _show_examples(
     records: Records,
     count: int,
-    vocabulary: seqio.SentencePieceVocabulary,
+    vocabulary: Vocabulary,
     names: Sequence[str],
 ) -> Iterator[str]:
     starts = records.example_starts

@@ -65,7 +65,10 @@ def test_annotations_of_functions_and_dataclasses():
 def test_describe_and_hint():
     assert value_types.describe(int | None) == "a whole number or None"
     assert value_types.describe(Literal["a", "b"]) == "one of 'a', 'b'"
-    assert value_types.describe(Mapping[str, int]) == "a dict"
+    assert value_types.describe(Literal["auto"]) == "'auto'"
+    assert value_types.describe(Mapping[str, int]) == "a dict (each value a whole number)"
+    assert value_types.describe(Sequence[str]) == "a list (each item a string)"
+    assert value_types.describe(dict) == "a dict"
     assert value_types.hint("false", bool) == " (write False)"
     assert value_types.hint(1e3, int) == " (write 1000)"
     assert value_types.hint("x", bool) == ""

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -34,6 +35,12 @@ def test_every_format_gives_the_same_rows(tmp_path):
         assert [dict(row) for row in read_rows(path)] == ROWS, path
     latin = write(tmp_path / "l.csv", as_csv, "latin-1")
     assert [dict(row) for row in read_rows(latin, encoding="latin-1")] == ROWS
+
+
+def test_parquet_without_its_reader(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="Parquet is read by pyarrow: pip install pyarrow"):
+        read_rows(write(tmp_path / "a.parquet", "x"))
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_the_mesh_does_not_matter(student, params):
 
 def test_eval_steps_takes_the_first_batches(student, params):
     evaluator = _evaluator(student, eval_steps=2, batch_size=3)
-    assert evaluator.num_examples == {"validation": 6}
+    assert evaluator.size_text == "6 examples of validation"
     evaluation = evaluator(params)
     assert evaluation.metrics["validation"]["examples"] == 6
     assert [row["id"] for row in evaluation.predictions["validation"]] == [

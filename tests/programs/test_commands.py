@@ -1,5 +1,7 @@
 """`sbs`: every program behind one command, completion in the shell, and what is installed."""
 
+import importlib.metadata
+import io
 import os
 import subprocess
 import sys
@@ -27,6 +29,24 @@ def test_a_command_is_handed_its_arguments(capsys):
     assert "'nowhere.gin' does not exist" in capsys.readouterr().err
     assert sbs.main(["tran"]) == 1
     assert capsys.readouterr().err == "error: tran: unknown command; did you mean train?\n"
+
+
+@pytest.mark.parametrize("arguments", [["completion", "bash"], ["--help"], ["doctor", "--help"]])
+def test_whoever_reads_the_output_may_stop_early(arguments, monkeypatch, tmp_path):
+    discarded = tmp_path / "output"
+
+    class ClosedPipe(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return file.fileno()
+
+    with discarded.open("wb") as file:
+        monkeypatch.setattr(sys, "stdout", ClosedPipe())
+        assert sbs.main(arguments) == 0
+        os.write(file.fileno(), b"what is flushed at exit")
+    assert discarded.read_bytes() == b""
 
 
 def test_the_former_name_of_a_command_and_its_help_are_accepted_and_import_nothing_slow():
@@ -90,3 +110,18 @@ def test_the_doctor_says_what_is_there_and_what_is_not(capsys, monkeypatch):
     assert doctor.main([]) == 1
     assert "problem: no-such-package is not installed" in capsys.readouterr().out
     assert doctor.main(["--fix"]) == 1
+
+
+def test_an_extra_that_asks_for_an_extra_of_another_package(tmp_path, monkeypatch):
+    """`jax[tpu]` names jax, which is there; what its extra asks for may not be."""
+    for name, requires in {
+        "outer": "inner[fast]; extra == 'x'",
+        "inner": "gone; extra == 'fast'",
+    }.items():
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {name}\nVersion: 1\nRequires-Dist: {requires}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    outer = importlib.metadata.distribution("outer")
+    assert doctor._lacking(outer, "x") == ["gone"]
+    assert doctor._lacking(outer, "y") == []

@@ -238,6 +238,8 @@ def test_mistakes(model_dir, questions, tmp_path):
         infer_lib.infer(loader=Loader(str(model_dir)), output_file=str(out))
     with pytest.raises(UserError, match="NUM_BEST = 0"):
         infer(model_dir, out, questions, num_best=0)
+    with pytest.raises(UserError, match=r"OUTPUT_FILE = .*: is the INPUT_FILE; name another"):
+        infer(model_dir, questions, questions)
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(UserError, match="holds no inputs"):
         infer(model_dir, out, tmp_path / "empty.txt")

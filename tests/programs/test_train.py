@@ -37,6 +37,7 @@ def run(
     rate=1e-3,
     lengths=toy.LENGTHS,
     dry_run=False,
+    splits=(),
     **settings,
 ):
     toy.register()
@@ -49,7 +50,7 @@ def run(
         train_steps=steps,
         data=DataSettings(vocabulary_size=500, **settings),
         loss=Loss(rationale_weight=0.5),
-        evaluation=EvaluationSettings(splits=()),
+        evaluation=EvaluationSettings(splits=splits),
         saving=Saving(initial_checkpoint_path=None if initial is None else str(initial)),
     )
     train(run_config, mesh=one_device(), dry_run=dry_run)
@@ -164,8 +165,14 @@ def test_an_error_before_training_leaves_nothing_in_model_dir(tmp_path):
 
 
 def test_a_dry_run_counts_records_blanks_and_cuts(tmp_path, capsys):
-    run(tmp_path / "run", lengths={"inputs": 16, "targets": 24}, dry_run=True)
+    run(
+        tmp_path / "run",
+        lengths={"inputs": 16, "targets": 24},
+        dry_run=True,
+        splits=("validation",),
+    )
     shown = capsys.readouterr().out
     assert f"{toy.TASK}: 40 examples, 40 label and 32 rationale records, 8 blank" in shown
     assert "inputs and 0 targets cut" in shown
+    assert "evaluated: 13 examples of validation\n" in shown
     assert not (tmp_path / "run").exists()

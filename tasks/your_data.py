@@ -17,7 +17,6 @@ from typing import Any
 import gin
 
 from sbs_jax import DataSettings, Example, Row, read_rows, register_dataset, remote_copies
-from sbs_jax.data.datasets import hold_out
 from sbs_jax.data.release import example_of, rationale_texts
 from sbs_jax.errors import UserError
 from sbs_jax.files import text_encoding
@@ -95,6 +94,7 @@ class Files:
 
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Reads the examples of a split."""
+    del settings
     chosen = Files()
     rows = read_rows(chosen.of(split), encoding=chosen.encoding)
     teachers = chosen.llm_rationale_field
@@ -112,8 +112,6 @@ def load(split: str, settings: DataSettings) -> list[Example]:
     if not any(example["llm_label"] for example in examples):
         for example in examples:
             del example["llm_label"]
-    if chosen.eval_file is None and split in ("train", "validation"):
-        return hold_out(NAME, split, examples, settings)
     return examples
 
 
@@ -178,7 +176,7 @@ register_dataset(
     NAME,
     load=load,
     judge=_judge,
-    own_validation=True,
+    own_validation=lambda: Files().eval_file is not None,
     no_rationales=_no_rationales,
     origin=_origin,
 )

@@ -63,7 +63,7 @@ class Dataset:
       name: the first word of the names of its tasks.
       load: reads the examples of a split.
       judge: returns the scorer's name and all labels that occur, () if there is no end to them.
-      own_validation: whether `load` knows the split ``validation``.
+      own_validation: whether `load` knows the split ``validation``; or says so when it is called.
       vocabulary: the vocabulary of its texts.
       public: whether `load` reads from where `DataSettings.data_source` says.
       origin: names the files and folders that `load` reads, the code that reads them included, and
@@ -76,7 +76,7 @@ class Dataset:
     name: str
     load: LoadFn
     judge: JudgeFn
-    own_validation: bool
+    own_validation: bool | Callable[[], bool]
     vocabulary: DatasetVocabulary
     public: bool = False
     no_rationales: AbsenceFn | None = None
@@ -98,6 +98,11 @@ class Dataset:
     def labels(self) -> tuple[str, ...]:
         """All labels that occur; () if there is no end to them."""
         return tuple(self.judge()[1])
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether validation examples are read, rather than held out of the training examples."""
+        return self.own_validation() if callable(self.own_validation) else self.own_validation
 
     def score(self, prediction: str, target: str) -> bool:
         """Tells whether a predicted label is right."""
@@ -191,7 +196,7 @@ def chosen_examples(
     Raises:
       UserError: there are not as many as the settings ask for.
     """
-    whole = dataset.own_validation or split == TEST
+    whole = dataset.has_validation or split == TEST
     fraction = settings.train_fraction < 1 or settings.train_examples is not None
     if whole and not (split == TRAIN and fraction):
         return None
@@ -207,7 +212,7 @@ def chosen_examples(
 
 def split_examples(dataset: Dataset, split: str, settings: DataSettings) -> list[Example]:
     """Reads a whole split, `DataSettings.train_fraction` or not; see `load_examples`."""
-    if dataset.own_validation or split == TEST:
+    if dataset.has_validation or split == TEST:
         return _load(dataset, split, settings)
     return hold_out(dataset.name, split, _load(dataset, TRAIN, settings), settings)
 

@@ -114,7 +114,7 @@ def records_of_pieces(
 
 def _portions(dataset: datasets.Dataset, split: str, settings: DataSettings) -> list[Portion]:
     assert dataset.pieces is not None
-    held_out = split == datasets.VALIDATION and not dataset.own_validation
+    held_out = split == datasets.VALIDATION and not dataset.has_validation
     pieces = dataset.pieces.split(datasets.TRAIN if held_out else split, settings, ROWS)
     if len(pieces) < 2:
         return []

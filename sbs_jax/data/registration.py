@@ -58,7 +58,7 @@ def register_dataset(
     convert: ConvertFn | None = None,
     parser: str = "text",
     scorer: str = "exact_match",
-    own_validation: bool = False,
+    own_validation: bool | Callable[[], bool] = False,
     labels: Sequence[str] = (),
     judge: JudgeFn | None = None,
     public: bool = False,
@@ -79,7 +79,8 @@ def register_dataset(
         ``DATA_DIR/NAME/llm/train_CoT_0.json``; only with `convert`.
       scorer: how labels are judged, a key of `sbs_jax.metrics.SCORERS`.
       own_validation: whether there is a split ``'validation'`` too. If not, 10 % of the training
-        examples are held out, by `DataSettings.validation_seed`.
+        examples are held out, by `DataSettings.validation_seed`. A function is called when it is
+        needed, where gin decides it.
       labels: all labels that there are, where they are few. Another gold label is an error; another
         label of the teacher's is not trained.
       judge: returns `scorer` and `labels` when they are needed, where gin decides them.

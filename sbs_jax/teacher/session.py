@@ -170,7 +170,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
         say(console, placed.note)
     if failure is not None:
         raise failure
-    _say_how_to_go_on(run, placed.rationales, console)
+    _say_how_to_go_on(run, placed.rationales, session.offline, console)
     return run
 
 
@@ -238,14 +238,17 @@ def _status(report: Report, summary: derive_lib.Summary, failure: UserError | No
     return f"incomplete: {missing} examples lack a completion" if missing else COMPLETE
 
 
-def _say_how_to_go_on(run: dict[str, Any], rationales: Path, console: Console) -> None:
+def _say_how_to_go_on(
+    run: dict[str, Any], rationales: Path, offline: bool, console: Console
+) -> None:
     if run["status"] == COMPLETE:
         say(console, f"Rationales: {rationales}")
     elif not run["this_run"]["deferred"]:
+        again = "without --offline the same command" if offline else "the same command"
         say(
             console,
-            f"{run['status']}. Everything answered so far is saved; the same command goes on from "
-            f"there. Rationales so far: {rationales}",
+            f"{run['status']}. Everything answered so far is saved; {again} goes on from there. "
+            f"Rationales so far: {rationales}",
         )
 
 

@@ -8,6 +8,7 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
+from sbs_jax.programs.teach import TaskSource
 from sbs_jax.tasks import your_data
 from tests.examples import load_examples
 
@@ -76,9 +77,13 @@ def test_other_names_numbers_and_csv(tmp_path):
 
 def test_without_an_eval_file_a_tenth_is_held_out(tmp_path):
     bind(train_file=write(tmp_path / "my.jsonl", rows(20)))
-    train, validation = load("train"), load("validation")
+    train, validation = (load_examples("your_data", split) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (18, 2)
     assert {example["input"] for example in train + validation} == {f"x{i}" for i in range(20)}
+    # A teacher explains those that are held out, too.
+    assert [example["input"] for example in TaskSource("your_data", "train")()] == [
+        f"x{i}" for i in range(20)
+    ]
     with pytest.raises(UserError, match=r"no test examples: give --gin\.TEST_FILE"):
         load("test")
 

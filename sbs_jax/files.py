@@ -40,6 +40,10 @@ _URL = re.compile(r"(?:^|/)(gs|s3|az|abfs|hf|memory|https?):/+")
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile.mkstemp` names them
 
 
+class CannotWrite(UserError):
+    """A disk refused to make or write a file; the system's error is the cause."""
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns what a disk refuses (no room, no permission, no folder) into a sentence.
@@ -48,14 +52,14 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
       path: the file or folder that is written, named where the error names none itself.
 
     Raises:
-      UserError: the system refused something in the block.
+      CannotWrite: the system refused something in the block.
     """
     try:
         yield
     except (ConnectionError, TimeoutError):
         raise  # Not the disk's.
     except OSError as error:
-        raise UserError(cannot_write(path, error)) from error
+        raise CannotWrite(cannot_write(path, error)) from error
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> str:

@@ -34,7 +34,7 @@ from sbs_jax.data.release import Example
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_open
+from sbs_jax.files import CannotWrite, atomic_open
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,9 @@ def records_of_pieces(
     Returns:
       The records of each piece, mapped from files in `folder`; their examples are numbered from 0
       in each. [] where the split is small, or has to be read whole.
+
+    Raises:
+      CannotWrite: `folder` cannot be written to; the pieces that are complete stay there.
     """
     info, settings = task.info, task.settings
     if info is None or info.dataset.pieces is None or settings.rationales_file is not None:
@@ -101,6 +104,8 @@ def records_of_pieces(
                 make_portion(task, split, portion, folder, make)
         records = [_found(folder, portion) for portion in portions]
         ids = [np.load(folder / f"{portion.name}.npy") for portion in portions]
+    except CannotWrite:
+        raise  # Read whole, the split would be written to the same disk.
     except (UserError, OSError, ValueError) as error:
         log.debug("%s is read whole: %s", task.name, error)
         return []

@@ -4,31 +4,41 @@
     RECORDS_CACHE_DIR/esnli_sbs-train-3f1c.../records.json   counts, checksum, the files' sizes
 
 The folder's name ends with a hash of all that the records are made of: the names, sizes and times
-of change of the data files and of the code that reads them, the settings, the vocabulary, the
-lengths. So other data or settings have a folder of their own, and no run sees stale records.
-Folders that are not needed any more may be deleted. No TensorFlow.
+of change of the data files, the code that reads them, the settings, the vocabulary, the lengths. So
+other data or settings have a folder of their own, and no run sees stale records. Folders that are
+not needed any more may be deleted. No TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
 import logging
 import mmap
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
+import tokenizers
 
-from sbs_jax import parsers, parts, remote_copies
+from sbs_jax import (
+    methods,
+    parsers,
+    part_templates,
+    parts,
+    remote_copies,
+    text_tokenizer,
+    token_ids,
+)
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.records import (
     Counts,
@@ -41,13 +51,15 @@ from sbs_jax.data.records import (
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_text, locked, refuse_remote, writing
+from sbs_jax.files import CannotWrite, atomic_write_text, locked, refuse_remote, writing
+from sbs_jax.token_ids import EOS_ID, PAD_ID
 
 log = logging.getLogger(__name__)
 
 _RECORD = "records.json"
 _FORMAT = 2
 _PARTIAL = ".partial"  # the end of a folder's name before it is complete
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such file systems say
 _PATIENCE = 24 * 3600.0  # seconds that a process waits for another one that makes the same
 RANDOM_ABOVE = 1 << 30
 """Bytes. Smaller files are soon in the system's memory whole, the quicker the more it reads ahead.
@@ -55,6 +67,8 @@ Of 10 GB, not yet in memory, 20 batches made it read 109 GB that way, and 0.4 GB
 _ARRAYS = tuple(
     field.name for field in dataclasses.fields(Records) if field.type.startswith("np.ndarray")
 )
+# What makes records of texts, besides this package.
+_CODE = (methods, parsers, part_templates, parts, text_tokenizer, token_ids)
 # Settings of where things lie; the vocabulary itself is compared.
 _ELSEWHERE = (
     "model_dir",
@@ -119,11 +133,23 @@ def _alone(folder: Path) -> Iterator[None]:
     """Lets one process at a time make the records of a folder, and removes what killed ones left.
 
     Where a file system knows no locks they are made by each of them; all make the same.
+
+    Raises:
+      CannotWrite: nothing can be written beside the folder.
     """
+    lock = folder.parent / f".{folder.name}.lock"
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder.parent / f".{folder.name}.lock", patience=_PATIENCE))
-        except UserError as error:
+            try:
+                stack.enter_context(locked(lock))
+            except CannotWrite:
+                raise
+            except UserError:
+                log.info("%s: another process makes these records; waiting for it.", folder)
+                stack.enter_context(locked(lock, patience=_PATIENCE))
+        except CannotWrite as error:
+            if getattr(error.__cause__, "errno", None) not in _NO_LOCKS:
+                raise
             log.debug("%s", error)
         else:
             for left in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):
@@ -160,7 +186,7 @@ def join(settings: DataSettings, records: Sequence[Records], rates: Sequence[flo
 
 
 def origin_of(task: ResolvedTask, split: str) -> list[Any] | None:
-    """Returns names, sizes and times of change of all that is read; None where it is not known."""
+    """Returns what tells all files that are read from others; None where they are not known."""
     settings = task.settings
     info = task.info
     if settings.records_cache_dir is None or settings.use_cached_tasks:
@@ -176,36 +202,42 @@ def origin_of(task: ResolvedTask, split: str) -> list[Any] | None:
         read = list(info.dataset.origin(split, settings))
     if not read:
         return None
-    code = Path(__file__).parent
-    read += [code, Path(parsers.__file__), Path(parts.__file__)]
+    read += [Path(__file__).parent, *(Path(str(module.__file__)) for module in _CODE)]
     given = settings.rationales_file
     paths = given.values() if isinstance(given, Mapping) else [] if given is None else [given]
     read += [remote_copies.local(path) for path in paths]
     return [one if isinstance(one, str) else list(_listed(one)) for one in read]
 
 
-def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yields the name, size and time of change of a file, or of all files below a folder."""
+def _listed(path: Path) -> Iterator[tuple[str, ...]]:
+    """Yields what tells a file, or each file below a folder, from another.
+
+    That is the name, size and time of change of data, and the content of code, which each host or
+    container may have installed at another time and place.
+    """
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.suffix != ".pyc":
+        if file.suffix == ".py":
+            yield file.name, hashlib.sha256(file.read_bytes()).hexdigest()
+        elif file.is_file() and file.suffix != ".pyc":
             status = file.stat()
-            yield str(file.absolute()), status.st_size, status.st_mtime_ns
+            yield str(file.absolute()), str(status.st_size), str(status.st_mtime_ns)
 
 
 def _folder(
     task: ResolvedTask, split: str, lengths: tuple[int, int], origin: Sequence[Any]
 ) -> Path:
     settings = task.settings.record()
+    tokenizer = task.vocabulary.tokenizer
     made_of = {
         "format": _FORMAT,
         "method": [part.record() for part in task.require_info("be kept").definition.parts],
         "settings": {name: settings[name] for name in sorted(settings) if name not in _ELSEWHERE},
         "lengths": lengths,
         "origin": origin,
-        "vocabulary": hashlib.sha256(
-            task.vocabulary.tokenizer.serialized_model_proto()
-        ).hexdigest(),
-        "libraries": [np.__version__, sentencepiece.__version__],
+        "vocabulary": hashlib.sha256(tokenizer.serialized_model_proto()).hexdigest(),
+        # A file beside a `tokenizer.json` says which tokens these are.
+        "special": [tokenizer.id_to_piece(number) for number in (PAD_ID, EOS_ID)],
+        "libraries": [np.__version__, sentencepiece.__version__, tokenizers.__version__],
     }
     return _root(task.settings) / f"{task.name}-{split}-{_digest(made_of)}"
 
@@ -243,10 +275,9 @@ def write_folder(
 ) -> None:
     """Writes records, whose arrays come in pieces; a folder that bears its name is complete."""
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent)
-        )
+        # Not tempfile.mkdtemp, whose folders other users of a shared disk may not read.
+        partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_PARTIAL}")
+        partial.mkdir(parents=True)
         try:
             for name, pieces in arrays.items():
                 _save(partial / f"{name}.npy", pieces)
@@ -309,10 +340,14 @@ def _read_at_random(arrays: Mapping[str, Any]) -> None:
 
 
 def open_folder(folder: Path) -> Records | None:
-    """Maps the arrays of a folder; None if it is not there, or is damaged."""
-    if not folder.is_dir():
-        return None
+    """Maps the arrays of a folder; None if it is not there, or is damaged.
+
+    Raises:
+      UserError: this user may not read it.
+    """
     try:
+        if not folder.is_dir():
+            return None
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         arrays = _mapped(folder, record["sizes"])
         if sum(record["sizes"].values()) > RANDOM_ABOVE:
@@ -326,6 +361,11 @@ def open_folder(folder: Path) -> Records | None:
             longest=(int(inputs), int(targets)),
             checksum=int(record["checksum"]),
         )
+    except PermissionError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); let its owner give others the right to "
+            "read it, or name another RECORDS_CACHE_DIR."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s: is damaged (%s) and is made again.", folder, error)
         return None

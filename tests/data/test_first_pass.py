@@ -10,6 +10,7 @@ from sbs_jax.data import first_pass, pipeline
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
+from tests import disks
 from tests.release_layout import write_release
 
 LENGTHS = {"inputs": 64, "targets": 24}
@@ -105,6 +106,24 @@ def test_a_killed_pass_is_taken_up_where_it_ended(settings, made, monkeypatch, t
     assert len(made) == 3 and set(made) & set(before) == {before[-1]}
     assert_same(records, whole(settings))
     assert [path.name[0] for path in (tmp_path / "kept").iterdir()] == ["s"]
+
+
+def test_a_full_disk_ends_the_pass_and_what_was_done_is_kept(settings, made, monkeypatch, tmp_path):
+    spied = first_pass.make_portion
+
+    def on_a_small_disk(task, split, portion, folder, make):
+        with disks.full_after(1 if len(made) == 2 else 1 << 20):
+            spied(task, split, portion, folder, make)
+
+    monkeypatch.setattr(first_pass, "make_portion", on_a_small_disk)
+    with pytest.raises(UserError, match=r"svamp_sbs-train-.* cannot be written"):
+        load(settings)
+    assert len(made) == 3  # and nothing is read whole
+    made.clear()
+    monkeypatch.setattr(first_pass, "make_portion", spied)
+    assert_same(load(settings), whole(settings))
+    assert len(made) == 4
+    assert len(os.listdir(tmp_path / "kept")) == 1
 
 
 def test_errors_are_those_of_the_whole(settings, made):

@@ -1,10 +1,13 @@
 """Records that are kept in files are those that would be made again, to the bit."""
 
 import dataclasses
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from sbs_jax.data import pipeline, stored_records
 from sbs_jax.data import records as records_lib
@@ -12,6 +15,7 @@ from sbs_jax.data.batching import Batching
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
+from tests.disks import read_only_folder
 from tests.release_layout import write_release
 
 LENGTHS = {"inputs": 64, "targets": 64}
@@ -105,6 +109,48 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(settings, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         load(dataclasses.replace(settings, records_cache_dir=str(tmp_path / "file")))
+
+
+def test_who_may_read_them(settings):
+    load(settings)
+    (folder,) = folders(settings)
+    path = Path(settings.records_cache_dir) / folder
+    assert path.stat().st_mode & 0o777 == path.parent.stat().st_mode & 0o777
+    path.chmod(0)
+    with read_only_folder() as other:  # as another user, if this one may do everything
+        with pytest.raises(UserError, match=f"{folder}: cannot be read"):
+            stored_records.open_folder(path)
+        with (
+            pytest.raises(UserError, match="choose a folder that this user may write to"),
+            stored_records._alone(other / folder),
+        ):
+            pytest.fail("records are made that cannot be kept")
+    path.chmod(0o755)
+
+
+def test_code_counts_by_its_content_wherever_and_whenever_it_was_installed(tmp_path):
+    first, second = tmp_path / "a" / "code.py", tmp_path / "b" / "code.py"
+    for path in (first, second):
+        path.parent.mkdir()
+        path.write_text("x = 1\n")
+    os.utime(first, ns=(1, 1))
+    assert [*stored_records._listed(first.parent)] == [*stored_records._listed(second)]
+    second.write_text("x = 2\n")
+    assert [*stored_records._listed(first)] != [*stored_records._listed(second)]
+
+
+def test_the_same_tokenizer_with_another_end_of_texts_has_records_of_its_own(settings, tmp_path):
+    words = {word: number for number, word in enumerate(["<pad>", "<end>", "<stop>", "a"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    made.add_special_tokens(list(words)[:3])
+    for number, end in enumerate(["<end>", "<stop>"]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        made.save(str(folder / "tokenizer.json"))
+        config = json.dumps({"eos_token": end, "pad_token": "<pad>"})
+        (folder / "tokenizer_config.json").write_text(config)
+        load(dataclasses.replace(settings, vocabulary_path=str(folder / "tokenizer.json")))
+    assert len(folders(settings)) == 2
 
 
 def test_a_mixture_is_joined_in_files_as_it_is_in_memory(settings, monkeypatch):

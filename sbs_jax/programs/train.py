@@ -46,8 +46,8 @@ def train(
     student = run.student
     with running.accepted(run):
         with removed_on_error(config.folder):
+            evaluate = run.evaluate  # First: what is wrong with small splits shows at once.
             batches = run.batches()
-            evaluate = run.evaluate
         progress.note(f"{run.task.name}: {run.records.counts}")
         batching = run.batching
         if config.batching.feature_lengths == AUTO:

@@ -17,6 +17,7 @@ from sbs_jax.models.interface import ModelConfig
 from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.training import optimizers
 from sbs_jax.training.optimizers import Optimizer
+from sbs_jax.training.profiling import Profile
 from sbs_jax.training.step import Loss
 
 
@@ -107,7 +108,18 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(1, TRAIN_STEPS=self.train_steps, BATCH_SIZE=self.batching.batch_size)
+        # Here and not only where they are used: reading large data comes before that.
+        require_at_least(
+            1,
+            TRAIN_STEPS=self.train_steps,
+            BATCH_SIZE=self.batching.batch_size,
+            EVAL_PERIOD=self.evaluation.period,
+            EVAL_STEPS=self.evaluation.steps,
+            EVAL_BATCH_SIZE=self.evaluation.batch_size,
+            CHECKPOINT_PERIOD=self.saving.checkpoint_period,
+            LOG_PERIOD=self.saving.log_period,
+        )
+        Profile(self.saving.profile_steps)
 
     @property
     def optimizer_in_use(self) -> Optimizer:

@@ -52,6 +52,7 @@ def _run(folder: Path, number: int) -> dict[str, float | bool]:
         "JAX_PLATFORMS": "cpu",
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Modules stay compiled, as they do for users.
     command = [sys.executable, "-c", PROGRAM, "--gin_file=examples/quickstart.gin"]
     values = {"MODEL_DIR": f"'{folder / str(number)}'", "TRAIN_STEPS": 1, "EVAL_SPLITS": []}
     command += [f"--gin.{name}={value}" for name, value in values.items()]

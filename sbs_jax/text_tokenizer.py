@@ -2,7 +2,8 @@
 
 `TextTokenizer` gives a student's tokens. Padding is 0 and EOS is 1 in this package, as T5 has them;
 most pretrained tokenizers have other ids, so ids are exchanged, here and in the rows of the weights
-(`token_ids.moved_ids`). Neither jax nor TensorFlow is imported.
+(`token_ids.moved_ids`). Neither jax nor TensorFlow is imported; gguf and jinja2 only once a file
+needs them, because every program that has a vocabulary imports this module.
 """
 
 from __future__ import annotations
@@ -18,11 +19,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from sbs_jax import remote, remote_copies
-from sbs_jax.chat_templates import FILE as TEMPLATE_FILE
-from sbs_jax.chat_templates import ChatTemplate, content_of, gguf_token
 from sbs_jax.errors import UserError
 from sbs_jax.files import optional_json
-from sbs_jax.gguf_files import GGUFFile
 from sbs_jax.token_ids import EOS_ID, moved_ids
 
 FILE = "tokenizer.json"
@@ -87,17 +85,23 @@ class TextTokenizer:
         Raises:
           UserError: The file cannot be read, or does not say which token ends a text.
         """
+        from sbs_jax import chat_templates
+
         if remote.is_remote(path):
-            path = remote_copies.local(path, beside=(CONFIG_FILE, TEMPLATE_FILE))
+            path = remote_copies.local(path, beside=(CONFIG_FILE, chat_templates.FILE))
         self.path = os.fspath(path)
         file = Path(path).expanduser()
         if file.suffix == ".gguf":
-            meta = GGUFFile(file).metadata
+            meta = _metadata(file)
             self._tokenizer = from_gguf(meta, file)
-            named = {"eos": gguf_token(meta, "eos"), "pad": gguf_token(meta, "padding")}
+            named = {
+                "eos": chat_templates.gguf_token(meta, "eos"),
+                "pad": chat_templates.gguf_token(meta, "padding"),
+            }
         else:
             self._tokenizer = from_json(file)
             settings = optional_json(file.parent / CONFIG_FILE)
+            content_of = chat_templates.content_of
             named = {name: content_of(settings.get(f"{name}_token")) for name in ("eos", "pad")}
         eos = self._tokenizer.token_to_id(named["eos"]) if named["eos"] else None
         if eos is None:
@@ -124,11 +128,13 @@ class TextTokenizer:
         file = Path(self.path).expanduser()
         of_gguf = file.suffix == ".gguf"
         if chat:
+            from sbs_jax.chat_templates import ChatTemplate
+
             if of_gguf:
-                return ChatTemplate.of_gguf(GGUFFile(file).metadata, file).frame()
+                return ChatTemplate.of_gguf(_metadata(file), file).frame()
             return ChatTemplate.of_folder(file.parent).frame()
         if of_gguf:
-            meta = GGUFFile(file).metadata
+            meta = _metadata(file)
             begin = meta.get("tokenizer.ggml.bos_token_id")
             added = meta.get("tokenizer.ggml.add_bos_token", False) and begin is not None
             return (meta["tokenizer.ggml.tokens"][begin] if added else "", "")
@@ -231,6 +237,13 @@ class TextTokenizer:
             "clean_up_tokenization_spaces": False,
         }
         return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    """The metadata of a GGUF file."""
+    from sbs_jax.gguf_files import GGUFFile
+
+    return GGUFFile(file).metadata
 
 
 def from_json(path: Path) -> tokenizers.Tokenizer:

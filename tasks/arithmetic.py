@@ -7,6 +7,8 @@ scripted teacher is always right, so its labels are the gold ones. There are no 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import cast
 
 import gin
@@ -14,7 +16,7 @@ import gin
 from sbs_jax import DataSettings, Example, register_dataset
 from sbs_jax.errors import UserError
 
-from .arithmetic_problems import make_problems
+from .arithmetic_problems import SPLITS, Problem, make_problems
 
 FURTHER_FIELDS = (
     "second_rationale",
@@ -76,15 +78,6 @@ class Difficulty:
 def load(split: str, settings: DataSettings) -> list[Example]:
     """Generates the problems of a split; needs no DATA_DIR."""
     del settings
-    chosen = Difficulty()
-    problems = make_problems(
-        split,
-        getattr(chosen, f"{split}_examples"),
-        seed=chosen.problem_seed,
-        min_steps=chosen.min_steps,
-        max_steps=chosen.max_steps,
-        bystander_share=chosen.bystander_share,
-    )
     examples: list[dict[str, str]] = [
         {
             "id": f"arithmetic-{split}-{number}",
@@ -95,9 +88,21 @@ def load(split: str, settings: DataSettings) -> list[Example]:
             "llm_rationale": problem.rationale,
             **{name: getattr(problem, name) for name in FURTHER_FIELDS},
         }
-        for number, problem in enumerate(problems)
+        for number, problem in enumerate(_problems(split, Difficulty()))
     ]
     return cast(list[Example], examples)
+
+
+@functools.lru_cache(maxsize=len(SPLITS))  # The vocabulary is trained on what is learned later.
+def _problems(split: str, chosen: Difficulty) -> Sequence[Problem]:
+    return make_problems(
+        split,
+        getattr(chosen, f"{split}_examples"),
+        seed=chosen.problem_seed,
+        min_steps=chosen.min_steps,
+        max_steps=chosen.max_steps,
+        bystander_share=chosen.bystander_share,
+    )
 
 
 register_dataset("arithmetic", load=load, scorer="exact_match", own_validation=True)

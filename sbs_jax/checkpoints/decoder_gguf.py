@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sbs_jax.checkpoints.decoder_huggingface import huggingface_sources, move_ids
 from sbs_jax.checkpoints.tensors import Index, StoredTensor, Transposed
 from sbs_jax.errors import UserError
-from sbs_jax.gguf_files import GGUFFile
 from sbs_jax.models.decoder.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from sbs_jax.gguf_files import GGUFFile
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
 
@@ -51,6 +53,8 @@ def open_gguf(
     Raises:
       UserError: The file is damaged, or holds another kind of model.
     """
+    from sbs_jax.gguf_files import GGUFFile  # the package gguf, which few runs need
+
     file = GGUFFile(path)
     config = dataclasses.replace(config_from_gguf(file), pad_id=pad_id, eos_id=eos_id)
     family = file.metadata["general.architecture"]

@@ -1,7 +1,8 @@
-"""tensorboardX's `SummaryWriter`, without the second or two that importing torch takes.
+"""tensorboardX's `SummaryWriter`, without the seconds that importing torch and others takes.
 
-Where torch is installed, tensorboardX imports it, to recognise tensors among values of histograms.
-Numbers are all that is written here. torch itself can be imported afterwards as ever.
+Where they are installed, tensorboardX imports torch, to recognise tensors among values of
+histograms, and the clients of object stores. Numbers are all that is written here, into local files
+(`writers` sends them to a remote MODEL_DIR). The packages can be imported afterwards as ever.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import importlib
 import sys
 from types import ModuleType
 
+_UNUSED = ("torch", "boto3", "google.cloud.storage")
 
-def _import_without_torch() -> ModuleType:
-    if "torch" in sys.modules:  # nothing to be saved
-        return importlib.import_module("tensorboardX")
-    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it is an ImportError now
+
+def _import_alone() -> ModuleType:
+    hidden = [name for name in _UNUSED if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # importing it is an ImportError now
     try:
         return importlib.import_module("tensorboardX")
     finally:
-        del sys.modules["torch"]
+        for name in hidden:
+            del sys.modules[name]
 
 
-SummaryWriter = _import_without_torch().SummaryWriter
+SummaryWriter = _import_alone().SummaryWriter

@@ -86,8 +86,7 @@ class BatchMaker:
     def __init__(self, records: Records, feature_lengths: Mapping[str, int]) -> None:
         self.records = records
         self.row_inputs, self.row_targets = row_lengths(feature_lengths)
-        inputs, targets = records.longest_lengths
-        if inputs > self.row_inputs or targets > self.row_targets:
+        if not records.fits((self.row_inputs, self.row_targets)):
             raise ValueError("records are longer than these feature lengths: load them with these")
         self.fill = Fill(self.row_inputs, self.row_targets)
 

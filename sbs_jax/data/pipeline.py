@@ -21,6 +21,7 @@ from sbs_jax.data.eval_examples import EvalExamples, load_eval_examples, refuse_
 from sbs_jax.data.reading import Columns, read_columns
 from sbs_jax.data.record_texts import WEIGHING
 from sbs_jax.data.records import (
+    UNCUT,
     Counts,
     Cut,
     Records,
@@ -47,8 +48,6 @@ __all__ = [
     "load_whole_records",
     "measure_fill",
 ]
-
-_NO_LIMIT = {"inputs": 1 << 30, "targets": 1 << 30}
 
 
 def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, int]) -> Records:
@@ -88,7 +87,8 @@ def load_records(task: ResolvedTask, split: str, feature_lengths: Mapping[str, i
 def load_whole_records(task: ResolvedTask, split: str) -> Records:
     """Reads and tokenizes one split of a task, and cuts nothing; see `load_records`."""
     settings = dataclasses.replace(task.settings, strict_lengths=False)
-    return load_records(task.with_settings(settings), split, _NO_LIMIT)
+    lengths = dict(zip(("inputs", "targets"), UNCUT, strict=True))
+    return load_records(task.with_settings(settings), split, lengths)
 
 
 def make_records(task: ResolvedTask, split: str, *, limits: tuple[int, int]) -> Records:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+UNCUT = (1 << 30, 1 << 30)
+"""Lengths of inputs and targets that no record reaches."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
@@ -114,6 +117,11 @@ class Records:
         if self.longest is not None:
             return self.longest
         return _longest(self.input_offsets), _longest(self.target_offsets)
+
+    def fits(self, lengths: tuple[int, int]) -> bool:
+        """Whether no record has more input or target tokens than `lengths` allows."""
+        inputs, targets = self.longest_lengths
+        return inputs <= lengths[0] and targets <= lengths[1]
 
     def lengths_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 [R], int64 [R]: input and target tokens of some of the records."""

@@ -41,6 +41,7 @@ from sbs_jax import (
 )
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.records import (
+    UNCUT,
     Counts,
     Records,
     join_records,
@@ -110,6 +111,8 @@ def load_or_make(
         return make()
     folder = _folder(task, split, lengths, origin)
     found = open_folder(folder)
+    if found is None:
+        found = _uncut(task, split, lengths, origin)
     if found is not None:
         return found
     with _alone(folder):
@@ -126,6 +129,15 @@ def load_or_make(
             found = open_folder(folder)
             assert found is not None  # It was written just now.
     return found
+
+
+def _uncut(
+    task: ResolvedTask, split: str, lengths: tuple[int, int], origin: Sequence[Any]
+) -> Records | None:
+    """Maps what `pipeline.load_whole_records` kept, where it is the same: nothing is too long."""
+    task = task.with_settings(dataclasses.replace(task.settings, strict_lengths=False))
+    found = open_folder(_folder(task, split, UNCUT, origin))
+    return found if found is not None and found.fits(lengths) else None
 
 
 @contextlib.contextmanager

@@ -100,6 +100,7 @@ class Assembly:
     ) -> None:
         self.config, self._bases = config, bases
         self._choice, self._mesh, self._student, self._writes = task, mesh, student, writes
+        self._uncut: pipeline.Records | None = None  # what `proposed_lengths` has read
 
     @functools.cached_property
     def student(self) -> Student:
@@ -250,8 +251,11 @@ class Assembly:
         """
         require_fit(self.task.vocabulary, self.config.model_config.vocab_size)
         strict = self.task.settings.strict_lengths
-        records = pipeline.load_whole_records(self.task, "train")
-        return auto_lengths.propose(records, self.config.batching, cut_nothing=strict)
+        self._uncut = pipeline.load_whole_records(self.task, "train")
+        found = auto_lengths.propose(self._uncut, self.config.batching, cut_nothing=strict)
+        if found.cut_inputs or found.cut_targets:
+            self._uncut = None
+        return found
 
     @functools.cached_property
     def records(self) -> pipeline.Records:
@@ -261,7 +265,10 @@ class Assembly:
           UserError: the data cannot be read, or the vocabulary is larger than the embedding.
         """
         require_fit(self.task.vocabulary, self.config.model_config.vocab_size)
-        return pipeline.load_records(self.task, "train", self.batching.lengths)
+        lengths = self.batching.lengths
+        if self._uncut is not None and self._uncut.fits((lengths["inputs"], lengths["targets"])):
+            return self._uncut  # Read again, they would be the same.
+        return pipeline.load_records(self.task, "train", lengths)
 
     def batches(
         self, records: pipeline.Records | None = None, row_multiple: int | None = None

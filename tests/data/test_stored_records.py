@@ -80,6 +80,19 @@ def test_other_data_settings_and_lengths_have_records_of_their_own(settings):
     assert len(folders(settings)) == 5
 
 
+def test_records_of_which_nothing_is_cut_serve_all_lengths_that_they_fit(settings):
+    settings = dataclasses.replace(settings, strict_lengths=True)
+    whole = pipeline.load_whole_records(resolve_task("svamp_sbs", settings), "train")
+    inputs, targets = whole.longest_lengths
+    same = load(settings, lengths={"inputs": inputs, "targets": targets})
+    assert len(folders(settings)) == 1
+    made = load(dataclasses.replace(settings, records_cache_dir=None))
+    assert (same.counts, same.fingerprint()) == (made.counts, made.fingerprint())
+    plain = dataclasses.replace(settings, strict_lengths=False)
+    assert load(plain, lengths={"inputs": inputs, "targets": targets - 1}).counts.cut_targets
+    assert len(folders(settings)) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "missing", "no record"])
 def test_damaged_records_are_made_again(settings, damage, caplog):
     made = load(settings)

@@ -10,7 +10,7 @@ import pytest
 
 from sbs_jax import files
 from sbs_jax.checkpoints import folders
-from sbs_jax.data import choosing
+from sbs_jax.data import choosing, pipeline
 from sbs_jax.data.batching import AUTO, Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
@@ -101,6 +101,11 @@ def test_row_lengths_that_are_left_to_the_data_stay_those_of_the_run(
     fresh = assemble(quick(tmp_path, batching=auto), mesh=one_device())
     proposed = fresh.proposed_lengths.lengths
     assert running.metadata(fresh, None)["feature_lengths"] == proposed != toy.LENGTHS
+    again = pipeline.load_records(fresh.task, "train", proposed)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "read_columns", None)  # The data are tokenized once.
+        assert fresh.records.fingerprint() == again.fingerprint()
+        assert fresh.records.counts == again.counts
     # Longer inputs would want longer rows.
     usual = toy.load
     monkeypatch.setitem(

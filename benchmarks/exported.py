@@ -38,7 +38,7 @@ def main() -> None:
     from sbs_jax.checkpoints.loading import identify, load_params
     from sbs_jax.decoding import shapes
     from sbs_jax.decoding.continuous import ContinuousDecoder, Request
-    from sbs_jax.files import read_jsonl
+    from sbs_jax.json_files import read_jsonl
     from sbs_jax.partitioning.mesh import make_mesh
     from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
     from sbs_jax.student import Student

@@ -15,7 +15,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import optional_json
+from sbs_jax.json_files import optional_json
 
 FILE = "chat_template.jinja"
 

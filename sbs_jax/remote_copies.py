@@ -19,7 +19,8 @@ from typing import Any
 
 from sbs_jax import remote
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_text, locked, optional_json, writing
+from sbs_jax.files import atomic_write_text, locked, writing
+from sbs_jax.json_files import optional_json
 
 _VERSION = ("etag", "ETag", "md5Hash", "generation", "LastModified", "updated", "mtime", "created")
 _PATIENCE = 24 * 3600.0  # seconds to wait for another process that fetches the same

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from sbs_jax import remote, remote_copies
 from sbs_jax.errors import UserError
-from sbs_jax.files import optional_json
+from sbs_jax.json_files import optional_json
 from sbs_jax.token_ids import EOS_ID, moved_ids
 
 FILE = "tokenizer.json"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sbs_jax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+"""Padding also starts the input of T5's decoder, which has no other start token."""
 
 
 def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:

@@ -19,7 +19,7 @@ import gin
 from sbs_jax import DataSettings, Example, Row, read_rows, register_dataset, remote_copies
 from sbs_jax.data.release import example_of, rationale_texts
 from sbs_jax.errors import UserError
-from sbs_jax.files import text_encoding
+from sbs_jax.json_files import text_encoding
 from sbs_jax.metrics import SCORERS
 
 NAME = "your_data"

@@ -67,7 +67,16 @@ def imported(packages, forbidden):
         (("report", "reports"), ("tensorflow", "jax", "torch")),
         (("student", "inference", "evaluation"), ("sbs_jax.training", "optax")),
         (
-            ("part_templates", "parts", "methods", "errors", "files", "metrics", "parsers"),
+            (
+                "part_templates",
+                "parts",
+                "methods",
+                "errors",
+                "files",
+                "json_files",
+                "metrics",
+                "parsers",
+            ),
             ("jax", "tensorflow", "numpy"),
         ),
         (("configuration", *COMMANDS), ("jax", "tensorflow")),

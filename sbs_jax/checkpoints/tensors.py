@@ -156,13 +156,12 @@ def require_same_shapes(
     )
 
 
-def same_values(one: StoredTensor, other: StoredTensor, rows: int = 1024) -> bool:
-    """Whether two stored tensors are equal, read by blocks of `rows` and no further than needed."""
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two stored tensors are equal, read by blocks of rows and no further than needed."""
     if tuple(one.shape) != tuple(other.shape):
         return False
     if not one.shape:
         return np.array_equal(one[()], other[()])
     rest = (slice(None),) * (len(one.shape) - 1)
-    starts = range(0, one.shape[0], rows)
-    parts = ((slice(start, start + rows), *rest) for start in starts)
+    parts = ((slice(row, row + 1024), *rest) for row in range(0, one.shape[0], 1024))
     return all(np.array_equal(one[part], other[part]) for part in parts)

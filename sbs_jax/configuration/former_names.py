@@ -100,6 +100,19 @@ MOVED |= {
         "wandb_project": "saving.wandb_project",
     }.items()
 }
+_OF_TASKS = ("sbs_jax.programs.cache.write_cache", "sbs_jax.programs.inspect_task.inspect_task")
+MOVED |= {
+    # The parameters that say which task a program reads.
+    f"{function}.{old}": f"{function}.task.{new}"
+    for function in _OF_TASKS
+    for old, new in {
+        "mixture_or_task_name": "name",
+        "mixture_or_task_module": "module",
+        "method": "method",
+        "label_source": "label_source",
+        "rationale_source": "rationale_source",
+    }.items()
+}
 _CONFIG = "sbs_jax.programs.train_config.TrainConfig"
 MOVED |= {
     f"sbs_jax.programs.assembly.{name}": f"sbs_jax.programs.train_config.{name}"
@@ -108,7 +121,10 @@ MOVED |= {
 BUILT_BY: dict[str, str] = {
     f"{_TEACH}.session": "sbs_jax.teacher.session.Session",
     f"{_TRAIN}.config": _CONFIG,
-    f"{_CONFIG}.task": "sbs_jax.data.resolving.TaskChoice",
+    **{
+        f"{function}.task": "sbs_jax.data.resolving.TaskChoice"
+        for function in (*_OF_TASKS, _CONFIG)
+    },
     f"{_CONFIG}.batching": "sbs_jax.data.batching.Batching",
     f"{_CONFIG}.loss": "sbs_jax.training.step.Loss",
     f"{_CONFIG}.mesh": "sbs_jax.partitioning.mesh.MeshSettings",

@@ -129,10 +129,10 @@ def parse_flag_value(name: str, text: str) -> tuple[Any, bool]:
     return value, text.lstrip()[0] not in "[{('\"@%"
 
 
-def nearest(name: str, names: Sequence[str], count: int = 2) -> list[str]:
-    """Up to `count` of `names` that look like `name`, whatever the case, best first."""
+def nearest(name: str, names: Sequence[str]) -> list[str]:
+    """Up to two of `names` that look like `name`, whatever the case, best first."""
     by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=count, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=2, cutoff=0.6)
     return [by_lower[candidate] for candidate in close]
 
 

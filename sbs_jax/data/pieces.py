@@ -23,7 +23,7 @@ from sbs_jax.data.release import (
 from sbs_jax.data.rows import Row, is_one_json
 from sbs_jax.data.settings import RELEASE, DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.files import Part, read_jsonl
+from sbs_jax.json_files import Part, read_jsonl
 
 _completions = functools.lru_cache(maxsize=1)(read_completions)
 

@@ -10,7 +10,7 @@ from typing import Any
 from sbs_jax import remote_copies
 from sbs_jax.data.release import Example, add_fields, changed, rationale_texts
 from sbs_jax.errors import UserError
-from sbs_jax.files import read_jsonl
+from sbs_jax.json_files import read_jsonl
 
 
 def join_rationales(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import DuplicateKeyError, not_encoded, parse_json, read_jsonl, text_encoding
+from sbs_jax.json_files import DuplicateKeyError, not_encoded, parse_json, read_jsonl, text_encoding
 
 _ADVICE = "convert the file, or name its ENCODING ('latin-1')"
 

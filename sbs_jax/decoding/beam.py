@@ -11,10 +11,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from sbs_jax.decoding.begin import PAD_ID, begin
+from sbs_jax.decoding.begin import begin
 from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache
+from sbs_jax.token_ids import PAD_ID
 
 LENGTH_PENALTIES = ("t5x", "huggingface")
 EARLY_STOPPING = (False, True, "never")

@@ -11,9 +11,6 @@ from jaxtyping import Array, Int
 from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
 
-PAD_ID = 0
-"""Starts the decoder's input (T5 has no other start token) and fills rows after their EOS."""
-
 
 class Beginning(NamedTuple):
     """A decoder that is ready to generate.

@@ -9,8 +9,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from sbs_jax.decoding.begin import PAD_ID
 from sbs_jax.errors import UserError
+from sbs_jax.token_ids import PAD_ID
 
 MAX_NODES = 256
 """More nodes are cut into groups that are decoded one after another.

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from sbs_jax.decoding.begin import PAD_ID, begin
+from sbs_jax.decoding.begin import begin
 from sbs_jax.models.interface import Network
+from sbs_jax.token_ids import PAD_ID
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_decode_len"))

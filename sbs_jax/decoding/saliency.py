@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sbs_jax.decoding.begin import PAD_ID
 from sbs_jax.models.interface import Network
+from sbs_jax.token_ids import PAD_ID
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

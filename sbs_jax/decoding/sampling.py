@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sbs_jax.decoding.begin import PAD_ID, begin
+from sbs_jax.decoding.begin import begin
 from sbs_jax.decoding.greedy import most_likely
 from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.models.interface import Network
+from sbs_jax.token_ids import PAD_ID
 
 _COLDEST = 1e-30
 """Logits are divided by at least this, to tell which tokens top-p leaves at temperature 0."""

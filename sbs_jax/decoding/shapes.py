@@ -6,25 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sbs_jax.decoding.begin import PAD_ID
+from sbs_jax.token_ids import EOS_ID, PAD_ID
 
 LENGTHS = 4
 """The number of encoder lengths that a program is compiled for, at most."""
 _MULTIPLE = 16
 
 
-def input_lengths(longest: int, count: int = LENGTHS) -> tuple[int, ...]:
+def input_lengths(longest: int) -> tuple[int, ...]:
     """Returns the encoder lengths that inputs are padded to: the longest, halved repeatedly.
 
     >>> input_lengths(512), input_lengths(40)
     ((64, 128, 256, 512), (16, 32, 40))
-
-    Args:
-      longest: maximum number of tokens of an input.
-      count: maximum number of lengths.
     """
     lengths = {longest}
-    for halving in range(1, count):
+    for halving in range(1, LENGTHS):
         lengths.add(min(longest, round_up(-(-longest // 2**halving), _MULTIPLE)))
     return tuple(sorted(lengths))
 
@@ -68,11 +64,11 @@ def fit(value: int, sizes: Sequence[int]) -> int:
     return next(size for size in sizes if size >= value)
 
 
-def power_of(value: int, base: int = 8, factor: int = 2) -> int:
-    """Returns the smallest `base` · `factor`^k that is at least `value`."""
+def power_of(value: int, base: int = 8) -> int:
+    """Returns the smallest `base` · 2^k that is at least `value`."""
     size = base
     while size < value:
-        size *= factor
+        size *= 2
     return size
 
 
@@ -94,17 +90,15 @@ def padded_rows(sequences: Sequence[Sequence[int]], rows: int, length: int) -> n
     return padded
 
 
-def until_end(
-    tokens: Sequence[int] | np.ndarray, eos_id: int = 1, *, keep_eos: bool = False
-) -> list[int]:
+def until_end(tokens: Sequence[int] | np.ndarray, *, keep_eos: bool = False) -> list[int]:
     """Returns the tokens before the first EOS or padding; with `keep_eos` that EOS as well.
 
     >>> until_end([5, 6, 1, 0]), until_end([5, 6, 1, 0], keep_eos=True)
     ([5, 6], [5, 6, 1])
     """
     tokens = np.asarray(tokens)
-    ends = np.flatnonzero((tokens == eos_id) | (tokens == PAD_ID))
+    ends = np.flatnonzero((tokens == EOS_ID) | (tokens == PAD_ID))
     end = ends[0] if ends.size else tokens.size
-    if keep_eos and ends.size and tokens[end] == eos_id:
+    if keep_eos and ends.size and tokens[end] == EOS_ID:
         end += 1
     return tokens[:end].tolist()

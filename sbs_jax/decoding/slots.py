@@ -15,11 +15,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from sbs_jax.decoding.begin import PAD_ID
 from sbs_jax.decoding.greedy import most_likely
 from sbs_jax.decoding.sampling import draw
 from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
+from sbs_jax.token_ids import PAD_ID
 
 
 class OnMesh(Protocol):

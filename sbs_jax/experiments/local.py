@@ -117,23 +117,14 @@ def find_accelerators() -> list[str]:
 class LocalEngine:
     """Runs jobs in processes of this machine, as many at a time as there are slots."""
 
-    def __init__(
-        self,
-        sweep: SweepFolder,
-        slots: Sequence[Slot],
-        command: Callable[[SweepFolder, Job, Slot], list[str]] | None = None,
-    ) -> None:
+    def __init__(self, sweep: SweepFolder, slots: Sequence[Slot]) -> None:
         """Starts nothing yet.
 
         Args:
           sweep: the folder of the sweep whose runs are trained.
           slots: see `plan_slots`.
-          command: the command of a job's process; by default `worker_command`'s.
         """
         self._sweep = sweep
-        self._command = command or (
-            lambda sweep, job, slot: worker_command(sweep, job, cpus=slot.cpus)
-        )
         self._free = list(slots)
         self._at_work: dict[Job, tuple[subprocess.Popen[bytes], Slot]] = {}
         self._stopping = False
@@ -196,7 +187,7 @@ class LocalEngine:
                 link.symlink_to(os.path.relpath(log, link.parent))
         with log.open("ab") as output:
             process = subprocess.Popen(
-                self._command(self._sweep, job, slot),
+                worker_command(self._sweep, job, cpus=slot.cpus),
                 # Its end of the pipe closes with this process, however that ends.
                 stdin=subprocess.PIPE,
                 stdout=output,

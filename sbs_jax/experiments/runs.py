@@ -195,10 +195,10 @@ class SweepFolder:
                 continue  # Cut at the window's beginning, or being written.
         return Progress(step, loss, accuracy)
 
-    def log_lines(self, name: str, count: int = 8) -> list[str]:
-        """The last lines of train.log that are not blank."""
+    def log_lines(self, name: str) -> list[str]:
+        """The last eight lines of train.log that are not blank."""
         lines = [line for line in tail(self.folder(name) / "train.log") if line.strip()]
-        return lines[-count:]
+        return lines[-8:]
 
     @contextlib.contextmanager
     def locked(self, what: str, *, patience: float = 0.0) -> Iterator[None]:

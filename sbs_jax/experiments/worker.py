@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sbs_jax.configuration.process import enable_compilation_cache
-from sbs_jax.errors import UNFINISHED, UserError, unglue
+from sbs_jax.errors import UNFINISHED, with_exit_code
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.host_memory import keep_freed_memory
@@ -27,6 +27,7 @@ from sbs_jax.host_memory import keep_freed_memory
 _PATIENCE = 60.0  # seconds for an orphan of a killed sweep to save and go
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m sbs_jax.experiments.worker")
@@ -43,9 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         threading.Thread(target=stop_without_parent, daemon=True).start()
     try:
         work(SweepFolder(arguments.sweep_dir), arguments.names, until=arguments.until)
-    except UserError as error:
-        print(f"error: {unglue(error)}", file=sys.stderr)
-        return 1
     except InterruptedError:
         return UNFINISHED
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import not_encoded, read_jsonl
+from sbs_jax.json_files import not_encoded, read_jsonl
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 

@@ -137,20 +137,18 @@ def load_predictor(
     Args:
       checkpoint_path: see `checkpoints.loading.identify`.
       mesh: all devices along `data` by default.
-      batch_size: rows of a batch.
-      model_config: the network's dimensions, if the checkpoint does not say them.
+      batch_size: see `Loader`.
+      model_config: see `Loader`.
       dtype: dtype of activations; by default as the checkpoint says.
-      inference_dtype: dtype of weights and inputs of matrix products; see `T5Config.product_dtype`.
-        `int8` needs the engine `ctranslate2`.
-      engine: `jax`; or `ctranslate2`, which runs on CPUs alone.
+      inference_dtype: see `Loader`.
+      engine: see `Loader`.
       vocabulary_path: a SentencePiece model; by default the one beside the weights.
       feature_lengths: `inputs` and `targets` in tokens; by default as trained, or 512 and 128.
-      max_decode_len: maximum number of tokens of an answer; the length of targets by default.
-      candidates: a closed label set; `CHOICES`; `TASK`; or None: labels are open.
+      max_decode_len: see `Loader`.
+      candidates: see `Loader`.
       prompting: attributes of `Prompting` that override those of the checkpoint.
-      fsdp: also cut parameters along `data`.
-      trust_modules: whether the module that the checkpoint names may be imported, which runs its
-        code; only candidates = `TASK` needs it.
+      fsdp: see `Loader`.
+      trust_modules: see `Loader`.
       **options: further arguments of `Predictor`.
 
     Raises:

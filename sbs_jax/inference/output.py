@@ -16,11 +16,11 @@ from sbs_jax.files import (
     atomic_write_text,
     cannot_write,
     end_of_lines,
-    read_jsonl,
     refuse_remote,
     require_named,
     writing,
 )
+from sbs_jax.json_files import read_jsonl
 
 
 class ResumableOutput(Closing):

@@ -320,10 +320,10 @@ def watching() -> bool:
     return _peers is not None
 
 
-def await_news(seconds: float = 5.0) -> None:
-    """Waits a little: an error may come of a peer's death, whose report ends this process."""
+def await_news() -> None:
+    """Waits 5 s: an error may come of a peer's death, whose report ends this process."""
     if _peers is not None:
-        time.sleep(seconds)
+        time.sleep(5.0)
 
 
 def _end(dead: int) -> None:

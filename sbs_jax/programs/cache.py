@@ -13,11 +13,7 @@ from sbs_jax.data.tensorflow_setup import seqio
 
 def write_cache(
     *,
-    mixture_or_task_name: str,
-    mixture_or_task_module: str | None = None,
-    method: str | None = None,
-    label_source: str | None = None,
-    rationale_source: str | None = None,
+    task: TaskChoice,
     splits: Sequence[str] = datasets.SPLITS,
     shards: int = cache_writer.SHARDS,
     writer: str = cache_writer.LOCAL,
@@ -25,11 +21,7 @@ def write_cache(
     """Writes a task, or each task of a mixture, into CACHE_DIR.
 
     Args:
-      mixture_or_task_name: a task, a data set or a mixture.
-      mixture_or_task_module: a module that registers it, imported first.
-      method: see `choosing.choose_task`.
-      label_source: see `choosing.choose_task`.
-      rationale_source: see `choosing.choose_task`.
+      task: a task, a data set or a mixture.
       splits: which are written; one that has no data is left out.
       shards: files of a split.
       writer: ``local`` or ``beam``.
@@ -37,11 +29,8 @@ def write_cache(
     Raises:
       UserError: see `cache_writer.cache_task`; or the task is unknown.
     """
-    choice = TaskChoice(
-        mixture_or_task_name, mixture_or_task_module, method, label_source, rationale_source
-    )
-    for task, _ in resolve_task(choice).parts:
-        folder = cache_writer.cache_task(task, splits=splits, shards=shards, writer=writer)
+    for part, _ in resolve_task(task).parts:
+        folder = cache_writer.cache_task(part, splits=splits, shards=shards, writer=writer)
         for split in splits:
             stats = Path(seqio.get_cached_stats_path(str(folder), split))
             if stats.is_file():

@@ -32,7 +32,8 @@ from sbs_jax.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, writ
 from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import StoredTensor, Transposed, require_same_shapes
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_open, atomic_write_text, read_jsonl, refuse_remote
+from sbs_jax.files import atomic_open, atomic_write_text, refuse_remote
+from sbs_jax.json_files import read_jsonl
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig

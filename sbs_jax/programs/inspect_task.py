@@ -28,36 +28,24 @@ PERCENTILES = (50, 90, 99, 100)
 
 def inspect_task(
     *,
-    mixture_or_task_name: str,
+    task: TaskChoice,
     feature_lengths: Mapping[str, int] | Literal["auto"],
-    mixture_or_task_module: str | None = None,
-    method: str | None = None,
-    label_source: str | None = None,
-    rationale_source: str | None = None,
     splits: Sequence[str] = datasets.SPLITS,
     examples: int = 5,
 ) -> None:
     """Prints what `report` says.
 
     Args:
-      mixture_or_task_name: a task, a data set or a mixture.
+      task: a task, a data set or a mixture.
       feature_lengths: row lengths in tokens, of `inputs` and `targets`; or `auto`, for those that
         the first split proposes.
-      mixture_or_task_module: a module that registers it, imported first.
-      method: see `choosing.choose_task`.
-      label_source: see `choosing.choose_task`.
-      rationale_source: see `choosing.choose_task`.
       splits: which are shown; for one that cannot be read, the reason is printed.
       examples: how many are shown of the first split, as text and tokens.
 
     Raises:
       UserError: the task is unknown, or none of its splits can be read.
     """
-    choice = TaskChoice(
-        mixture_or_task_name, mixture_or_task_module, method, label_source, rationale_source
-    )
-    task = resolve_task(choice)
-    for line in report(task, feature_lengths, splits=splits, examples=examples):
+    for line in report(resolve_task(task), feature_lengths, splits=splits, examples=examples):
         print(line, flush=True)
 
 

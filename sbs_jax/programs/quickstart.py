@@ -29,7 +29,8 @@ from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration.flags import parse_flags
 from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UNFINISHED, UserError, with_exit_code
-from sbs_jax.files import atomic_write_text, read_jsonl
+from sbs_jax.files import atomic_write_text
+from sbs_jax.json_files import read_jsonl
 
 METHODS = ("standard", "sbs")
 GIN_FILE = "examples/quickstart.gin"

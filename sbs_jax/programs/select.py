@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import atomic_write_jsonl, atomic_write_text, read_jsonl, refuse_remote
+from sbs_jax.files import atomic_write_jsonl, atomic_write_text, refuse_remote
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.output import ResumableOutput
 from sbs_jax.inference.predictor import Predictor
@@ -32,6 +32,7 @@ from sbs_jax.inference.selection import (
     rationales_of,
     selected_row,
 )
+from sbs_jax.json_files import read_jsonl
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.progress import Progress
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
-from sbs_jax.files import read_jsonl
+from sbs_jax.json_files import read_jsonl
 from sbs_jax.teacher import session as session_lib
 from sbs_jax.teacher.prompts import find_prompt_file
 from sbs_jax.teacher.session import Session

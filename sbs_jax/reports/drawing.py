@@ -72,5 +72,5 @@ def size_axis(axes: Axes, configurations: Sequence[Configuration]) -> None:
     axes.set_xlabel("parameters of the student (log scale)")
 
 
-def _shortened(name: str, most: int = 20) -> str:
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) :]}"
+def _shortened(name: str) -> str:
+    return name if len(name) <= 20 else f"{name[:10]}…{name[-10:]}"

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from sbs_jax.configuration import former_names
 from sbs_jax.errors import UserError
-from sbs_jax.files import DuplicateKeyError, parse_json, read_jsonl
+from sbs_jax.json_files import DuplicateKeyError, parse_json, read_jsonl
 from sbs_jax.methods import METHODS
 
 SPLITS = ("validation", "test")

@@ -83,12 +83,11 @@ def shades(count: int) -> list[str]:
     return [_SEQUENCE[round(i * last / max(1, count - 1))] for i in range(count)]
 
 
-def new_figure(
-    panels: int, *, width: float = 6.8, height: float = 4.3
-) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, *, width: float = 6.8) -> tuple[Figure, list[Axes]]:
     """A figure with some panels, at most three in a row; sizes in inches, of one panel."""
     columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
+    height = 4.3
     if columns > 1:
         width, height = 4.2 * columns, 3.5 * rows + 0.4
     figure = Figure(figsize=(width, height), layout="constrained")

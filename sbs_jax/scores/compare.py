@@ -18,7 +18,7 @@ import numpy as np
 
 from sbs_jax import metrics
 from sbs_jax.errors import UserError
-from sbs_jax.files import read_jsonl
+from sbs_jax.json_files import read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +119,11 @@ def compare(first: str, second: str) -> Comparison | RunsComparison:
 
 def compare_runs(
     pairs: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str]]],
-    *,
-    samples: int = 10_000,
-    seed: int = 0,
 ) -> RunsComparison:
     """Compares the scores of pairs of prediction files of the same examples.
 
     Args:
       pairs: a file of each side, as evaluation writes them, for each pair of runs.
-      samples: resamplings, each of runs and of examples, both with replacement.
-      seed: the seed of the resampling.
 
     Raises:
       UserError: a file cannot be read, or the examples differ.
@@ -137,7 +132,7 @@ def compare_runs(
     scores = np.array(
         [[_scores_of(names, pairs[0][0], path) for path in pair] for pair in pairs], np.float64
     )
-    low, high, p_value = bootstrap_runs(scores[:, 1] - scores[:, 0], samples=samples, seed=seed)
+    low, high, p_value = bootstrap_runs(scores[:, 1] - scores[:, 0])
     return RunsComparison(
         pairs=tuple((str(a), str(b)) for a, b in pairs),
         examples=scores.shape[-1],
@@ -154,6 +149,8 @@ def bootstrap_runs(
 ) -> tuple[float, float, float]:
     """Resamples differences of scores, float [runs, examples], runs and examples together.
 
+    Each of the `samples` draws both with replacement.
+
     Returns:
       The 95 % interval of their mean, and the p-value of the mean that was found.
     """
@@ -166,27 +163,19 @@ def bootstrap_runs(
     return _interval(means, difference.mean())
 
 
-def compare_files(
-    first: str | os.PathLike[str],
-    second: str | os.PathLike[str],
-    *,
-    samples: int = 10_000,
-    seed: int = 0,
-) -> Comparison:
+def compare_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:
     """Compares the scores of two prediction files, example by example (Koehn 2004).
 
     Args:
       first: a file that evaluation wrote: `id` and `score` in each row.
       second: another, of the same examples in any order.
-      samples: resamplings of the examples.
-      seed: the seed of the resampling.
 
     Raises:
       UserError: a file cannot be read, or the examples differ.
     """
     a = _scores(first)
     y = np.array(_scores_of(list(a), first, second), np.float64)
-    return bootstrap(np.array(list(a.values()), np.float64), y, samples=samples, seed=seed)
+    return bootstrap(np.array(list(a.values()), np.float64), y)
 
 
 def bootstrap(

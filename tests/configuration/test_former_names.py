@@ -45,6 +45,7 @@ trainer.train:
   rationale_weight = @train.linear_ramp()
   feature_lengths = {'path': [@teaching.smollm2_path()]}
 sbs_jax.data.report.inspect_task.examples = 3
+sbs_jax.data.report.inspect_task.method = 'joint'
 """
 
 
@@ -61,6 +62,10 @@ def test_modules_and_references_are_translated():
             "train.linear_ramp", True
         ),
         "sbs_jax.programs.inspect_task.inspect_task.examples": 3,
+        "sbs_jax.programs.inspect_task.inspect_task.task": statements.Reference(
+            "resolving.TaskChoice", True
+        ),
+        "sbs_jax.data.resolving.TaskChoice.method": "joint",
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sbs_jax.data import cache_writer, choosing, datasets, pipeline
 from sbs_jax.data import settings as settings_lib
-from sbs_jax.data.resolving import resolve_task
+from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.programs.cache import write_cache
@@ -26,7 +26,7 @@ def cached(release_dir, model_dirs, tmp_path_factory):
         data_dir=str(release_dir), model_dir=str(model_dirs("svamp")), cache_dir=str(folder)
     )
     with settings_lib.override(settings):
-        write_cache(mixture_or_task_name="svamp", shards=3)
+        write_cache(task=TaskChoice("svamp"), shards=3)
     return settings, folder / "svamp_sbs"
 
 

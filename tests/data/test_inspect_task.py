@@ -1,6 +1,6 @@
 import pytest
 
-from sbs_jax.data.resolving import resolve_task
+from sbs_jax.data.resolving import TaskChoice, resolve_task
 from sbs_jax.data.tensorflow_setup import seqio
 from sbs_jax.errors import UserError
 from sbs_jax.programs.inspect_task import inspect_task, report
@@ -63,8 +63,7 @@ def test_mixtures_are_told_task_by_task(use):
 def test_the_main_function_prints(use, capsys):
     with use():
         inspect_task(
-            mixture_or_task_name="svamp",
-            method="joint",
+            task=TaskChoice("svamp", method="joint"),
             feature_lengths=LENGTHS,
             splits=["test"],
             examples=1,

@@ -7,7 +7,7 @@ import pytest
 
 from sbs_jax.data.rows import read_rows
 from sbs_jax.errors import UserError
-from sbs_jax.files import read_jsonl
+from sbs_jax.json_files import read_jsonl
 
 ROWS = [{"input": 'a, "b"\nc', "label": "ä"}, {"input": "x" * 20, "label": ""}]
 

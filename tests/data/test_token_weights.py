@@ -92,7 +92,7 @@ def test_cached_weights_are_those_that_are_read(folder, tmp_path, cache, monkeyp
     else:
         settings = dataclasses.replace(settings, cache_dir=str(tmp_path))
         with settings_lib.override(settings):
-            write_cache(mixture_or_task_name=f"{NAME}_sbs", splits=["train"], shards=2)
+            write_cache(task=TaskChoice(f"{NAME}_sbs"), splits=["train"], shards=2)
         settings = dataclasses.replace(settings, use_cached_tasks=True)
     cached = pipeline.load_records(resolve_task(f"{NAME}_sbs", settings), "train", LENGTHS)
     assert {0.0, 0.25, 0.5, 2.0, 3.0} < set(plain.target_weights.tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else "sbs --help lists the commands."
         print(f"error: {arguments[0]}: unknown command; {hint}", file=sys.stderr)
         return 1
+    # As `python -m` does: MIXTURE_OR_TASK_MODULE may name a file in the working folder.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     return importlib.import_module(f"sbs_jax.{name}").main(arguments[1:])
 
 

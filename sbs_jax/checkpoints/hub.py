@@ -17,6 +17,10 @@ _FILES = (
     "model.safetensors.index.json",
     "model-*.safetensors",
     "spiece.model",
+    # Of decoders.
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
 )
 
 
@@ -51,8 +55,9 @@ def download(name: str) -> Path:
             match["name"], revision=match["revision"], allow_patterns=list(_FILES)
         )
     except Exception as error:  # its own, and those of whichever HTTP library it uses
-        reason = " ".join(str(error).split())[:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{name}: no such folder, and the Hugging Face hub does not give it ({reason})."
+            f"{name}: no such folder, and the Hugging Face hub does not give it "
+            f"({reason.rstrip('.')})."
         ) from None
     return Path(folder)

@@ -252,6 +252,30 @@ def test_a_name_on_the_hub(saved, tmp_path_factory, monkeypatch):
         identify("someone/tiny-t5")
 
 
+def test_what_is_downloaded_of_a_decoder(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options)
+        return tmp_path
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.download("someone/tiny-llama") == tmp_path
+    assert {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja",
+    } <= set(asked["allow_patterns"])  # fmt: skip
+
+    def unreachable(name, **options):
+        raise OSError("Got: no network.\nAn error happened at length.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError, match=r"does not give it \(Got: no network\)\.$"):
+        hub.download("someone/tiny-llama")
+
+
 def test_what_may_be_a_name_on_the_hub():
     assert all(hub.is_name(name) for name in ("google/flan-t5-base", "a/b.c_d-e@v1.0"))
     assert not any(hub.is_name(name) for name in ("/a/b", "./a", "a/b/c", "~/a", "runs", "../a"))

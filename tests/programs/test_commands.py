@@ -31,6 +31,15 @@ def test_a_command_is_handed_its_arguments(capsys):
     assert capsys.readouterr().err == "error: tran: unknown command; did you mean train?\n"
 
 
+def test_modules_of_the_working_folder_are_found_as_by_python_m(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert sbs.main(["doctor", "--help"]) == 0
+    assert sys.path[0] == str(tmp_path)
+    assert sbs.main(["doctor", "--help"]) == 0
+    assert sys.path.count(str(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("arguments", [["completion", "bash"], ["--help"], ["doctor", "--help"]])
 def test_whoever_reads_the_output_may_stop_early(arguments, monkeypatch, tmp_path):
     discarded = tmp_path / "output"

@@ -11,9 +11,10 @@ object a run, and is not done again by the next call; the answers of the runs li
 
     python benchmarks/evidence.py --report docs/evidence_runs.jsonl
 
-`--rationales FOLDER` writes the rationales that its ablations train in place of the released ones:
-`right.jsonl`, without those whose own answer is wrong, and `permuted.jsonl`, each from another
-example.
+`--methods permuted right falling teacher_labels` runs the ablations of `sbs` on SVAMP, with the
+settings that `sbs` has chosen in `--output`. `--rationales FOLDER` writes the rationales that two
+of them train in place of the released ones: `right.jsonl`, without those whose own answer is wrong,
+and `permuted.jsonl`, each from another example.
 """
 
 from __future__ import annotations
@@ -42,12 +43,6 @@ DECODED = {"joint": 192}  # tokens of an answer, at most
 DECODED_LABEL = 32
 DECODED_ROWS, DECODED_INPUTS = 208, 160  # inputs that are decoded at a time, and their tokens
 JUDGED_ROWS = 16  # of a batch of the label loss
-METHODS = {  # METHOD and LABEL_SOURCE
-    "standard": ("standard", "gold"),
-    "sbs": ("sbs", "gold"),
-    "joint": ("joint", "gold"),
-    "distillation": ("standard", "teacher"),
-}
 BOOTSTRAPS = 10_000
 LOSS_PERIOD = 30  # steps from one recorded training loss to the next
 KEY = ("method", "part", "stage", "seed", "learning_rate", "rationale_weight")
@@ -78,6 +73,37 @@ class Part:
         """Steps of the run."""
         return round(EPOCHS * self.examples / EXAMPLES)
 
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What runs train.
+
+    Attributes:
+      method: METHOD.
+      labels: LABEL_SOURCE.
+      rationales: which of the files of `write_rationales` is RATIONALES_FILE; None is no file.
+      falling: λ falls from twice its value to 0 on a straight line.
+    """
+
+    method: str
+    labels: str = "gold"
+    rationales: str | None = None
+    falling: bool = False
+
+
+METHODS = {
+    "standard": Variant("standard"),
+    "sbs": Variant("sbs"),
+    "joint": Variant("joint"),
+    "distillation": Variant("standard", labels="teacher"),
+}
+ABLATIONS = {  # of sbs, whose settings they take
+    "permuted": Variant("sbs", rationales="permuted"),
+    "right": Variant("sbs", rationales="right"),
+    "falling": Variant("sbs", falling=True),
+    "teacher_labels": Variant("sbs", labels="teacher"),
+}
+VARIANTS = METHODS | ABLATIONS
 
 # Tokens of inputs and targets of a row, without and with rationales; two rows hold eight examples.
 ROWS = ((352, 112), (400, 432))
@@ -110,7 +136,8 @@ class Trainer:
     """Trains and evaluates groups of six runs of one method on one data set's rows.
 
     Attributes:
-      method: a key of `METHODS`.
+      method: a key of `VARIANTS`.
+      variant: what it stands for.
     """
 
     def __init__(self, start: Start, method: str) -> None:
@@ -118,9 +145,9 @@ class Trainer:
 
         Args:
           start: the pretrained student.
-          method: a key of `METHODS`.
+          method: a key of `VARIANTS`.
         """
-        self.method = method
+        self.method, self.variant = method, VARIANTS[method]
         self._start = start
         self._step: Any = start.student.jit(self._lanes(self._step_of_lane), donate_argnums=0)
         self._loss_step: Any = start.student.jit(self._loss_of_lanes)
@@ -131,23 +158,26 @@ class Trainer:
         from sbs_jax.data import resolving, settings
         from sbs_jax.text_tokenizer import default_frame
 
-        method, labels = METHODS[self.method]
-        path = self._start.vocabulary_path
+        variant, path = self.variant, self._start.vocabulary_path
+        file = variant.rationales and str(self._start.rationales / f"{variant.rationales}.jsonl")
         chosen = settings.DataSettings(
             data_dir=self._start.release_dir,
             vocabulary_path=path,
             input_frame=default_frame(path),
             prefix_side="decoder",
+            rationales_file=file,
             train_examples=part.examples,
             seed=0,
         )
-        choice = resolving.TaskChoice(part.dataset, method=method, label_source=labels)
+        choice = resolving.TaskChoice(
+            part.dataset, method=variant.method, label_source=variant.labels
+        )
         return resolving.resolve_task(choice, chosen)
 
     @property
     def lengths(self) -> dict[str, int]:
         """Row lengths."""
-        inputs, targets = ROWS[METHODS[self.method][0] != "standard"]
+        inputs, targets = ROWS[self.variant.method != "standard"]
         return {"inputs": inputs, "targets": targets}
 
     @property
@@ -198,6 +228,7 @@ class Trainer:
         from sbs_jax.training import schedules
 
         schedule = schedules.linear_decay(1.0, part.steps, round(part.steps / 10))
+        falls = 2.0 if self.variant.falling else 0.0
         heights = [np.float32(schedule(number)) for number in range(steps or part.steps)]
         sources = [self.batches(part, seed) for seed in seeds]
         rates = np.array([setting.learning_rate for setting in settings], np.float32)
@@ -209,7 +240,9 @@ class Trainer:
                 losses[-10].block_until_ready()  # So that the deadline is one of work done.
                 if time.monotonic() > deadline:
                     return None
-            state, loss = self._step(state, self._stacked(sources), weights, rates * height)
+            share = np.float32(falls * (1 - number / part.steps) if falls else 1.0)
+            batch = self._stacked(sources)
+            state, loss = self._step(state, batch, weights * share, rates * height)
             losses.append(loss)
         return state.params, [np.asarray(loss).tolist() for loss in losses]
 
@@ -325,6 +358,7 @@ class Start:
       params: its weights.
       vocabulary_path: where its tokenizer is.
       release_dir: the authors' released data.
+      rationales: the folder of `write_rationales`.
       decode: greedy decoding of all lanes, by the most tokens of an answer.
     """
 
@@ -332,6 +366,7 @@ class Start:
         """Compiles nothing yet."""
         self.student, self.params = student, params
         self.vocabulary_path, self.release_dir = vocabulary_path, release_dir
+        self.rationales = Path()
         limits = {DECODED_LABEL, *DECODED.values()}
         self.decode: dict[int, Any] = {limit: student.jit(self._decode(limit)) for limit in limits}
 
@@ -382,6 +417,9 @@ def run(arguments: argparse.Namespace) -> None:
     done = read(arguments.output)
     start = Start.read(arguments.checkpoint, arguments.release_dir)
     log("weights read")
+    if any(VARIANTS[method].rationales for method in arguments.methods):
+        start.rationales = arguments.output.with_suffix(".rationales")
+        log(write_rationales(arguments.release_dir, start.rationales))
     trainers = {method: Trainer(start, method) for method in arguments.methods}
     compiling = Compiling(start, list(trainers.values()))
 
@@ -426,12 +464,17 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.only and name not in arguments.only:
             continue
         for method, trainer in trainers.items():
-            if not selected(done, method, selecting):
+            if method in METHODS and not selected(done, method, selecting):
                 seed = [SELECTION_SEED] * LANES
                 if not group(trainer, selecting, "select", candidates(method), seed):
                     return log("no time left")
         for method, trainer in trainers.items():
-            setting = best(selected(done, method, selecting))
+            if method in ABLATIONS and PARTS[name].dataset != "svamp":
+                continue
+            chosen = selected(done, method if method in METHODS else "sbs", selecting)
+            if not chosen:
+                raise SystemExit(f"{arguments.output}: sbs has chosen no settings on {selecting}.")
+            setting = best(chosen)
             key = (method, name, "test")
             have = {r["seed"] for r in done if (r["method"], r["part"], r["stage"]) == key}
             if not set(seeds) <= have and not group(
@@ -466,9 +509,11 @@ class Compiling:
         try:
             with futures.ThreadPoolExecutor(8) as pool:
                 decoders: dict[int, Any] = {}
+                of_method: dict[str, list[Any]] = {}
                 for trainer in trainers:
-                    waiting = []
-                    for name, lowered in trainer.programs(part):
+                    # Variants of one method have other data and the same programs.
+                    waiting = of_method.setdefault(trainer.variant.method, [])
+                    for name, lowered in () if waiting else trainer.programs(part):
                         waiting.append((name, pool.submit(lowered.compile)))
                     limit = trainer.decoded
                     if limit not in decoders:
@@ -578,7 +623,7 @@ def report(paths: Sequence[Path]) -> str:
     lines = ["| set | method | learning rate, λ | validation accuracies of the six settings |"]
     lines += ["|---|---|---|---|"]
     for name in PARTS:
-        for method in METHODS:
+        for method in VARIANTS:
             rows = selected(runs, method, name)
             if rows:
                 setting = best(rows)
@@ -610,7 +655,7 @@ def report(paths: Sequence[Path]) -> str:
     lines += ["", "| set | sbs − | difference, points | 95 % interval |", "|---|---|---|---|"]
     for name in PARTS:
         ours = tested.get((name, "sbs"))
-        for method in METHODS:
+        for method in VARIANTS:
             theirs = tested.get((name, method))
             if method == "sbs" or not ours or not theirs:
                 continue
@@ -663,7 +708,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--release_dir", help="the authors' released data")
     parser.add_argument("--checkpoint", help="the student's first weights")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=VARIANTS, default=list(METHODS))
     parser.add_argument("--output", type=Path, default=Path("evidence.jsonl"))
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--only", nargs="*", help="names of parts")

@@ -89,11 +89,36 @@ def test_a_second_call_does_what_is_left(evidence, folders, tmp_path, capsys):
     ]
     assert {len(row["scores"]) for row in rows if row["stage"] == "test"} == {9}
     assert all(np.isfinite(row["label_loss"]) for row in rows)
+    # Ablations take the settings of sbs, and nothing is chosen for them.
+    assert evidence.main([*flags, "--methods", "permuted", "falling"]) == 0
+    ablations = evidence.read(tmp_path / "found.jsonl")[len(rows) :]
+    chosen = evidence.best(evidence.selected(rows, "sbs", "svamp-240"))
+    assert [(row["method"], row["stage"], row["seed"]) for row in ablations] == [
+        (method, "test", seed) for method in ("permuted", "falling") for seed in (0, 1)
+    ]
+    assert {(row["learning_rate"], row["rationale_weight"]) for row in ablations} == {
+        (chosen.learning_rate, chosen.rationale_weight)
+    }
     picture = tmp_path / "found.png"
     report = [f"--figure={picture}", "--report", str(tmp_path / "found.jsonl")]
     assert evidence.main(report) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "| svamp-240 | standard | +0.0 | [+0.0, +0.0] |" in capsys.readouterr().out
+
+
+def test_rationales_of_the_ablations(evidence, folders, tmp_path):
+    said = evidence.write_rationales(str(folders[1]), tmp_path)
+    files = [
+        {row["id"]: row for row in map(json.loads, (tmp_path / name).read_text().splitlines())}
+        for name in ("permuted.jsonl", "right.jsonl")
+    ]
+    permuted, right = files
+    assert f"{len(permuted)} with a rationale; {len(right)} of these" in said
+    own = {one["llm_rationale"] for one in permuted.values()}
+    assert set(right) <= set(permuted) and len(own) > 1
+    for name, row in right.items():
+        assert row["llm_rationale"] in own and row["input"] == permuted[name]["input"]
+        assert row["llm_rationale"] != permuted[name]["llm_rationale"]
 
 
 def test_the_setting_is_chosen_by_accuracy_then_by_loss(evidence):

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -39,6 +40,8 @@ STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
 """Within which a second process that takes the same lease is noticed."""
 
+_PATIENCE_SECONDS = 10.0  # Clients try for more than a minute, and say nothing of it.
+_ONE_SLASH = re.compile(r"(gs|s3|az|abfs|hf|https?):/(?!/)")
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
 
 
@@ -60,6 +63,8 @@ def place(path: str | os.PathLike[str]) -> Path:
       UserError: the URL is of another kind, or a package is missing.
     """
     text = os.fspath(path)
+    if found := _ONE_SLASH.match(text):
+        raise UserError(f"{text}: write {found[1]}://{text[found.end() :]}, with two slashes.")
     if not is_remote(text):
         return Path(text).expanduser().absolute()
     scheme = text.partition("://")[0]
@@ -78,7 +83,7 @@ def epath_of(url: str) -> Any:
     if package and importlib.util.find_spec(package):
         # epath would prefer TensorFlow, whose start takes seconds, to what Orbax's other half uses.
         os.environ.setdefault("EPATH_USE_TF", "false")
-        _without_stale_listings()
+        _set_up_clients()
     from etils import epath
 
     return epath.Path(url)
@@ -94,7 +99,7 @@ def file_system(url: str) -> Any:
     try:
         import fsspec
 
-        _without_stale_listings()
+        _set_up_clients()
         return fsspec.filesystem(scheme)
     except ImportError as error:
         package = _PACKAGES.get(scheme)
@@ -107,17 +112,21 @@ def file_system(url: str) -> Any:
         raise UserError(f"{url}: {scheme}:// is unknown; mount it as a folder instead.") from error
 
 
-def _without_stale_listings() -> None:
-    """Other processes write, too: what a folder holds is asked each time."""
+def _set_up_clients() -> None:
+    """Asks each time what a folder holds, since others write, too, and silences tracebacks."""
     import fsspec
 
+    if not log.isEnabledFor(logging.DEBUG):
+        logging.getLogger("gcsfs").setLevel(
+            logging.CRITICAL
+        )  # It logs tracebacks of what it raises.
     for scheme in _PACKAGES:
         fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
 
 
 @contextlib.contextmanager
 def reaching(url: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Turns what a store or its client refuses into a sentence.
+    """Turns what a store or its client refuses into a sentence, and says when it takes long.
 
     Args:
       url: the object that is read or written.
@@ -126,6 +135,11 @@ def reaching(url: str | os.PathLike[str], doing: str) -> Iterator[None]:
     Raises:
       UserError: something in the block failed.
     """
+    patience = threading.Timer(
+        _PATIENCE_SECONDS, log.warning, ("%s: cannot be %s yet; trying again.", url, doing)
+    )
+    patience.daemon = True
+    patience.start()
     try:
         yield
     except UserError:
@@ -136,6 +150,8 @@ def reaching(url: str | os.PathLike[str], doing: str) -> Iterator[None]:
             f"{url}: cannot be {doing} ({type(error).__name__}: {reason}); check the name, the "
             "network and the credentials, then start the same command again."
         ) from error
+    finally:
+        patience.cancel()
 
 
 def write(url: str, content: bytes) -> None:
@@ -166,12 +182,20 @@ class Outbox(Closing):
         """Sends each file that has changed since, whole.
 
         Args:
-          after: do nothing before so many seconds have passed since the last time.
+          after: do nothing before so many seconds have passed since the last time; then, a store
+            that does not take one is logged, and asked again the next time.
 
         Raises:
-          UserError: the store does not take one.
+          UserError: the store does not take one, and `after` is 0.
         """
         if time.monotonic() - self._last < after:
+            return
+        if after:
+            try:
+                self.send()
+            except UserError as error:
+                log.warning("%s", error)
+                self._last = time.monotonic()
             return
         for file in sorted(self.folder.rglob("*")):
             if not file.is_file():

@@ -119,7 +119,7 @@ def test_an_object_appears_whole_or_not_at_all(bucket):
     assert system.cat_file(f"{bucket}/small/bytes") == b"12"
 
 
-def test_an_outbox_sends_what_has_changed(memory, monkeypatch):
+def test_an_outbox_sends_what_has_changed(memory, monkeypatch, caplog):
     sent = []
     monkeypatch.setattr(remote, "write", lambda url, content: sent.append((url, content)))
     with remote.Outbox("memory://run/") as outbox:
@@ -140,6 +140,8 @@ def test_an_outbox_sends_what_has_changed(memory, monkeypatch):
     monkeypatch.setattr(remote, "write", refuse)
     outbox = remote.Outbox("memory://run")
     (outbox.folder / "metrics").write_text("1")
+    outbox.send(after=1e-9)  # A run does not end for what it can send later.
+    assert "memory://run/metrics: no." in caplog.text
     with pytest.raises(UserError, match=str(outbox.folder)):
         outbox.close()
     assert (outbox.folder / "metrics").read_text() == "1"
@@ -230,6 +232,16 @@ def test_what_cannot_be_reached_is_a_sentence(memory, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"memory://lake/data/svamp: cannot be read .*no key"):
         DataSettings(data_dir="memory://lake/data").folder("svamp")
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_a_store_that_does_not_answer_is_named_while_it_is_asked(memory, monkeypatch, caplog):
+    monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.01)
+    answered = threading.Event()
+    monkeypatch.setattr(type(memory), "pipe_file", lambda *_: answered.wait(0.2))
+    remote.write("memory://lake/x", b"x")
+    assert "memory://lake/x: cannot be written yet" in caplog.text
+    with pytest.raises(UserError, match="write gs://bucket/run, with two slashes"):
+        remote.place("gs:/bucket/run")
 
 
 def _refusing(*arguments, **options):

@@ -12,9 +12,13 @@ import contextlib
 import gc
 import importlib
 import inspect
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import gin
@@ -90,7 +94,7 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
             print(help_text(program, description, flags, config))
             return 0
         config.check()
-        with _frozen_imports():
+        with _leaving_at_once(), _frozen_imports():
             process.set_up(flags)
             config.apply()
             function = getattr(importlib.import_module(module), function_name)
@@ -115,6 +119,31 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
             raise
         # Whatever reads or writes a file may find the disk full or closed to it.
         return _fail(refused(cause), cause, debug)
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ends the process at Ctrl-C without unwinding, while nothing has been written yet.
+
+    A KeyboardInterrupt in the middle of an extension module's start (jaxlib's) becomes a crash, an
+    ImportError, or is lost.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

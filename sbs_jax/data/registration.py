@@ -192,11 +192,19 @@ def import_tasks(module: str | None) -> None:
     if module is None:
         return
     try:
+        if module.startswith("."):
+            raise ValueError("it begins with a dot")
         importlib.import_module(module)
     except (ImportError, SyntaxError, ValueError) as error:
+        # A module that is there may import one that is not.
+        name = module if isinstance(error, ValueError) else getattr(error, "name", None)
+        advice = (
+            "; it is a dotted name, such as my_tasks, of a file in the working folder or on the "
+            "PYTHONPATH"
+        )
         raise UserError(
-            f"MIXTURE_OR_TASK_MODULE = {module!r} cannot be imported ({error}); it is a dotted "
-            "name, such as my_tasks, of a file in the working folder or on the PYTHONPATH."
+            f"MIXTURE_OR_TASK_MODULE = {module!r} cannot be imported ({error})"
+            f"{advice if name and f'{module}.'.startswith(f'{name}.') else ''}."
         ) from error
 
 

@@ -238,7 +238,14 @@ def make_examples(
     examples = []
     said: Sequence[str | None] = completions or [None] * len(rows)
     for row, completion in zip(rows, said, strict=True):
-        fields = convert(row)
+        try:
+            fields = convert(row)
+        except UserError:
+            raise
+        except Exception as error:  # Of the task's own code: its traceback says what.
+            name = getattr(convert, "__name__", "`convert`")
+            error.add_note(f"{row.path}, line {row.line}: {name} fails for this row.")
+            raise
         if fields is None:
             continue
         example = example_of(row, fields)

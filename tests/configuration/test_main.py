@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump, process
+from sbs_jax.configuration import main as main_lib
 from sbs_jax.configuration.flags import parse_flags
 from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UNFINISHED, UserError
@@ -276,3 +278,21 @@ def test_errors_come_before_slow_imports(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("error: Not set, but required: MODEL_DIR")
+
+
+def test_ctrl_c_while_modules_are_imported_ends_the_process_at_once(monkeypatch, capfd):
+    """An exception would fly through the start of jaxlib, which it may crash."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with main_lib._leaving_at_once():
+            signal.raise_signal(signal.SIGINT)
+        assert codes == [130] and capfd.readouterr().err == "interrupted\n"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Somebody else's handler stays.
+        with main_lib._leaving_at_once():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

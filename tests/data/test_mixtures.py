@@ -88,3 +88,9 @@ def test_modules_of_the_users_are_imported(tmp_path, monkeypatch):
     registration.import_tasks(None)
     with pytest.raises(UserError, match="MIXTURE_OR_TASK_MODULE = 'thier_tasks' cannot be import"):
         registration.import_tasks("thier_tasks")
+    (tmp_path / "broken_tasks.py").write_text("import not_there")
+    with pytest.raises(UserError, match=r"cannot be imported \(No module named 'not_there'\)\.$"):
+        registration.import_tasks("broken_tasks")
+    for wrong in ("thier_tasks", "their_tasks.py", ".their_tasks"):
+        with pytest.raises(UserError, match=r"cannot be imported .*it is a dotted name"):
+            registration.import_tasks(wrong)

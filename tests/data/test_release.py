@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from sbs_jax.data.release import Row, completion_files, load_release, read_completions
+from sbs_jax.data.release import (
+    Row,
+    completion_files,
+    load_release,
+    make_examples,
+    read_completions,
+)
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.parsers import ParsedCompletion
@@ -147,3 +153,16 @@ def test_row_is_a_mapping_with_a_place(tmp_path):
     assert "missing" not in row
     with pytest.raises(UserError, match=r"f\.json, line 7: field 'n' must be a list of texts\."):
         row.texts("n")
+
+
+def test_a_failure_of_a_tasks_own_code_names_the_row(tmp_path):
+    def to_example(row):
+        return {"input": row["stars"] > "3"}
+
+    with pytest.raises(TypeError) as caught:
+        make_examples(
+            [Row({"stars": 5}, tmp_path / "a.jsonl", 7)], None, convert=to_example, parser=str
+        )
+    assert caught.value.__notes__ == [
+        f"{tmp_path / 'a.jsonl'}, line 7: to_example fails for this row."
+    ]

@@ -26,7 +26,7 @@ from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
 from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import Index, StoredTensor
 from sbs_jax.errors import UserError
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 
 _VOCABULARY_ROWS = ("token_embedder/embedding",)
 _VOCABULARY_COLUMNS = ("decoder/logits_dense/kernel",)
@@ -148,41 +148,56 @@ class _Moved:
         return part
 
 
+def layer_sources(
+    config: LayerConfig, ours: str, theirs: str, norms: Mapping[str, str]
+) -> Iterator[tuple[str, TensorName]]:
+    """Where the parameters of one layer lie.
+
+    Args:
+      config: the network's.
+      ours: the path of the layer here.
+      theirs: the name of the layer in Hugging Face's state dict.
+      norms: the names there of the norms before and after both blocks, by those here.
+    """
+    attention, their_attention = f"{ours}/self_attention", f"{theirs}.self_attn"
+    for name in ("query", "key", "value"):
+        their_name = f"{their_attention}.{name[0]}_proj"
+        yield from _linear(f"{attention}/{name}", their_name, config.attention_bias)
+    yield from _linear(f"{attention}/out", f"{their_attention}.o_proj", config.attention_out_bias)
+    if config.qk_norm:
+        yield _norm(f"{attention}/query_norm", f"{their_attention}.q_norm")
+        yield _norm(f"{attention}/key_norm", f"{their_attention}.k_norm")
+    for our_mlp, their_mlp in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down")):
+        yield from _linear(f"{ours}/mlp/{our_mlp}", f"{theirs}.mlp.{their_mlp}_proj")
+    for our_name, their_name in norms.items():
+        yield _norm(f"{ours}/{our_name}", f"{theirs}.{their_name}")
+
+
 def _sources(config: DecoderConfig) -> Iterator[tuple[str, TensorName]]:
-    def norm(ours: str, theirs: str) -> tuple[str, TensorName]:
-        return f"{ours}/scale", TensorName(f"{theirs}.weight", transposed=False)
-
-    def linear(ours: str, theirs: str, bias: bool = False) -> Iterator[tuple[str, TensorName]]:
-        yield f"{ours}/kernel", TensorName(f"{theirs}.weight", transposed=True)
-        if bias:
-            yield f"{ours}/bias", TensorName(f"{theirs}.bias", transposed=False)
-
+    norms = {"pre_self_attention_layer_norm": "input_layernorm"}
+    if config.post_norms:
+        norms |= {
+            "post_self_attention_layer_norm": "post_attention_layernorm",
+            "pre_mlp_layer_norm": "pre_feedforward_layernorm",
+            "post_mlp_layer_norm": "post_feedforward_layernorm",
+        }
+    else:
+        norms |= {"pre_mlp_layer_norm": "post_attention_layernorm"}
     yield "token_embedder/embedding", TensorName(EMBEDDING, transposed=False)
     for number in range(config.num_layers):
-        ours, theirs = f"decoder/layers_{number}", f"model.layers.{number}"
-        attention, their_attention = f"{ours}/self_attention", f"{theirs}.self_attn"
-        for name in ("query", "key", "value"):
-            their_name = f"{their_attention}.{name[0]}_proj"
-            yield from linear(f"{attention}/{name}", their_name, config.attention_bias)
-        yield from linear(
-            f"{attention}/out", f"{their_attention}.o_proj", config.attention_out_bias
+        yield from layer_sources(
+            config, f"decoder/layers_{number}", f"model.layers.{number}", norms
         )
-        if config.qk_norm:
-            yield norm(f"{attention}/query_norm", f"{their_attention}.q_norm")
-            yield norm(f"{attention}/key_norm", f"{their_attention}.k_norm")
-        for ours_mlp, theirs_mlp in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down")):
-            yield from linear(f"{ours}/mlp/{ours_mlp}", f"{theirs}.mlp.{theirs_mlp}_proj")
-        yield norm(f"{ours}/pre_self_attention_layer_norm", f"{theirs}.input_layernorm")
-        if config.post_norms:
-            names = {
-                "post_self_attention_layer_norm": "post_attention_layernorm",
-                "pre_mlp_layer_norm": "pre_feedforward_layernorm",
-                "post_mlp_layer_norm": "post_feedforward_layernorm",
-            }
-        else:
-            names = {"pre_mlp_layer_norm": "post_attention_layernorm"}
-        for our_name, their_name in names.items():
-            yield norm(f"{ours}/{our_name}", f"{theirs}.{their_name}")
-    yield norm("decoder/decoder_norm", "model.norm")
+    yield _norm("decoder/decoder_norm", "model.norm")
     if not config.logits_via_embedding:
-        yield from linear("decoder/logits_dense", HEAD.removesuffix(".weight"))
+        yield from _linear("decoder/logits_dense", HEAD.removesuffix(".weight"))
+
+
+def _norm(ours: str, theirs: str) -> tuple[str, TensorName]:
+    return f"{ours}/scale", TensorName(f"{theirs}.weight", transposed=False)
+
+
+def _linear(ours: str, theirs: str, bias: bool = False) -> Iterator[tuple[str, TensorName]]:
+    yield f"{ours}/kernel", TensorName(f"{theirs}.weight", transposed=True)
+    if bias:
+        yield f"{ours}/bias", TensorName(f"{theirs}.bias", transposed=False)

@@ -23,7 +23,7 @@ from etils import epath
 from flax import traverse_util
 
 from sbs_jax import remote, remote_copies
-from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5x, tensors
+from sbs_jax.checkpoints import folders, hub, record, safetensors_files, t5gemma2, t5x, tensors
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.decoder_config_json import FAMILIES
 from sbs_jax.checkpoints.decoder_gguf import open_gguf
@@ -126,8 +126,8 @@ class Source:
     def vocabulary_path(self) -> Path | None:
         """The vocabulary beside the weights, or that of their MODEL_DIR; None without.
 
-        It is a file of this machine, if need be a copy: a SentencePiece model; for decoders also a
-        `tokenizer.json` or the GGUF file itself.
+        It is a file of this machine, if need be a copy: a SentencePiece model; for decoders and
+        T5Gemma 2 also a `tokenizer.json` or the GGUF file itself.
         """
         path = self._vocabulary_place
         if not path.is_file():
@@ -158,7 +158,7 @@ class Source:
     @functools.cached_property
     def _opened(self) -> tuple[ModelConfig, Mapping[str, tensors.StoredTensor]]:
         """The config and the tensors of weights of others."""
-        if self.kind == "huggingface" and not self._is_decoder:
+        if self.kind == "huggingface" and not self._has_own_tokenizer:
             return open_huggingface(Path(self.folder))
         # Padding and EOS are those of the tokenizer beside the weights.
         ids: tuple[int, ...] = ()
@@ -167,12 +167,20 @@ class Source:
             ids = (tokenizer.pad_id, tokenizer.eos_id)
         if self.kind == "gguf":
             return open_gguf(Path(self.folder), *ids)[:2]
+        if self._family == t5gemma2.FAMILY:
+            return t5gemma2.open_t5gemma2(Path(self.folder), *ids)
         return open_decoder(Path(self.folder), *ids)
 
     @functools.cached_property
-    def _is_decoder(self) -> bool:
+    def _family(self) -> str | None:
+        """The `model_type` of a Hugging Face folder."""
         file = Path(self.folder) / CONFIG_FILE
-        return file.is_file() and read_json(file).get("model_type") in FAMILIES
+        return read_json(file).get("model_type") if file.is_file() else None
+
+    @property
+    def _has_own_tokenizer(self) -> bool:
+        """Whether models of this family have a `tokenizer.json`, no SentencePiece model."""
+        return self._family in (*FAMILIES, t5gemma2.FAMILY)
 
     @property
     def layers_are_stacked(self) -> bool:
@@ -186,7 +194,7 @@ class Source:
     def _vocabulary_place(self) -> epath.Path:
         if self.kind == "gguf":
             return self.folder  # the tokenizer lies in the file itself
-        if self.kind == "huggingface" and self._is_decoder:
+        if self.kind == "huggingface" and self._has_own_tokenizer:
             return self.folder / FILE
         of_run = record.kept_vocabulary(self.folder.parent)
         # A run of T5X on gin/t5x keeps its vocabulary where ours do.

@@ -11,8 +11,10 @@ from typing import Any
 import sbs_jax
 from sbs_jax.checkpoints.state_dicts import parameter_shapes
 from sbs_jax.methods import CUSTOM, METHODS, find_method, read_parts
+from sbs_jax.models.config import T5Config
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig
+from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 from sbs_jax.part_templates import fill
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
 
@@ -25,6 +27,12 @@ _METHODS = {
     "rationale_input": "Finetuning on labels, where the input contains a rationale",
     "weighted_joint": "Finetuning on one target: the rationale, then the label, each with a mean "
     "of its own (loss = label loss + λ · rationale loss)",
+}
+# The task of Hugging Face, a tag, and what it is called, for each kind of network.
+_KINDS: dict[type[ModelConfig], tuple[str, str, str]] = {
+    T5Config: ("text2text-generation", "t5", "T5"),
+    DecoderConfig: ("text-generation", "decoder", "decoder"),
+    T5Gemma2Config: ("text2text-generation", "t5gemma2", "T5Gemma 2"),
 }
 _SCORES = ("accuracy", "label_loss", "rationale_loss", "rouge_l", "chrf", "faithfulness")
 
@@ -53,16 +61,7 @@ def write(
     Returns:
       Markdown, with Hugging Face's front matter.
     """
-    decoder = isinstance(config, DecoderConfig)
-    task, tag, what = (
-        ("text-generation", "decoder", "decoder")
-        if decoder
-        else (
-            "text2text-generation",
-            "t5",
-            "T5",
-        )
-    )
+    task, tag, what = _KINDS[type(config)]
     count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
@@ -74,8 +73,14 @@ def write(
         sections += ["## Training", _training(settings, step)]
     if table := _score_table(own_scores, scores):
         sections += ["## Scores", table]
-    ask = _how_to_ask_decoder if decoder else _how_to_ask
-    sections += ["## How to ask", ask(name, settings)]
+    if isinstance(config, DecoderConfig):
+        ask = _how_to_ask_decoder(name, settings)
+    else:
+        start = config.bos_id if isinstance(config, T5Gemma2Config) else 0
+        ask = _how_to_ask(name, settings, start)
+    if isinstance(config, T5Gemma2Config):
+        sections.append("It reads texts alone: the vision tower in the files is empty.")
+    sections += ["## How to ask", ask]
     return "\n\n".join(sections) + "\n"
 
 
@@ -158,7 +163,7 @@ def _score_table(
     )
 
 
-def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
+def _how_to_ask(name: str, settings: Mapping[str, Any], start: int) -> str:
     data = settings.get("data_settings") or {}
     label = data.get("label_prefix", DEFAULT_LABEL_PREFIX)
     rationale = data.get("rationale_prefix", DEFAULT_RATIONALE_PREFIX)
@@ -187,7 +192,7 @@ def _how_to_ask(name: str, settings: Mapping[str, Any]) -> str:
             + " and ".join(f"`{prefix}`" for prefix in prefixes)
             + " are what the decoder is fed first; the input stands alone:"
         )
-        return summary + "\n\n" + _decoder_code(name, prefixes)
+        return summary + "\n\n" + _decoder_code(name, prefixes, start)
     lines = ['question = "…"', f"for prefix in {json.dumps(prefixes, ensure_ascii=False)}:"]
     return summary + "\n\n" + _code(name, lines, "prefix + question", indent="    ")
 
@@ -226,13 +231,13 @@ def _code(name: str, lines: list[str], text: str, indent: str = "") -> str:
     return _block(name, [*lines, *body])
 
 
-def _decoder_code(name: str, prefixes: list[str]) -> str:
+def _decoder_code(name: str, prefixes: list[str], start: int) -> str:
     return _block(
         name,
         [
             'inputs = tokenizer("…", return_tensors="pt")',
             f"for prefix in {json.dumps(prefixes, ensure_ascii=False)}:",
-            "    prompt = [0, *tokenizer(prefix, add_special_tokens=False).input_ids]",
+            f"    prompt = [{start}, *tokenizer(prefix, add_special_tokens=False).input_ids]",
             "    outputs = model.generate(**inputs, decoder_input_ids=torch.tensor([prompt]))",
             "    print(tokenizer.decode(outputs[0, len(prompt) :], skip_special_tokens=True))",
         ],

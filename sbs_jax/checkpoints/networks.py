@@ -9,7 +9,7 @@ from typing import Any
 from sbs_jax.checkpoints.loading import ADVICE, Source, identify
 from sbs_jax.errors import UserError
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 from sbs_jax.models.interface import ModelConfig
 
 # What a T5Config says beyond the shapes of parameters and beyond how a run computes.
@@ -22,8 +22,8 @@ _MEANING = (
     "layer_norm_epsilon",
 )
 
-# What a DecoderConfig says only of how a run computes.
-_DECODER_COMPUTING = (
+# What another config says only of how a run computes.
+_COMPUTING = (
     "dropout_rate",
     "dropout_broadcast_length",
     "dtype",
@@ -37,14 +37,6 @@ _DECODER_COMPUTING = (
     "lora_alpha",
     "lora_targets",
     "attention_scalar",  # `attention_scale` is what it means
-)
-_DECODER_MEANING = (
-    "attention_scale",
-    *(
-        field.name
-        for field in dataclasses.fields(DecoderConfig)
-        if field.name not in _DECODER_COMPUTING
-    ),
 )
 
 
@@ -62,13 +54,21 @@ def require_same_network(source: Source, config: ModelConfig) -> None:
             f"{source.folder}: does not fit: it holds a network of {type(saved).__name__}, but "
             f"this run has a {type(config).__name__}; {ADVICE}."
         )
-    for name in _MEANING if isinstance(config, T5Config) else _DECODER_MEANING:
+    for name in _meaning(config):
         theirs, ours = getattr(saved, name), getattr(config, name)
         if theirs != ours:
             raise UserError(
                 f"{source.folder}: does not fit: {name} is {theirs!r} in this checkpoint but "
                 f"{ours!r} in this run; {ADVICE}."
             )
+
+
+def _meaning(config: ModelConfig) -> tuple[str, ...]:
+    """The names of what two networks of this kind must have alike to compute the same."""
+    if isinstance(config, T5Config):
+        return _MEANING
+    fields = (field.name for field in dataclasses.fields(config))
+    return ("attention_scale", *(name for name in fields if name not in _COMPUTING))
 
 
 def require_config(source: Source, given: ModelConfig | None, advice: str) -> ModelConfig:
@@ -111,12 +111,12 @@ def model_config(
       path: a checkpoint, as `identify` takes it.
       dropout_rate: the dropout rate of this run, where the network is a T5.
       dtype: the dtype of this run's activations.
-      decoder_dropout_rate: the dropout rate of this run, where the network is a decoder.
+      decoder_dropout_rate: the dropout rate of this run, where the network is no T5.
       dropout_attention_weights: whether this run drops attention weights, see `T5Config`.
       attention: what computes attention in this run, see `T5Config`.
       remat: what a layer keeps for the gradient in this run, see `T5Config`.
       scan_layers: whether this run stacks the layers' parameters, see `T5Config`.
-      product_dtype: the dtype of projections' operands, where the network is a decoder.
+      product_dtype: the dtype of projections' operands, where the network is no T5.
       lora_rank: the rank of adapters, see `T5Config`.
       lora_alpha: the scale of adapters, see `T5Config`.
       lora_targets: the projections with adapters, see `T5Config`.
@@ -142,18 +142,18 @@ def model_config(
         "lora_alpha": lora_alpha,
         "lora_targets": tuple(lora_targets),
     }
-    if isinstance(source.config, DecoderConfig):
+    if isinstance(source.config, LayerConfig):
         if scan_layers or attention == "cudnn":
             raise UserError(
-                "SCAN_LAYERS = True and ATTENTION = 'cudnn' are for T5 alone; leave them out for a "
-                "decoder."
+                "SCAN_LAYERS = True and ATTENTION = 'cudnn' are for T5 alone; leave them out for "
+                "another network."
             )
         computing |= {
             "dropout_rate": decoder_dropout_rate,
             "product_dtype": product_dtype,
         }
     elif product_dtype is not None:
-        raise UserError("PRODUCT_DTYPE is for decoder-only students; leave it out for a T5.")
+        raise UserError("PRODUCT_DTYPE is not for a T5; leave it out.")
     else:
         computing |= {
             "dropout_rate": dropout_rate,

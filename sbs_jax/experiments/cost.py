@@ -12,13 +12,10 @@ from typing import Any
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration.statements import Macro, Reference
 from sbs_jax.experiments import runs as runs_lib
-from sbs_jax.models.config import T5Config
+from sbs_jax.models.configs import KINDS, ModelConfig
 from sbs_jax.models.costs import num_params, step_flops
-from sbs_jax.models.decoder.config import DecoderConfig
 
-_CONFIGS = {
-    f"{config.__module__}.{config.__qualname__}": config for config in (T5Config, DecoderConfig)
-}
+_CONFIGS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in KINDS.values()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +61,10 @@ def estimate(config: config_lib.GinConfig, rows: float | None = None) -> Cost:
     return Cost(parameters, steps, round(steps * rows * (inputs + targets)), flops)
 
 
-def read_student(config: config_lib.GinConfig) -> T5Config | DecoderConfig | None:
+def read_student(config: config_lib.GinConfig) -> ModelConfig | None:
     """The student's dimensions; None where a binding is no plain value."""
     values: dict[str, Any] = {}
-    kind: type[T5Config] | type[DecoderConfig] = T5Config
+    kind: type[ModelConfig] = KINDS["t5"]
     for binding in config.bindings.values():
         if binding.full_name not in _CONFIGS:
             continue

@@ -25,6 +25,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
 from sbs_jax.files import atomic_write_text
+from sbs_jax.models.configs import KINDS
 
 TRAIN = "sbs_jax.programs.train.train"
 SPLITS = ("validation", "test")
@@ -231,8 +232,9 @@ def macro(config: config_lib.GinConfig, name: str, default: Any = None) -> Any:
 
 def model_name(config: config_lib.GinConfig) -> str:
     """The size's name: that of the gin file that binds the dimensions."""
+    networks = {kind.__name__ for kind in KINDS.values()}
     for binding in config.bindings.values():
-        of_network = binding.full_name.rsplit(".", 1)[-1] in ("T5Config", "DecoderConfig")
+        of_network = binding.full_name.rsplit(".", 1)[-1] in networks
         if of_network and binding.parameter == "emb_dim":
             return Path(binding.source.name).stem
     return "unknown"

@@ -193,7 +193,7 @@ def load_predictor(
         if jax.process_count() > 1:
             raise UserError("ENGINE = 'ctranslate2' works in one process.")
         if not isinstance(config, T5Config):
-            raise UserError("ENGINE = 'ctranslate2' runs T5 alone; use 'jax' for a decoder.")
+            raise UserError("ENGINE = 'ctranslate2' runs T5 alone; use 'jax' for other networks.")
         from sbs_jax.inference.ctranslate2_programs import CTranslate2Programs
 
         quantization = inference_dtype or "float32"

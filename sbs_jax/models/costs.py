@@ -7,13 +7,15 @@ for a step as for a forward pass. What is computed again under `remat` is not co
 from __future__ import annotations
 
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.configs import ModelConfig
+from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
+from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 
 
-def num_params(config: T5Config | DecoderConfig) -> int:
+def num_params(config: ModelConfig) -> int:
     """Number of parameters of a student."""
-    if isinstance(config, DecoderConfig):
-        return _decoder_params(config)
+    if isinstance(config, LayerConfig):
+        return _layered_params(config)
     attention = 4 * config.emb_dim * config.num_heads * config.head_dim
     mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
     if config.lora_rank is not None:
@@ -34,7 +36,7 @@ def _count(config: T5Config, *names: str) -> int:
     return sum(name in config.lora_targets for name in names)
 
 
-def _decoder_params(config: DecoderConfig) -> int:
+def _layered_params(config: DecoderConfig | T5Gemma2Config) -> int:
     width, shared = (heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads))
     attention = 2 * config.emb_dim * (width + shared)
     attention += (width + 2 * shared) * config.attention_bias
@@ -55,10 +57,14 @@ def _decoder_params(config: DecoderConfig) -> int:
     }
     if config.lora_rank is not None:
         layer += config.lora_rank * sum(sum(sizes[name]) for name in config.lora_targets)
+    if isinstance(config, T5Gemma2Config):
+        # Each stack has a last norm; the token that ends an image has an embedding of its own.
+        layers = config.num_encoder_layers + config.num_decoder_layers
+        return layers * layer + 3 * config.emb_dim + embeddings
     return config.num_layers * layer + config.emb_dim + embeddings
 
 
-def step_flops(config: T5Config | DecoderConfig, rows: float, inputs: int, targets: int) -> float:
+def step_flops(config: ModelConfig, rows: float, inputs: int, targets: int) -> float:
     """Floating-point operations of one training step.
 
     Args:
@@ -68,13 +74,19 @@ def step_flops(config: T5Config | DecoderConfig, rows: float, inputs: int, targe
       targets: length of a row's targets, T.
     """
     width = config.num_heads * config.head_dim
-    if isinstance(config, DecoderConfig):
-        length = inputs + targets
-        both = width + config.num_kv_heads * config.head_dim
-        layer = length * 2 * config.emb_dim * (2 * both + 3 * config.mlp_dim)
-        layer += 4 * length * length * width
-        head = 2 * targets * config.emb_dim * config.vocab_size
-        return 3.0 * rows * (config.num_layers * layer + head)
+    head = 2 * targets * config.emb_dim * config.vocab_size
+    if isinstance(config, LayerConfig):
+        length, shared = inputs + targets, config.num_kv_heads * config.head_dim
+        both = 2 * config.emb_dim * (2 * (width + shared) + 3 * config.mlp_dim)  # of a position
+        if isinstance(config, DecoderConfig):
+            layer = length * both + 4 * length * length * width
+            return 3.0 * rows * (config.num_layers * layer + head)
+        encoding = inputs * both + 4 * inputs * inputs * width
+        # The decoder has keys and values of the encoder's output, too.
+        decoding = targets * both + 4 * targets * length * width
+        decoding += inputs * 4 * config.emb_dim * shared
+        layers = config.num_encoder_layers * encoding + config.num_decoder_layers * decoding
+        return 3.0 * rows * (layers + head)
     project = 2 * config.emb_dim * width  # one position through one of q, k, v, out
     mlp = 2 * (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
 
@@ -84,6 +96,5 @@ def step_flops(config: T5Config | DecoderConfig, rows: float, inputs: int, targe
     encoder = inputs * (4 * project + mlp) + attend(inputs, inputs)
     decoder = targets * (4 * project + mlp) + attend(targets, targets)
     cross = 2 * (inputs + targets) * project + attend(targets, inputs)
-    head = 2 * targets * config.emb_dim * config.vocab_size
     forward = config.num_encoder_layers * encoder + config.num_decoder_layers * (decoder + cross)
     return 3.0 * rows * (forward + head)

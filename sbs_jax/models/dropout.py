@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import LayerConfig
 
 Seed = UInt32[Array, "2"]
 Seeds = Sequence[Seed | None]
@@ -33,7 +33,7 @@ def draw_seeds(key: jax.Array | None, count: int) -> Seeds:
 
 
 def dropout(
-    x: Float[Array, "*B L F"], seed: Seed | None, config: T5Config | DecoderConfig
+    x: Float[Array, "*B L F"], seed: Seed | None, config: T5Config | LayerConfig
 ) -> Float[Array, "*B L F"]:
     """Zeroes entries at the config's rate and scales the others up, so that the mean stays.
 

@@ -1,11 +1,12 @@
 """What the rest of the package asks of a network: the one place where its kind is looked at.
 
 A network is a Flax module with a frozen config. `Student` lays it out on a mesh; the losses, the
-training step, all ways of decoding, ranking and saliency call the methods of `Network` alone. Two
-networks have them:
+training step, all ways of decoding, ranking and saliency call the methods of `Network` alone.
+Three networks have them:
 
     T5Config        network.Transformer             an encoder, and a decoder with cross-attention
     DecoderConfig   decoder.network.DecoderOnly     one stack: the inputs come first in each text
+    T5Gemma2Config  t5gemma2.network.T5Gemma2       an encoder, and a decoder with one attention
 
 Batches are the same for both. A network that is added here needs nothing else in training; its
 weights are read and written in `checkpoints`.
@@ -22,21 +23,19 @@ from jaxtyping import Array, Bool, Float, Int
 from sbs_jax.errors import UserError
 from sbs_jax.models.attention import choose_attention
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.configs import KINDS, ModelConfig
+from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 from sbs_jax.models.decoder.network import DecoderOnly
 from sbs_jax.models.network import Transformer
-
-ModelConfig = T5Config | DecoderConfig
-"""The config of any network."""
+from sbs_jax.models.t5gemma2.network import T5Gemma2
 
 # How a run computed says nothing about how another program should.
 # Adapters are merged into the weights where they are read.
 _OF_THE_RUN = ("attention", "remat", "scan_layers", "lora_rank", "lora_alpha", "lora_targets")
-_KINDS: dict[str, type[ModelConfig]] = {"t5": T5Config, "decoder": DecoderConfig}
 
 
 class Network(Protocol):
-    """The methods of a network; `Transformer` and `DecoderOnly` document them.
+    """The methods of a network; `Transformer`, `DecoderOnly` and `T5Gemma2` document them.
 
     Attributes:
       config: the dimensions of the network. All configs have `vocab_size`, `emb_dim`, `dtype`,
@@ -144,20 +143,19 @@ def network_of(config: ModelConfig, platform: str | None = None, devices: int = 
             attention = choose_attention(config, platform)
             config = dataclasses.replace(config, attention=attention)
         return Transformer(config)
-    if isinstance(config, DecoderConfig):
-        if config.attention == "auto" and platform == "cpu" and devices == 1:
-            config = dataclasses.replace(config, attention="by_head")
-        return DecoderOnly(config)
-    raise UserError(
-        f"MODEL = {config!r} is no T5Config or DecoderConfig; include a file of gin/models."
-    )
+    if not isinstance(config, LayerConfig):
+        known = ", ".join(kind.__name__ for kind in KINDS.values())
+        raise UserError(f"MODEL = {config!r} is none of {known}; include a file of gin/models.")
+    if config.attention == "auto" and platform == "cpu" and devices == 1:
+        config = dataclasses.replace(config, attention="by_head")
+    return DecoderOnly(config) if isinstance(config, DecoderConfig) else T5Gemma2(config)
 
 
 def default_prefix_side(config: ModelConfig) -> Literal["encoder", "decoder"]:
     """Where the task prefixes stand unless PREFIX_SIDE says: see `DataSettings.prefix_side`.
 
-    A decoder-only network reads each input once and writes every part behind it. T5 has the
-    published code's prefixes, in front of the input.
+    A decoder-only network reads each input once and writes every part behind it. Encoder-decoders
+    have the published code's prefixes, in front of the input.
     """
     return "decoder" if isinstance(config, DecoderConfig) else "encoder"
 
@@ -165,7 +163,7 @@ def default_prefix_side(config: ModelConfig) -> Literal["encoder", "decoder"]:
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
     """A config's fields as JSON, with its kind under `network` unless it is a T5's."""
     fields = dataclasses.asdict(config)
-    kind = next(name for name, known in _KINDS.items() if isinstance(config, known))
+    kind = next(name for name, known in KINDS.items() if isinstance(config, known))
     return fields if kind == "t5" else {"network": kind, **fields}
 
 
@@ -180,9 +178,9 @@ def config_from_json(values: Mapping[str, Any], where: object) -> ModelConfig:
       UserError: A value is impossible, or the kind of network is unknown.
     """
     kind = values.get("network", "t5")
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise UserError(f"{where}: holds a network of kind {kind!r}, unknown to this sbs_jax.")
-    chosen_type = _KINDS[kind]
+    chosen_type = KINDS[kind]
     known = {field.name for field in dataclasses.fields(chosen_type)}
     # JSON has no tuples.
     chosen: dict[str, Any] = {

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sbs_jax.models.config import T5Config, adapted_name
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import LayerConfig
 from sbs_jax.models.dropout import Seed, dropout
 
 Initializer = Callable[..., jax.Array]
@@ -84,7 +84,7 @@ def with_adapter(
     module: nn.Module,
     kernel: jax.Array,
     axes: tuple[str, str],
-    config: T5Config | DecoderConfig | None,
+    config: T5Config | LayerConfig | None,
 ) -> Matrix:
     """Gives a projection its adapter, `NAME/lora_a` and `NAME/lora_b`, if it is to have one.
 
@@ -112,7 +112,7 @@ def with_adapter(
 def project(
     x: Float[Array, "*B inputs"],
     kernel: Matrix,
-    config: T5Config | DecoderConfig,
+    config: T5Config | LayerConfig,
     *,
     result_dtype: str | None = None,
 ) -> Float[Array, "*B outputs"]:

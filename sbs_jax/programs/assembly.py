@@ -31,7 +31,7 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.config import T5Config
 from sbs_jax.models.interface import default_prefix_side
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import check_batch_size
@@ -215,9 +215,9 @@ class Assembly:
 
     def _input_frame(self, settings: DataSettings) -> Sequence[str] | None:
         """What stands around every input, where INPUT_FRAME does not say it."""
-        if not isinstance(self.config.model_config, DecoderConfig):
+        if isinstance(self.config.model_config, T5Config):
             if settings.chat:
-                raise UserError("CHAT = True is for decoder-only students; a T5 knows no chats.")
+                raise UserError("CHAT = True is for pretrained chat models; a T5 knows no chats.")
             return None
         # What a run began with, it goes on with, also where it began before there were frames.
         if saved := resuming.saved_data_settings(self.config.folder):

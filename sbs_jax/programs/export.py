@@ -24,6 +24,7 @@ from sbs_jax.checkpoints import (
     model_card,
     networks,
     record,
+    t5gemma2,
     tokenizer_files,
 )
 from sbs_jax.checkpoints import lora as lora_lib
@@ -35,8 +36,9 @@ from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text, refuse_remote
 from sbs_jax.json_files import read_jsonl
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 from sbs_jax.models.interface import ModelConfig
+from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
 
 FORMATS = ("huggingface", "gguf")
@@ -123,6 +125,9 @@ def export(
     if isinstance(config, DecoderConfig):
         config_json = decoder_config_json.config_to_huggingface(config, dtype)
         generation = {"eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
+    elif isinstance(config, T5Gemma2Config):
+        config_json = t5gemma2.config_to_huggingface(config, dtype)
+        generation = t5gemma2.generation_to_huggingface(config)
     else:
         config_json = config_to_huggingface(config, dtype)
         generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -216,10 +221,11 @@ def _require_free(folder: Path, source: loading.Source) -> None:
 def _weights(source: loading.Source, config: ModelConfig) -> dict[str, StoredTensor]:
     """Hugging Face's tensors by name, still to be read where that is possible."""
     stored = _in_own_order(source, config)
-    return {
+    tensors = {
         name.name: Transposed(stored[path]) if name.transposed else stored[path]
         for path, name in _sources(config).items()
     }
+    return tensors | (t5gemma2.no_images(config) if isinstance(config, T5Gemma2Config) else {})
 
 
 def _in_own_order(source: loading.Source, config: ModelConfig) -> Mapping[str, StoredTensor]:
@@ -236,7 +242,7 @@ def _in_own_order(source: loading.Source, config: ModelConfig) -> Mapping[str, S
         where=str(source.folder),
         advice="use the MODEL of this checkpoint",
     )
-    if isinstance(config, DecoderConfig):
+    if isinstance(config, LayerConfig):
         stored = decoder_huggingface.move_ids(
             stored, {theirs: ours for ours, theirs in config.moved_ids.items()}
         )
@@ -247,6 +253,8 @@ def _sources(config: ModelConfig) -> dict[str, TensorName]:
     """Where each of our parameters lies in Hugging Face's files."""
     if isinstance(config, DecoderConfig):
         return decoder_huggingface.huggingface_sources(config)
+    if isinstance(config, T5Gemma2Config):
+        return t5gemma2.huggingface_sources(config)
     return huggingface.huggingface_sources(config)
 
 

@@ -7,6 +7,7 @@ import pytest
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.experiments import cost, measuring, runs
 from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from tests import toy
@@ -31,12 +32,20 @@ DECODER = DecoderConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [GATED, TIED, DECODER], ids=["gated", "tied", "decoder"])
+T5GEMMA2 = T5Gemma2Config(
+    vocab_size=64, emb_dim=32, num_encoder_layers=2, num_decoder_layers=1, num_heads=6,
+    num_kv_heads=2, head_dim=8, mlp_dim=48, attention="whole", lora_rank=3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config", [GATED, TIED, DECODER, T5GEMMA2], ids=["gated", "tied", "decoder", "t5gemma2"]
+)
 def test_parameters_are_those_of_the_network(config):
     assert cost.num_params(config) == Student(config, make_mesh()).num_params
 
 
-@pytest.mark.parametrize("config", [GATED, DECODER], ids=["t5", "decoder"])
+@pytest.mark.parametrize("config", [GATED, DECODER, T5GEMMA2], ids=["t5", "decoder", "t5gemma2"])
 def test_flops_are_what_xla_counts(config):
     student = Student(config, make_mesh(1, 1, jax.devices()[:1]))
     batch = random_batch(rows=4, inputs=96, targets=48)

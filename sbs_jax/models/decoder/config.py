@@ -1,4 +1,7 @@
-"""The dimensions and the variant of a decoder-only language model; pure Python."""
+"""The dimensions and the variant of rotary layers and of a decoder-only language model.
+
+Pure Python.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ ROPE_SCALINGS = ("none", "linear", "llama3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Dimensions and variant of a decoder: Llama, SmolLM2, Qwen2, Qwen2.5, Qwen3, Gemma 2 and 3.
+class LayerConfig:
+    """Dimensions and variant of layers with rotary positions, norms of roots and gated MLPs.
 
-    Fields that `T5Config` has too mean the same there and here. The defaults are those of Llama.
+    `DecoderConfig` and `T5Gemma2Config` add how many layers there are. Fields that `T5Config` has
+    too mean the same there and here. The defaults are those of Llama.
 
     Attributes:
       vocab_size: rows of the embedding table, V.
       emb_dim: width of the residual stream, D.
-      num_layers: layers.
       num_heads: query heads, H.
       num_kv_heads: heads of keys and values, KV; divides H (grouped-query attention).
       head_dim: width of one head, K, even. H · K may differ from D.
@@ -91,7 +94,6 @@ class DecoderConfig:
 
     vocab_size: int
     emb_dim: int = 576
-    num_layers: int = 30
     num_heads: int = 9
     num_kv_heads: int = 3
     head_dim: int = 64
@@ -141,7 +143,6 @@ class DecoderConfig:
         for name in (
             "vocab_size",
             "emb_dim",
-            "num_layers",
             "num_heads",
             "num_kv_heads",
             "head_dim",
@@ -150,7 +151,7 @@ class DecoderConfig:
             "rope_original_max_positions",
             "max_positions",
         ):
-            self._require(name, _is_count(getattr(self, name)), "must be a positive integer")
+            self._require_count(name)
         self._require("head_dim", self.head_dim % 2 == 0, "must be even")
         self._require(
             "num_kv_heads",
@@ -262,7 +263,28 @@ class DecoderConfig:
 
     def _require(self, name: str, condition: bool, what: str) -> None:
         if not condition:
-            raise UserError(f"DecoderConfig.{name} = {getattr(self, name)!r} {what}.")
+            raise UserError(f"{type(self).__name__}.{name} = {getattr(self, name)!r} {what}.")
+
+    def _require_count(self, name: str) -> None:
+        self._require(name, _is_count(getattr(self, name)), "must be a positive integer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(LayerConfig):
+    """Dimensions and variant of a decoder: Llama, SmolLM2, Qwen2, Qwen2.5, Qwen3, Gemma 2 and 3.
+
+    Attributes:
+      num_layers: layers.
+
+    Raises:
+      UserError: a value is impossible; names it and the possible ones.
+    """
+
+    num_layers: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_count("num_layers")
 
 
 def _is_count(value: object) -> bool:

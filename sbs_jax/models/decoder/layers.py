@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import LayerConfig
 from sbs_jax.models.decoder.rotary import Rotation, rotate
 from sbs_jax.models.dropout import Seed, dropout
 from sbs_jax.models.layers import (
@@ -30,7 +30,7 @@ _INIT_STDDEV = 0.02
 """The deviation of fresh kernels and embeddings: transformers' `initializer_range`."""
 
 
-def wide_dtype(config: DecoderConfig) -> jnp.dtype:
+def wide_dtype(config: LayerConfig) -> jnp.dtype:
     """Returns the dtype of norms, softmax and logits: float32, or float64 in numerical tests."""
     return jnp.promote_types(jnp.float32, config.dtype)
 
@@ -46,7 +46,7 @@ class Dense(nn.Module):
       result_dtype: the result dtype of the result; None is the activations' dtype.
     """
 
-    config: DecoderConfig
+    config: LayerConfig
     features: tuple[int, int]
     axes: tuple[str, str]
     use_bias: bool = False
@@ -73,7 +73,7 @@ class RMSNorm(nn.Module):
       axis: the logical name of the axis.
     """
 
-    config: DecoderConfig
+    config: LayerConfig
     axis: str = "embed"
 
     @nn.compact
@@ -99,7 +99,7 @@ class Embedder(nn.Module):
       config: the network's.
     """
 
-    config: DecoderConfig
+    config: LayerConfig
 
     def setup(self) -> None:
         """Creates the table."""
@@ -139,6 +139,20 @@ class Keys(NamedTuple):
     bias: Float[Array, "#R #Q L"]
 
 
+def joined(first: Keys, second: Keys) -> Keys:
+    """Puts keys behind one another, for one softmax over both; they are of the same rows."""
+    rows, queries = jnp.broadcast_shapes(first.bias.shape[:2], second.bias.shape[:2])
+    biases = (
+        jnp.broadcast_to(bias, (rows, queries, bias.shape[-1]))
+        for bias in (first.bias, second.bias)
+    )
+    return Keys(
+        jnp.concatenate([first.keys, second.keys], axis=2),
+        jnp.concatenate([first.values, second.values], axis=2),
+        jnp.concatenate(list(biases), axis=2),
+    )
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions.
 
@@ -146,7 +160,7 @@ class Attention(nn.Module):
       config: the network's.
     """
 
-    config: DecoderConfig
+    config: LayerConfig
 
     def setup(self) -> None:
         """Creates the projections."""
@@ -170,12 +184,17 @@ class Attention(nn.Module):
         """Projects and rotates queries and keys, and projects values."""
         config = self.config
         query = self._heads(self.query(x), config.num_heads)
-        key = self._heads(self.key(x), config.num_kv_heads)
-        value = self._heads(self.value(x), config.num_kv_heads)
         if config.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query = self.query_norm(query)
         query = rotate(query, by) * jnp.asarray(config.attention_scale, query.dtype)
+        key, value = self.keys_values(x)
         return query, rotate(key, by), value
+
+    def keys_values(self, x: Float[Array, "B L D"]) -> KeysValues:
+        """Projects keys, which are not rotated yet, and values."""
+        key = self._heads(self.key(x), self.config.num_kv_heads)
+        value = self._heads(self.value(x), self.config.num_kv_heads)
+        return self.key_norm(key) if self.config.qk_norm else key, value
 
     def attend(
         self, query: Float[Array, "R H Q K"], sources: Sequence[Keys], seed: Seed | None
@@ -218,15 +237,21 @@ class Attention(nn.Module):
         return nn.with_logical_constraint(heads, ("batch", "heads", "length", "kv"))
 
 
+def capped(logits: Float[Array, "*B"], cap: float | None) -> Float[Array, "*B"]:
+    """Keeps logits between ± cap: cap · tanh(logits / cap); None does not cap them."""
+    if cap is None:
+        return logits
+    limit = jnp.asarray(cap, logits.dtype)
+    return limit * jnp.tanh(logits / limit)
+
+
 def _logits(
-    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys
+    config: LayerConfig, query: Float[Array, "R KV G Q K"], source: Keys
 ) -> Float[Array, "R KV G Q L"]:
     """The masked attention logits of queries, in the dtype of the softmax."""
     wide = wide_dtype(config) if config.float32_attention_logits else config.dtype
     logits = _products("rhgqk,rhlk->rhgql", query, source.keys, wide)
-    if config.attention_softcap is not None:
-        cap = jnp.asarray(config.attention_softcap, logits.dtype)
-        logits = cap * jnp.tanh(logits / cap)
+    logits = capped(logits, config.attention_softcap)
     bias, rows = source.bias, query.shape[0]
     if bias.shape[0] not in (1, rows):
         bias = jnp.repeat(bias, rows // bias.shape[0], axis=0)
@@ -234,7 +259,7 @@ def _logits(
 
 
 def _attend_once(
-    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys, seed: Seed | None
+    config: LayerConfig, query: Float[Array, "R KV G Q K"], source: Keys, seed: Seed | None
 ) -> Float[Array, "R KV G Q K"]:
     """Attends to one source, the logits of all heads at once."""
     weights = jax.nn.softmax(_logits(config, query, source), axis=-1).astype(config.dtype)
@@ -243,7 +268,7 @@ def _attend_once(
 
 
 def _goes_by_head(
-    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys, seed: Seed | None
+    config: LayerConfig, query: Float[Array, "R KV G Q K"], source: Keys, seed: Seed | None
 ) -> bool:
     """Whether queries attend head by head: where the config says so, and that is worth a loop."""
     rows, length = query.shape[0], query.shape[3]
@@ -253,7 +278,7 @@ def _goes_by_head(
 
 
 def _attend_by_head(
-    config: DecoderConfig, query: Float[Array, "R KV G Q K"], source: Keys
+    config: LayerConfig, query: Float[Array, "R KV G Q K"], source: Keys
 ) -> Float[Array, "R KV G Q K"]:
     """Attends head by head, whose logits are computed again for the gradient.
 
@@ -307,7 +332,7 @@ class Mlp(nn.Module):
       config: the network's.
     """
 
-    config: DecoderConfig
+    config: LayerConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], seed: Seed | None) -> Float[Array, "B L D"]:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import mask_bias
 from sbs_jax.models.decoder.config import DecoderConfig
-from sbs_jax.models.decoder.layers import Embedder
+from sbs_jax.models.decoder.layers import Embedder, capped
 from sbs_jax.models.decoder.rows import Places, is_last, positions_in, without_end
 from sbs_jax.models.decoder.stack import Memory, Stack
 from sbs_jax.models.dropout import draw_seeds
@@ -177,9 +177,7 @@ class DecoderOnly(nn.Module):
             logits = self.token_embedder.attend(hidden)
         else:
             logits = self.decoder.head(hidden)
-        if config.logits_softcap is not None:
-            cap = jnp.asarray(config.logits_softcap, logits.dtype)
-            logits = cap * jnp.tanh(logits / cap)
+        logits = capped(logits, config.logits_softcap)
         if logits.ndim != 3:
             return logits  # not batch-shaped: skip the sharding constraint
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import LayerConfig
 
 
 class Rotation(NamedTuple):
@@ -19,7 +19,7 @@ class Rotation(NamedTuple):
     sin: Float[Array, "#B L K"]
 
 
-def inverse_frequencies(config: DecoderConfig, *, local: bool = False) -> np.ndarray:
+def inverse_frequencies(config: LayerConfig, *, local: bool = False) -> np.ndarray:
     """Returns the K / 2 angles by which one position turns, as transformers computes them.
 
     They are rounded to float32 as there: at position 60 the difference to float64 is a few 1e-6 of
@@ -49,7 +49,7 @@ def inverse_frequencies(config: DecoderConfig, *, local: bool = False) -> np.nda
 
 
 def rotation(
-    config: DecoderConfig, positions: Int[Array, "#B L"], *, local: bool = False
+    config: LayerConfig, positions: Int[Array, "#B L"], *, local: bool = False
 ) -> Rotation:
     """Returns the rotations of positions, which count from 0 within each text."""
     dtype = jnp.promote_types(jnp.float32, config.dtype)

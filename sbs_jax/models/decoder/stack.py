@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import MASKED, mask_bias
-from sbs_jax.models.decoder.config import DecoderConfig
+from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 from sbs_jax.models.decoder.layers import (
     Attention,
     Dense,
@@ -22,13 +22,15 @@ from sbs_jax.models.decoder.layers import (
     KeysValues,
     Mlp,
     RMSNorm,
+    joined,
     wide_dtype,
 )
 from sbs_jax.models.decoder.rotary import Rotation, rotation
 from sbs_jax.models.dropout import Seeds, draw_seeds, dropout
 from sbs_jax.models.stacks import KEPT, DecoderCache
 
-_LAYER_SEEDS = 4  # places of a layer that drop
+LAYER_SEEDS = 4
+"""Places of a layer that drop."""
 
 
 @struct.dataclass
@@ -67,13 +69,13 @@ class Memory:
         return cls(heads, rows, rows, rows, rows)
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
     """What the layers of one kind, local or global, see.
 
     Attributes:
       rotation: the rotation of the tokens that go through the layers.
       bias: the bias of the keys written with them or before, broadcastable to [R, Q, L].
-      memory: the memory of the memory's keys; None without a memory.
+      memory: the bias of the keys that are remembered; None without a memory.
     """
 
     rotation: Rotation
@@ -93,7 +95,7 @@ class Stack(nn.Module):
     def setup(self) -> None:
         """Creates the layers."""
         config = self.config
-        layer = _remat(Layer, config)
+        layer = with_remat(Layer, config)
         self.layers = [layer(config) for _ in range(config.num_layers)]
         self.decoder_norm = RMSNorm(config)
         if not config.logits_via_embedding:
@@ -104,7 +106,7 @@ class Stack(nn.Module):
     @property
     def num_seeds(self) -> int:
         """Places that drop, in this stack and its layers."""
-        return 2 + self.config.num_layers * _LAYER_SEEDS
+        return 2 + self.config.num_layers * LAYER_SEEDS
 
     def __call__(
         self,
@@ -118,8 +120,7 @@ class Stack(nn.Module):
         first, last, *seeds = seeds
         x = dropout(x, first, self.config)
         for number, layer in enumerate(self.layers):
-            own = seeds[number * _LAYER_SEEDS : (number + 1) * _LAYER_SEEDS]
-            x = layer(x, views[self.config.is_local(number)], own)
+            x = layer(x, views[self.config.is_local(number)], seeds_of(number, seeds))
         return dropout(self.decoder_norm(x), last, self.config)
 
     def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -182,25 +183,25 @@ class Stack(nn.Module):
         key_positions: Int[Array, "#R L"],
         visible: Bool[Array, "#R #Q L"],
         memory: Memory | None,
-    ) -> dict[bool, _View]:
+    ) -> dict[bool, View]:
         """The views of global (False) and local (True) layers, as far as there are any."""
         config = self.config
         views = {}
-        for local in sorted({config.is_local(number) for number in range(config.num_layers)}):
+        for local in kinds(config, config.num_layers):
             seen, remembered = visible, None if memory is None else memory.bias
             if local:
-                seen = seen & _within(config, positions, key_positions)
+                seen = seen & within_window(config, positions, key_positions)
                 if memory is not None:
                     rows = positions.shape[0]
                     of_rows = jnp.repeat(
                         memory.positions, rows // memory.positions.shape[0], axis=0
                     )
-                    near = mask_bias(_within(config, positions, of_rows))
+                    near = mask_bias(within_window(config, positions, of_rows))
                     remembered = near + jnp.repeat(
                         memory.bias, rows // memory.bias.shape[0], axis=0
                     )
             turned = rotation(config, positions, local=local)
-            views[local] = _View(turned, mask_bias(seen), remembered)
+            views[local] = View(turned, mask_bias(seen), remembered)
         return views
 
 
@@ -211,7 +212,7 @@ class Layer(nn.Module):
       config: the network's.
     """
 
-    config: DecoderConfig
+    config: LayerConfig
 
     def setup(self) -> None:
         """Creates both blocks."""
@@ -225,15 +226,27 @@ class Layer(nn.Module):
             self.post_mlp_layer_norm = RMSNorm(config)
 
     def __call__(
-        self, x: Float[Array, "B L D"], view: _View, seeds: Seeds
+        self,
+        x: Float[Array, "B L D"],
+        view: View,
+        seeds: Seeds,
+        encoded: Float[Array, "B S D"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Applies the layer to tokens that see one another alone."""
-        return self._apply(x, view, None, 0, None, seeds)[0]
+        """Applies the layer to tokens that see one another, and what is `encoded` if given."""
+        remembered = None if encoded is None else self.remember(encoded)
+        return self._apply(x, view, None, 0, remembered, seeds)[0]
+
+    def remember(self, encoded: Float[Array, "B S D"]) -> KeysValues:
+        """The keys and values of an encoder's output, which has no positions here.
+
+        T5Gemma 2 merges self- and cross-attention: both have the same projections.
+        """
+        return self.self_attention.keys_values(encoded)
 
     def step(
         self,
         x: Float[Array, "R Q D"],
-        view: _View,
+        view: View,
         cached: KeysValues | None,
         slot: Int[Array, ""] | int,
         remembered: KeysValues | None,
@@ -247,13 +260,13 @@ class Layer(nn.Module):
           slot: where `cached` takes the new ones.
           remembered: the memory's; None without.
         """
-        seeds = draw_seeds(None, _LAYER_SEEDS)
+        seeds = draw_seeds(None, LAYER_SEEDS)
         return self._apply(x, view, cached, slot, remembered, seeds)
 
     def _apply(
         self,
         x: Float[Array, "R Q D"],
-        view: _View,
+        view: View,
         cached: KeysValues | None,
         slot: Int[Array, ""] | int,
         remembered: KeysValues | None,
@@ -273,6 +286,8 @@ class Layer(nn.Module):
         if remembered is not None:
             assert view.memory is not None
             sources = (Keys(*remembered, view.memory), *sources)
+            if cached is None:  # in training, where weights may be dropped
+                sources = (joined(*sources),)
         attended = self.self_attention.attend(query, sources, seeds[0])
         if config.post_norms:
             attended = self.post_self_attention_layer_norm(attended)
@@ -300,15 +315,25 @@ def as_prefix(cache: DecoderCache, length: Int[Array, ""]) -> Memory:
     return Memory(cache.keys_values, bias, slots, length, start)
 
 
-def _within(
-    config: DecoderConfig, positions: Int[Array, "#R Q"], key_positions: Int[Array, "#R L"]
+def kinds(config: LayerConfig, num_layers: int) -> list[bool]:
+    """Which kinds of layers a stack has: False stands for global ones, True for local ones."""
+    return sorted({config.is_local(number) for number in range(num_layers)})
+
+
+def seeds_of(number: int, seeds: Seeds) -> Seeds:
+    """The seeds of one layer, out of those of all layers of a stack."""
+    return seeds[number * LAYER_SEEDS : (number + 1) * LAYER_SEEDS]
+
+
+def within_window(
+    config: LayerConfig, positions: Int[Array, "#R Q"], key_positions: Int[Array, "#R L"]
 ) -> Bool[Array, "#R Q L"]:
-    """Whether keys lie within the sliding window of each token; there must be one."""
+    """Whether keys lie within the sliding window behind each token; there must be one."""
     assert config.sliding_window is not None
     return positions[:, :, None] - key_positions[:, None, :] < config.sliding_window
 
 
-def _remat(layer: Any, config: DecoderConfig) -> Any:
+def with_remat(layer: Any, config: LayerConfig) -> Any:
     """The layer's class, recomputing in the backward pass what `config.remat` says."""
     policy = KEPT[config.remat]
     return layer if policy is None else nn.remat(layer, policy=policy)

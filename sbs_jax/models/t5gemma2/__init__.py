@@ -1,0 +1,1 @@
+"""T5Gemma 2: an encoder and a decoder of Gemma 3's layers."""

@@ -185,6 +185,10 @@ def export(
 
 def _export_adapters(source: loading.Source, config: ModelConfig, folder: Path, dtype: str) -> Path:
     lora = source.lora
+    if isinstance(config, T5Gemma2Config):
+        raise UserError(
+            "ADAPTERS_ONLY is not for a T5Gemma 2; export it without, its adapters merged."
+        )
     if lora is None:
         raise UserError(
             f"{source.folder}: holds no adapters (it was not trained with LORA_RANK); export it "

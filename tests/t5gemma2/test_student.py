@@ -112,7 +112,7 @@ def test_it_is_evaluated_and_answers_as_transformers_does(trained, tmp_path):
 def test_what_is_not_for_it_is_refused(trained, tmp_path):
     for options, said in (
         ({"file_format": "gguf"}, "FORMAT = 'gguf' is for decoder-only students"),
-        ({"adapters_only": True}, "holds no adapters"),
+        ({"adapters_only": True}, "ADAPTERS_ONLY is not for a T5Gemma 2"),
     ):
         with pytest.raises(UserError, match=said):
             export(checkpoint_path=str(trained), output_dir=str(tmp_path / "out"), **options)

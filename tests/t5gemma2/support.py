@@ -41,21 +41,20 @@ EOI = 77
 """The id of the token that ends an image: here a letter."""
 
 
-def make():
-    """The network, with a local and a global layer in both stacks."""
+def make(layers=(LOCAL, GLOBAL)):
+    """The network, with these layers in both stacks."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    encoder = {**STACK, "num_hidden_layers": 2, "layer_types": [LOCAL, GLOBAL]}
-    decoder = {**STACK, "num_hidden_layers": 2, "layer_types": [LOCAL, GLOBAL]}
+    stack = {**STACK, "num_hidden_layers": len(layers), "layer_types": list(layers)}
     config = transformers.T5Gemma2Config(
         encoder={
-            "text_config": encoder,
+            "text_config": stack,
             "vision_config": VISION,
             "mm_tokens_per_image": 1,
             "eoi_token_index": EOI,
         },
-        decoder=decoder,
+        decoder=stack,
         attn_implementation="eager",
     )
     network = transformers.T5Gemma2ForConditionalGeneration(config)

@@ -1,8 +1,5 @@
 """T5Gemma 2 against transformers' own class: a small random one with both kinds of layers."""
 
-import dataclasses
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,25 +50,47 @@ def shifted(targets, start=0):
     return np.pad(targets, ((0, 0), (1, 0)), constant_values=start)[:, :-1]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def loss_and_gradients(model, params, inputs, decoder_inputs, targets, segments):
-    """The mean over targets that are not 0, its gradients, and the logits."""
+@pytest.fixture(scope="module")
+def losses(opened):
+    """The mean over targets that are not 0, its gradients and the logits, by one program."""
+    config, params = opened
+    model = T5Gemma2(config)
 
-    def loss(params):
-        logits = model.apply({"params": params}, inputs, decoder_inputs, **segments)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-        return -jnp.sum(jnp.where(targets > 0, chosen, 0.0)) / jnp.sum(targets > 0), logits
+    @jax.jit
+    def compute(inputs, starts, targets, **segments):
+        def loss(params):
+            logits = model.apply({"params": params}, inputs, starts, **segments)
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)
+            return -jnp.sum(chosen[..., 0], where=targets > 0) / jnp.sum(targets > 0), logits
 
-    (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    return value, traverse_util.flatten_dict(gradients, sep="/"), logits
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    def of_rows(inputs, starts, targets, **segments):
+        """Pads to three rows of 60 and 40 tokens."""
+        ids = [in_rows(array, 60) for array in (inputs, segments.pop("encoder_segment_ids"))]
+        outputs = {
+            name: in_rows(array, 40)
+            for name, array in {"starts": starts, "targets": targets, **segments}.items()
+        }
+        (value, logits), gradients = compute(ids[0], encoder_segment_ids=ids[1], **outputs)
+        return value, traverse_util.flatten_dict(gradients, sep="/"), np.asarray(logits)
+
+    return of_rows
+
+
+def in_rows(ids, length):
+    ids = np.asarray(ids)
+    return np.pad(ids, ((0, 3 - ids.shape[0]), (0, length - ids.shape[1])))
 
 
 @pytest.fixture(scope="module")
-def separate(opened, texts):
+def separate(losses, texts):
     """What the texts give, one a row."""
-    config, params = opened
     inputs, targets = texts
-    return loss_and_gradients(T5Gemma2(config), params, inputs, shifted(targets), targets, {})
+    own = {"decoder_segment_ids": targets > 0, "decoder_source_ids": targets > 0}
+    segments = {"encoder_segment_ids": inputs > 0, **own}
+    segments = {name: ids.astype(np.int32) for name, ids in segments.items()}
+    return losses(inputs, shifted(targets), targets, **segments)
 
 
 def assert_near(ours, wanted, tolerance, path):
@@ -99,8 +118,9 @@ def test_logits_loss_and_gradients_agree_with_transformers(reference, opened, te
     own_order = np.arange(config.vocab_size)
     own_order[[1, 2]] = 2, 1
     assert np.abs(logits).max() > 0.5  # the comparison says something
-    theirs = out.logits.detach().numpy()[..., own_order]
-    np.testing.assert_allclose(logits, theirs, atol=TOLERANCE, rtol=0)
+    real, theirs = texts[1] > 0, out.logits.detach().numpy()[..., own_order]
+    logits = logits[:, : real.shape[1]]
+    np.testing.assert_allclose(logits[real], theirs[real], atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(loss, their_loss.item(), rtol=TOLERANCE)
     wanted = {
         name.replace("encoder.text_model.", "encoder."): parameter.grad
@@ -113,30 +133,22 @@ def test_logits_loss_and_gradients_agree_with_transformers(reference, opened, te
         assert_near(gradients[path], gradient.T if source.transposed else gradient, TOLERANCE, path)
 
 
-def test_packed_rows_and_shared_inputs_equal_separate_texts(opened, texts, separate):
-    """One row holds two inputs, each with EOS, and three targets, two of them of one input.
-
-    It is computed head by head, and layers again for the gradient.
-    """
-    config, params = opened
+def test_packed_rows_and_shared_inputs_equal_separate_texts(losses, texts, separate):
+    """One row holds two inputs, each with EOS, and three targets, two of them of one input."""
     inputs, targets = texts
     once = [np.append(inputs[row, : INPUTS[row]], 1) for row in (0, 2)]
-    segments = {
-        "encoder_segment_ids": np.repeat([1, 2, 0], [len(once[0]), len(once[1]), 4]),
-        "decoder_segment_ids": np.repeat([1, 2, 3, 0], [*TARGETS, 30]),
-        "decoder_source_ids": np.repeat([1, 1, 2, 0], [*TARGETS, 30]),
-    }
     real = targets > 0
-    loss, gradients, logits = loss_and_gradients(
-        T5Gemma2(dataclasses.replace(config, remat="full", attention="by_head")),
-        params,
-        np.pad(np.concatenate(once), (0, 4))[None],
-        np.pad(shifted(targets)[real], (0, 30))[None],
-        np.pad(targets[real], (0, 30))[None],
-        {name: ids[None] for name, ids in segments.items()},
+    loss, gradients, logits = losses(
+        np.concatenate(once)[None],
+        shifted(targets)[real][None],
+        targets[real][None],
+        encoder_segment_ids=np.repeat([1, 2], [len(text) for text in once])[None],
+        decoder_segment_ids=np.repeat([1, 2, 3], TARGETS)[None],
+        decoder_source_ids=np.repeat([1, 1, 2], TARGETS)[None],
     )
     np.testing.assert_allclose(loss, separate[0], rtol=1e-5)
-    np.testing.assert_allclose(logits[0, : real.sum()], separate[2][real], atol=1e-4)
+    alone = separate[2][:, : real.shape[1]][real]
+    np.testing.assert_allclose(logits[0, : real.sum()], alone, atol=1e-4)
     for path, gradient in separate[1].items():
         assert_near(gradients[path], gradient, 1e-5, path)
 

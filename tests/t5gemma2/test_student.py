@@ -11,7 +11,6 @@ from sbs_jax.checkpoints.safetensors_files import open_safetensors
 from sbs_jax.checkpoints.t5gemma2 import huggingface_sources
 from sbs_jax.errors import UserError
 from sbs_jax.inference.loader import load_predictor
-from sbs_jax.programs import eval as evaluation
 from sbs_jax.programs.export import export
 from sbs_jax.text_tokenizer import TextTokenizer
 from tests.decoder.students import one_device, params_of, run
@@ -22,7 +21,7 @@ from tests.t5gemma2 import support
 def pretrained(tmp_path_factory):
     """A folder of transformers, its weights in several shards."""
     folder = tmp_path_factory.mktemp("pretrained")
-    support.save(support.make(), folder, max_shard_size="60KB")
+    support.save(support.make([support.LOCAL]), folder, max_shard_size="60KB")
     assert (folder / "model.safetensors.index.json").is_file()
     return folder
 
@@ -76,20 +75,11 @@ def test_it_trains_and_is_recorded(pretrained, trained):
     assert tokenizer.encode("ab</s>") == [97, 98, 1]
 
 
-def test_it_is_evaluated_and_answers_as_transformers_does(trained, tmp_path):
+def test_it_answers_as_transformers_does(trained, tmp_path):
     """Its label is what the exported folder generates, asked as its model card says."""
     import torch
     import transformers
 
-    metrics = evaluation.evaluate(
-        checkpoint_path=str(trained),
-        output_dir=str(tmp_path / "eval"),
-        splits=["validation"],
-        batch_size=8,
-        max_decode_len=8,
-        mesh=one_device(),
-    )
-    assert np.isfinite(metrics["validation"]["label_loss"])
     predictor = load_predictor(str(trained), mesh=one_device(), batch_size=1, max_decode_len=8)
     (answer,) = predictor.labels(["1 + 1"])
 

@@ -74,9 +74,9 @@ ROWS = (
         for target in ("v4:2x2x1", "v5p:2x2x1", "v6e:2x4", "tpu7x:2x2x1", "a100-80:8", "b200:8")
     ),
     Row("t5_1_1_large", "v4:2x2x1", _CUT),
+    Row("t5_1_1_xl", "h100:8", _CUT),
     Row("t5_1_1_xxl", "v5p:4x4x4", _CUT),
     Row("smollm2_135m", "v6e:8x8"),
-    Row("t5_1_1_xl", "h100:8", _CUT),
     Row("t5_1_1_xxl", "tpu7x:2x4x4", _CUT),
     Row("t5_1_1_large", "v5p:2x2x1", _CUT),
     Row("t5_1_1_large", "h100:8", _CUT),

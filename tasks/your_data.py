@@ -16,7 +16,7 @@ from typing import Any
 
 import gin
 
-from sbs_jax import DataSettings, Example, Row, read_rows, register_dataset, remote_copies
+from sbs_jax import DataSettings, Example, Row, read_rows, register_dataset, remote, remote_copies
 from sbs_jax.data.release import example_of, rationale_texts
 from sbs_jax.errors import UserError
 from sbs_jax.json_files import text_encoding
@@ -75,7 +75,7 @@ class Files:
         """Returns the file that the examples of `split` are read from.
 
         Raises:
-          UserError: none is given.
+          UserError: none is given, or it is not there.
         """
         own = {
             "train": self.train_file,
@@ -89,7 +89,10 @@ class Files:
         path = own or self.train_file
         if path is None:
             raise UserError("TRAIN_FILE is missing: give --gin.TRAIN_FILE=PATH.")
-        return remote_copies.local(path)
+        copy = remote_copies.local(path)
+        if remote.is_remote(path) and not copy.exists():
+            raise UserError(f"{path}: there is nothing to read; check the name and the network.")
+        return copy
 
 
 def load(split: str, settings: DataSettings) -> list[Example]:

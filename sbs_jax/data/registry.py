@@ -106,4 +106,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return f"; did you mean {' or '.join(repr(other) for other in near)}?"
     if names:
         return f"; there are {', '.join(sorted(names))}."
-    return "; none is registered: import the module that does it (`import sbs_jax.tasks`)."
+    return (
+        "; none is registered: add the gin file of its data set (--gin_file=tasks/svamp.gin), or "
+        "name your own module as MIXTURE_OR_TASK_MODULE."
+    )

@@ -143,10 +143,11 @@ def _run(
     size = WINDOW * predictor.row_counts[-1]
     count, fresh = 0, 0
     begin = last_note = time.monotonic()
+    noted = ""
     pending: tuple[int, Callable[[], list[dict[str, Any]]]] | None = None
 
     def write(window: tuple[int, Callable[[], list[dict[str, Any]]]] | None) -> None:
-        nonlocal fresh, last_note
+        nonlocal fresh, last_note, noted
         if window is None:
             return
         rows = window[1]()
@@ -155,7 +156,8 @@ def _run(
         fresh += len(rows)
         if time.monotonic() - last_note > _SECONDS_BETWEEN_LINES:
             last_note = time.monotonic()
-            progress.note(f"{window[0] + len(rows):,} inputs, {fresh / (last_note - begin):,.1f}/s")
+            noted = f"{window[0] + len(rows):,} inputs, {fresh / (last_note - begin):,.1f}/s"
+            progress.note(noted)
 
     # On CPU, nothing that communicates may run beside the question whether to stop.
     alone = jax.process_count() > 1 and jax.default_backend() == "cpu"
@@ -189,7 +191,8 @@ def _run(
     seconds = max(time.monotonic() - begin, 1e-9)
     kept = f" ({count - fresh:,} were there)" if fresh < count else ""
     rate = f", {fresh / seconds:,.1f}/s" if fresh else ""
-    progress.note(f"{count:,} inputs{kept}{rate}")
+    if (total := f"{count:,} inputs{kept}{rate}") != noted:
+        progress.note(total)
     return count
 
 

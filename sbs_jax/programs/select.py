@@ -87,9 +87,15 @@ def select(
             f"OUTPUT_DIR = {output_dir} is the folder of RATIONALES_FILE, which would be "
             "overwritten; name another folder."
         )
-    total = sum(1 for _ in read_rows(source, label_source))  # before anything slow
-    if not total:
+    explained = [bool(rationales_of(row)) for row in read_rows(source, label_source)]
+    if not explained:  # before anything slow
         raise UserError(f"RATIONALES_FILE = {rationales_file}: holds no rows.")
+    if not any(explained):
+        raise UserError(
+            f"RATIONALES_FILE = {rationales_file}: no row has a rationale in 'llm_rationale' or "
+            "'llm_rationales', as a teacher writes them."
+        )
+    total = len(explained)
     reader = loader.load()
     base = reader
     if base_checkpoint_path is not None:

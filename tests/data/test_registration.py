@@ -124,7 +124,7 @@ def test_other_unknown_names(use):
 
 def test_without_registered_tasks_the_import_is_named(monkeypatch):
     monkeypatch.setattr(seqio.TaskRegistry, "names", classmethod(lambda cls: set()))
-    with pytest.raises(UserError, match="none is registered: import the module"):
+    with pytest.raises(UserError, match="none is registered: add the gin file"):
         choosing.find_task("svamp_sbs")
 
 

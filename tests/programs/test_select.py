@@ -234,6 +234,9 @@ def test_what_cannot_be_scored_is_refused(model_dir, taught, tmp_path):
         select(model_dir, write(tmp_path / "rationales.jsonl", rows()), tmp_path)
     with pytest.raises(UserError, match="holds no rows"):
         select(model_dir, write(tmp_path / "empty.jsonl", []), tmp_path / "out")
+    human = [{"id": "1", "input": "x", "label": "y", "rationale": "r"}]
+    with pytest.raises(UserError, match="no row has a rationale in 'llm_rationale'"):
+        select(model_dir, write(tmp_path / "human.jsonl", human), tmp_path / "out")
     joint = toy.write_model_dir(tmp_path / "joint", method="joint")
     with pytest.raises(UserError, match="cannot be given one"):
         select(joint, taught, tmp_path / "out")

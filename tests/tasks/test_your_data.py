@@ -238,3 +238,10 @@ def test_strict_lengths_name_file_and_line(tmp_path):
             pipeline.load_records(task, "train", {"inputs": 400, "targets": 32})
         with pytest.raises(UserError, match=rf"2 of the 60 inputs of .*first: .*{line}; the long"):
             pipeline.load_eval_examples(task, "validation", {"inputs": 32, "targets": 32})
+
+
+def test_a_remote_file_that_is_not_there_is_named_by_its_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bind(train_file="memory://lake/none.jsonl")
+    with pytest.raises(UserError, match=r"^memory://lake/none\.jsonl: there is nothing to read"):
+        load("train")

@@ -96,7 +96,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         raise UserError(
             f"HOST = {host!r}, PORT = {port}: cannot listen there ({reason}); choose another port, "
             "or 0 for a free one."

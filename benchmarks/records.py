@@ -145,10 +145,10 @@ def _start(folder: Path, kept: bool) -> None:
 
 def _generate(folder: Path, count: int) -> None:
     """Writes records of random tokens, in pieces."""
-    from sbs_jax.data import stored_records
+    from sbs_jax.data import record_files
     from sbs_jax.data.records import Counts
 
-    if stored_records.open_folder(folder) is not None:
+    if record_files.open_folder(folder) is not None:
         return
     start = time.perf_counter()
     piece = 1 << 20
@@ -177,7 +177,7 @@ def _generate(folder: Path, count: int) -> None:
             yield np.repeat(np.arange(own.size, dtype=np.int8) % 2 + 1, own)
 
     firsts = range(0, count, piece)
-    stored_records.write_folder(
+    record_files.write_folder(
         folder,
         {
             "input_tokens": tokens(12),
@@ -203,13 +203,13 @@ def _generate(folder: Path, count: int) -> None:
 def _map(folder: Path, batches: int) -> None:
     """Maps records, makes batches, and prints what that took."""
     start = time.perf_counter()
-    from sbs_jax.data import pipeline, stored_records
+    from sbs_jax.data import pipeline, record_files
     from sbs_jax.data.batching import Batching
 
     for path in folder.iterdir():  # as after a reboot
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    records = stored_records.open_folder(folder)
+    records = record_files.open_folder(folder)
     assert records is not None
     fill = pipeline.measure_fill(records, LENGTHS)
     made = pipeline.TrainBatches(records, Batching(LENGTHS, batch_size=64), seed=0)

@@ -3,7 +3,7 @@
     RECORDS_CACHE_DIR/.esnli_sbs-train-3f1c....pieces/0000000-32768/    the records of a piece
     RECORDS_CACHE_DIR/.esnli_sbs-train-3f1c....pieces/0000000-32768.npy hashes of ids in the data
 
-Each piece is written as records are (`stored_records.write_folder`), so that one that bears its
+Each piece is written as records are (`record_files.write_folder`), so that one that bears its
 name is complete: what a killed pass has done is taken over by the next one. Joined, the pieces are
 the records that the whole split gives, to the bit, however many processes made them.
 
@@ -21,18 +21,19 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from sbs_jax.data import datasets, elements, stored_records
+from sbs_jax.data import datasets, elements, record_files
 from sbs_jax.data.pieces import Piece
 from sbs_jax.data.records import Records
 from sbs_jax.data.release import Example
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
+from sbs_jax.data.tokenizing import make_records
 from sbs_jax.errors import UserError
 from sbs_jax.files import CannotWrite, atomic_open
 
@@ -41,9 +42,6 @@ log = logging.getLogger(__name__)
 ROWS = 32_768
 """The rows of a piece; their examples and records take some 80 MB."""
 _WORTH_A_PROCESS = 2  # pieces; it takes as long as making one to start a process
-
-MakeFn = Callable[[ResolvedTask, str], Records]
-"""Reads and tokenizes the examples that a task's data set loads for a split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Portion:
 
 
 def records_of_pieces(
-    task: ResolvedTask, split: str, folder: Path, make: MakeFn, limits: tuple[int, int]
+    task: ResolvedTask, split: str, folder: Path, limits: tuple[int, int]
 ) -> list[Records]:
     """Reads and tokenizes a split in pieces, those that are there already excepted.
 
@@ -73,7 +71,6 @@ def records_of_pieces(
       task: a task of ours; its settings say how many processes are at work.
       split: its split.
       folder: keeps the pieces; it bears the name of what they are made of.
-      make: makes records; `piece_worker` calls the same function with the same `limits`.
       limits: the most tokens of inputs and targets.
 
     Returns:
@@ -101,7 +98,7 @@ def records_of_pieces(
         _in_processes(task, split, folder, missing, limits)
         for portion in missing:
             if _found(folder, portion) is None:
-                make_portion(task, split, portion, folder, make)
+                make_portion(task, split, portion, folder, limits)
         records = [_found(folder, portion) for portion in portions]
         ids = [np.load(folder / f"{portion.name}.npy") for portion in portions]
     except CannotWrite:
@@ -134,7 +131,7 @@ def _portions(dataset: datasets.Dataset, split: str, settings: DataSettings) -> 
 
 
 def make_portion(
-    task: ResolvedTask, split: str, portion: Portion, folder: Path, make: MakeFn
+    task: ResolvedTask, split: str, portion: Portion, folder: Path, limits: tuple[int, int]
 ) -> None:
     """Makes the records of a portion and writes them to `folder`.
 
@@ -160,10 +157,10 @@ def make_portion(
     own = dataclasses.replace(dataset, load=load, own_validation=True)
     settings = dataclasses.replace(task.settings, train_fraction=1.0, train_examples=None)
     part = dataclasses.replace(task, info=dataclasses.replace(info, dataset=own), settings=settings)
-    records = make(part, split)
+    records = make_records(part, split, limits)
     with atomic_open(folder / f"{portion.name}.npy", "wb") as file:
         np.save(file, np.frombuffer(b"".join(ids), np.uint64))
-    stored_records.write_records(folder / portion.name, records)
+    record_files.write_records(folder / portion.name, records)
 
 
 def _given_ids(examples: Sequence[Example], stem: str) -> list[str]:
@@ -187,7 +184,7 @@ def _hash(identity: str) -> bytes:
 def _found(folder: Path, portion: Portion) -> Records | None:
     if not (folder / f"{portion.name}.npy").is_file():
         return None
-    return stored_records.open_folder(folder / portion.name)
+    return record_files.open_folder(folder / portion.name)
 
 
 def _warn(

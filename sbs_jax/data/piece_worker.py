@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import pickle
 import sys
 
-from sbs_jax.data import first_pass, pipeline
+from sbs_jax.data import first_pass
 from sbs_jax.data.resolving import resolve_task
 from sbs_jax.errors import UserError
 
@@ -18,13 +17,12 @@ def main() -> int:
     job: first_pass.Job = pickle.load(sys.stdin.buffer)
     for module in job.modules:
         importlib.import_module(module)
-    make = functools.partial(pipeline.make_records, limits=job.limits)
     try:
         task = resolve_task(job.task, job.settings)
         for portion in job.portions:
             if os.getppid() != job.parent:
                 return 1
-            first_pass.make_portion(task, job.split, portion, job.folder, make)
+            first_pass.make_portion(task, job.split, portion, job.folder, job.limits)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -33,9 +33,9 @@ def made(monkeypatch):
     found = []
     make = first_pass.make_portion
 
-    def spied(task, split, portion, folder, make_records):
+    def spied(task, split, portion, folder, limits):
         found.append(portion.name)
-        make(task, split, portion, folder, make_records)
+        make(task, split, portion, folder, limits)
 
     monkeypatch.setattr(first_pass, "make_portion", spied)
     return found
@@ -87,9 +87,9 @@ def test_processes_make_the_same(settings, monkeypatch):
 def test_a_killed_pass_is_taken_up_where_it_ended(settings, made, monkeypatch, tmp_path):
     spied = first_pass.make_portion
 
-    def killed(task, split, portion, folder, make):
+    def killed(task, split, portion, folder, limits):
         assert list(folder.parent.glob(".svamp_sbs-train-*.lock"))  # others wait
-        spied(task, split, portion, folder, make)
+        spied(task, split, portion, folder, limits)
         if len(made) == 4:
             (folder / portion.name / "target_tokens.npy").unlink()  # not written to the end
             raise KeyboardInterrupt
@@ -111,9 +111,9 @@ def test_a_killed_pass_is_taken_up_where_it_ended(settings, made, monkeypatch, t
 def test_a_full_disk_ends_the_pass_and_what_was_done_is_kept(settings, made, monkeypatch, tmp_path):
     spied = first_pass.make_portion
 
-    def on_a_small_disk(task, split, portion, folder, make):
+    def on_a_small_disk(task, split, portion, folder, limits):
         with disks.full_after(1 if len(made) == 2 else 1 << 20):
-            spied(task, split, portion, folder, make)
+            spied(task, split, portion, folder, limits)
 
     monkeypatch.setattr(first_pass, "make_portion", on_a_small_disk)
     with pytest.raises(UserError, match=r"svamp_sbs-train-.* cannot be written"):

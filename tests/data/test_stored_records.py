@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from sbs_jax.data import pipeline, stored_records
+from sbs_jax.data import pipeline, record_files, stored_records, tokenizing
 from sbs_jax.data import records as records_lib
 from sbs_jax.data.batching import Batching
 from sbs_jax.data.resolving import resolve_task
@@ -49,7 +49,7 @@ def folders(settings):
 def test_mapped_records_and_their_batches_are_those_that_are_made(settings, monkeypatch):
     made = load(dataclasses.replace(settings, records_cache_dir=None))
     load(settings)
-    monkeypatch.setattr(pipeline, "read_columns", None)  # the second start tokenizes nothing
+    monkeypatch.setattr(tokenizing, "read_columns", None)  # the second start tokenizes nothing
     mapped = load(settings)
     assert arrays(made).keys() == arrays(mapped).keys() >= {"input_tokens", "source"}
     for name, array in arrays(made).items():
@@ -132,7 +132,7 @@ def test_who_may_read_them(settings):
     path.chmod(0)
     with read_only_folder() as other:  # as another user, if this one may do everything
         with pytest.raises(UserError, match=f"{folder}: cannot be read"):
-            stored_records.open_folder(path)
+            record_files.open_folder(path)
         with (
             pytest.raises(UserError, match="choose a folder that this user may write to"),
             stored_records._alone(other / folder),
@@ -168,7 +168,7 @@ def test_the_same_tokenizer_with_another_end_of_texts_has_records_of_its_own(set
 
 def test_a_mixture_is_joined_in_files_as_it_is_in_memory(settings, monkeypatch):
     monkeypatch.setattr(records_lib, "PIECE", 50)
-    monkeypatch.setattr(stored_records, "RANDOM_ABOVE", 0)
+    monkeypatch.setattr(record_files, "RANDOM_ABOVE", 0)
     plain = dataclasses.replace(settings, prefix_side="encoder")
     parts = [load(settings, "svamp_sbs"), load(plain, "svamp_standard")]
     rates = [1.0, 0.5]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sbs_jax.data import pipeline, registration, registry
+from sbs_jax.data import pipeline, registration, registry, tokenizing
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batching import EvalBatches
 from sbs_jax.data.resolving import TaskChoice, resolve_task
@@ -88,7 +88,7 @@ def test_cached_weights_are_those_that_are_read(folder, tmp_path, cache, monkeyp
     if cache == "records":
         settings = dataclasses.replace(settings, records_cache_dir=str(tmp_path))
         pipeline.load_records(resolve_task(f"{NAME}_sbs", settings), "train", LENGTHS)
-        monkeypatch.setattr(pipeline, "read_columns", None)  # nothing is tokenized again
+        monkeypatch.setattr(tokenizing, "read_columns", None)  # nothing is tokenized again
     else:
         settings = dataclasses.replace(settings, cache_dir=str(tmp_path))
         with settings_lib.override(settings):

@@ -10,7 +10,7 @@ import pytest
 
 from sbs_jax import files
 from sbs_jax.checkpoints import folders
-from sbs_jax.data import choosing, pipeline
+from sbs_jax.data import choosing, pipeline, tokenizing
 from sbs_jax.data.batching import AUTO, Batching
 from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
@@ -103,7 +103,7 @@ def test_row_lengths_that_are_left_to_the_data_stay_those_of_the_run(
     assert running.metadata(fresh, None)["feature_lengths"] == proposed != toy.LENGTHS
     again = pipeline.load_records(fresh.task, "train", proposed)
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "read_columns", None)  # The data are tokenized once.
+        patched.setattr(tokenizing, "read_columns", None)  # The data are tokenized once.
         assert fresh.records.fingerprint() == again.fingerprint()
         assert fresh.records.counts == again.counts
     # Longer inputs would want longer rows.

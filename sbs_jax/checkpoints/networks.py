@@ -22,7 +22,7 @@ _MEANING = (
     "layer_norm_epsilon",
 )
 
-# What another config says only of how a run computes.
+# What the other configs say only about how a run computes.
 _COMPUTING = (
     "dropout_rate",
     "dropout_broadcast_length",

@@ -113,7 +113,7 @@ def export(
         if not isinstance(config, DecoderConfig) or tokenizer is None:
             raise UserError(
                 "FORMAT = 'gguf' is for decoder-only students with a pretrained tokenizer; "
-                "llama.cpp's own converter makes a GGUF file of an exported folder of another kind."
+                "llama.cpp's own converter makes a GGUF file of an exported T5."
             )
         path = folder / f"{folder.name}.gguf"
         gguf_export.write_gguf(

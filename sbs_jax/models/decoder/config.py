@@ -25,7 +25,7 @@ ROPE_SCALINGS = ("none", "linear", "llama3")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """Dimensions and variant of layers with rotary positions, norms of roots and gated MLPs.
+    """Dimensions and variant of layers with rotary positions, RMS norms and gated MLPs.
 
     `DecoderConfig` and `T5Gemma2Config` add how many layers there are. Fields that `T5Config` has
     too mean the same there and here. The defaults are those of Llama.

@@ -232,7 +232,7 @@ class Layer(nn.Module):
         seeds: Seeds,
         encoded: Float[Array, "B S D"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Applies the layer to tokens that see one another, and what is `encoded` if given."""
+        """Applies the layer to tokens that see one another, and an encoder's output if given."""
         remembered = None if encoded is None else self.remember(encoded)
         return self._apply(x, view, None, 0, remembered, seeds)[0]
 

@@ -164,7 +164,7 @@ class Decoder(nn.Module):
 
 
 def _around(config: T5Gemma2Config, positions: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
-    """Whether keys lie within the sliding window around each token: one more of them behind it.
+    """Whether keys lie within the sliding window around each token.
 
     It has (sliding_window + 1) // 2 positions up to the token's own, and sliding_window // 2 after.
     """

@@ -201,7 +201,8 @@ def require_rationales(task: TaskInfo, split: str, examples: Sequence[Example]) 
     if hint:
         raise UserError(
             f"The task '{task.name}' needs rationales, but none of the {len(examples)} "
-            f"{_SPLIT_WORDS[split]} examples has one.{hint}"
+            f"{_SPLIT_WORDS[split]} examples has one (METHOD = 'standard' trains labels alone)."
+            f"{hint}"
         )
     if not any("llm_rationale" in example for example in examples):
         raise _no_completions(task, split, people=people)

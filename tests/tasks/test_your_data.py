@@ -151,7 +151,8 @@ def test_a_misspelt_rationale_field_is_an_error_that_names_the_fields_seen(tmp_p
         r"no row; its fields are input, label, rationale\."
     )
     with pytest.raises(
-        UserError, match=rf"'your_data_sbs' needs rationales, but none of the 18 .*{seen}"
+        UserError,
+        match=rf"'your_data_sbs' needs rationales, but none of the 18 .*'standard'.*{seen}",
     ):
         counts_of(tmp_path, "your_data")
     with pytest.raises(UserError, match=rf"needs people's rationales, but .*{seen}"):

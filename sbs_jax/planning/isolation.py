@@ -63,7 +63,9 @@ def end_with_parent() -> None:
     """Ends this process as soon as the one that called `compile_apart` has ended."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin, which Python locks: it aborts where it ends while a thread holds that lock.
+        while os.read(0, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

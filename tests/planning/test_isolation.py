@@ -1,6 +1,8 @@
 """A process of its own compiles, and may crash."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -26,3 +28,12 @@ def test_what_becomes_of_the_process(tmp_path, monkeypatch):
         compile_apart("kill -SEGV $$")
     with pytest.raises(UserError, match=r"^no such macro$"):
         compile_apart("echo error: no such macro >&2; exit 1")
+
+
+def test_a_mistake_ends_the_process_in_order_and_so_does_its_parents_end():
+    start = "from sbs_jax.planning import isolation; isolation.end_with_parent(); "
+    for then, code in (("raise SystemExit(3)", 3), ("import time; time.sleep(60)", 1)):
+        with subprocess.Popen([sys.executable, "-c", start + then], stdin=subprocess.PIPE) as one:
+            if code == 1:
+                one.stdin.close()
+            assert one.wait(50) == code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from sbs_jax.planning.compiling import Compiled
 from sbs_jax.planning.isolation import CompilerCrash
@@ -76,7 +76,6 @@ def search(
     static_bytes: Callable[[Layout], int],
     usable_bytes: int | None,
     compile_layout: Callable[[Layout], Compiled],
-    model_sizes: Sequence[int] | None = None,
     most: int | None = None,
     note: Callable[[Tried], None] = lambda _: None,
 ) -> list[Tried]:
@@ -91,7 +90,6 @@ def search(
       static_bytes: parameters and optimizer of a layout on one device, without compiling.
       usable_bytes: the usable bytes of one device; None tries every layout.
       compile_layout: compiles one; a `CompilerCrash` counts as one that does not fit.
-      model_sizes: sizes of the `model` axis; by default powers of 2.
       most: how many layouts are compiled at most; None sets no limit.
       note: a function that is called with each as it is done.
 
@@ -100,7 +98,7 @@ def search(
     """
     tried: list[Tried] = []
     compiled = 0
-    for steps in meshes(num_devices, rows, model_sizes):
+    for steps in meshes(num_devices, rows):
         for layout in steps:
             size = static_bytes(layout)
             too_large = usable_bytes is not None and size > usable_bytes
@@ -123,18 +121,11 @@ def fewest_rows(num_devices: int) -> int:
     return num_devices // (num_devices & -num_devices)  # All powers of 2 along `model`.
 
 
-def meshes(
-    num_devices: int, rows: int, model_sizes: Sequence[int] | None = None
-) -> Iterator[list[Layout]]:
-    """Layouts of each mesh, each list from fast to small; meshes that cut no row are left out."""
-    sizes = model_sizes
-    if sizes is None:
-        sizes = [2**power for power in range(num_devices.bit_length()) if 2**power <= num_devices]
-    for model in sizes:
-        if num_devices % model:
-            continue
+def meshes(num_devices: int, rows: int) -> Iterator[list[Layout]]:
+    """Yields the layouts of each mesh that cuts the rows evenly, each list from fast to small."""
+    for model in (2**power for power in range(num_devices.bit_length())):
         data = num_devices // model
-        if rows % data:
+        if data * model != num_devices or rows % data:
             continue
         for fsdp in (False, True) if data > 1 else (False,):
             steps = [Layout(data, model, fsdp, 1, remat) for remat in REMATS]

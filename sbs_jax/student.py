@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbs_jax.head_loss import Head
+from sbs_jax.models.drawing import draw_params
 from sbs_jax.models.interface import ModelConfig, network_of
 from sbs_jax.partitioning import rules as rules_lib
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
@@ -198,11 +199,15 @@ class Student:
 
     def init_params(self, seed: int) -> Any:
         """Random parameters, each created in its own shards; the same on every mesh."""
-        init = self.jit(
-            lambda key: nn.unbox(self._init_boxed(key)), out_shardings=self.param_shardings
-        )
         # Not the run's own key: dropout is folded from that one.
-        return init(jax.random.fold_in(jax.random.key(seed), 0x1217))
+        key = jax.random.fold_in(jax.random.key(seed), 0x1217)
+        return draw_params(
+            lambda key: nn.unbox(self._init_boxed(key)),
+            key,
+            self.param_shardings,
+            jit=self.jit,
+            context=self.context,
+        )
 
     def _init_boxed(self, key: jax.Array) -> Any:
         tokens = jnp.ones((1, 2), jnp.int32)

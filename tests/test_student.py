@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from sbs_jax.models.drawing import draw_params
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.planning import hlo
@@ -102,6 +103,39 @@ def test_parameters_are_born_the_same_on_every_mesh():
         here,
         there,
     )
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_parameters_are_those_that_flax_draws(scan_layers):
+    student = Student(
+        dataclasses.replace(CONFIG, scan_layers=scan_layers), make_mesh(devices=jax.devices()[:1])
+    )
+    tokens = jax.numpy.ones((1, 2), int)
+    key = jax.random.fold_in(jax.random.key(3), 0x1217)
+    drawn = nn.unbox(jax.jit(student.model.init)(key, tokens, tokens)["params"])
+    jax.tree.map(np.testing.assert_array_equal, student.init_params(seed=3), drawn)
+
+
+def test_depth_adds_no_program_that_draws():
+    def programs(layers):
+        config = dataclasses.replace(CONFIG, num_encoder_layers=layers, num_decoder_layers=layers)
+        student, made = Student(config, make_mesh(devices=jax.devices()[:1])), []
+
+        def jit(function, **options):
+            made.append(function)
+            return lambda key: jax.numpy.zeros(())  # Which programs there are is asked here alone.
+
+        tokens = jax.numpy.ones((1, 2), int)
+        draw_params(
+            lambda key: nn.unbox(student.model.init(key, tokens, tokens)["params"]),
+            jax.random.key(0),
+            student.param_shardings,
+            jit=jit,
+            context=student.context,
+        )
+        return len(made)
+
+    assert programs(3) == programs(2) < 12
 
 
 def test_dropout_is_the_same_on_every_mesh():

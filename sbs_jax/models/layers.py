@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from sbs_jax.models.config import T5Config, adapted_name
 from sbs_jax.models.decoder.config import LayerConfig
+from sbs_jax.models.drawing import Initializer, recorded
 from sbs_jax.models.dropout import Seed, dropout
-
-Initializer = Callable[..., jax.Array]
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -34,7 +33,7 @@ def partitioned(initializer: Initializer, axes: tuple[str | None, ...]) -> Initi
     Flax boxes the array while it initialises; `Module.param` gives the array itself, which Flax's
     types do not say.
     """
-    return cast(Initializer, nn.with_logical_partitioning(initializer, axes))
+    return cast(Initializer, nn.with_logical_partitioning(recorded(initializer), axes))
 
 
 class Adapted(NamedTuple):

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from sbs_jax.models.decoder.config import LayerConfig
 from sbs_jax.models.decoder.rotary import Rotation, rotate
+from sbs_jax.models.drawing import Initializer
 from sbs_jax.models.dropout import Seed, dropout
 from sbs_jax.models.layers import (
     ACTIVATION_FUNCTIONS,
-    Initializer,
     multiply,
     partitioned,
     project,

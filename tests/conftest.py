@@ -51,7 +51,7 @@ def _frozen_heap():
 
 
 _WITHOUT_RANK_PROMOTION = {
-    *("models", "decoder", "decoding", "partitioning", "training"),
+    *("models", "decoder", "t5gemma2", "decoding", "partitioning", "training"),
     *("programs", "evaluation", "experiments"),
     *("test_losses.py", "test_head_loss.py"),
 }

@@ -257,4 +257,5 @@ class _EndOfImage(nn.Module):
         init = partitioned(nn.initializers.zeros, ("embed",))
         vector = self.param("vector", init, (self.config.emb_dim,), jnp.float32)
         here = (tokens == self.config.our_eoi_id)[..., None]
-        return jnp.where(here, vector.astype(embedded.dtype), embedded)
+        vector = jnp.expand_dims(vector.astype(embedded.dtype), range(tokens.ndim))
+        return jnp.where(here, vector, embedded)

@@ -104,6 +104,15 @@ class CheckpointManager(Closing):
         """The folder of a step's checkpoint."""
         return self._folder / f"{folders.PREFIX}_{step}"
 
+    def lacks_best_metric(self, metrics: Mapping[str, float | None]) -> str | None:
+        """Returns a sentence if `best_metric` is not among the metrics of an evaluation."""
+        if self._best_metric is None or self._best_metric in metrics:
+            return None
+        return (
+            f"BEST_METRIC = {self._best_metric!r} is not among the metrics of the evaluation; "
+            f"choose one of {', '.join(sorted(metrics))}."
+        )
+
     def is_best(self, metrics: Mapping[str, float | None]) -> bool:
         """Whether these metrics are better than those of every checkpoint there is.
 
@@ -112,11 +121,8 @@ class CheckpointManager(Closing):
         """
         if self._best_metric is None:
             return False
-        if self._best_metric not in metrics:
-            raise UserError(
-                f"BEST_METRIC = {self._best_metric!r} is not among the metrics of the evaluation; "
-                f"choose one of {', '.join(sorted(metrics))}."
-            )
+        if lacking := self.lacks_best_metric(metrics):
+            raise UserError(lacking)
         value = _finite(metrics[self._best_metric])
         best = self.best_step()
         if value is None or best is None:

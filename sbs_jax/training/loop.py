@@ -157,6 +157,8 @@ def fit(
                         scores = run.record_evaluation(step, evaluate(state, step))
                     if checkpoints is not None and (saving or checkpoints.is_best(scores)):
                         run.save(step, state, fed.position, scores)
+                        if evaluating and (lacking := checkpoints.lacks_best_metric(scores)):
+                            progress.note(f"No best checkpoint is kept: {lacking}")
     finally:
         if checkpoints is not None:
             checkpoints.wait()

@@ -308,6 +308,18 @@ def test_nan_before_anything_is_saved(tmp_path):
     assert not folders.complete_checkpoints(tmp_path)
 
 
+def test_a_best_metric_that_does_not_exist_shows_at_the_first_evaluation(tmp_path):
+    """Where it comes with a save, the run goes on."""
+    console = Console(file=io.StringIO(), width=500)
+    run(tmp_path / "a", steps=2, best_metric="validation/scor", checkpoint_period=2,
+        eval_period=2, console=console)  # fmt: skip
+    said = "No best checkpoint is kept: BEST_METRIC = 'validation/scor' is not among the metrics"
+    assert said in console.file.getvalue()
+    assert list(folders.complete_checkpoints(tmp_path / "a")) == [2]
+    with pytest.raises(UserError, match="BEST_METRIC = 'validation/scor' is not among"):
+        run(tmp_path / "b", steps=4, best_metric="validation/scor", eval_period=2)
+
+
 def test_nothing_left_to_train(whole, tmp_path):
     before = (whole / "metrics.jsonl").read_text()
     console = Console(file=io.StringIO())

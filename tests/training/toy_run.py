@@ -138,6 +138,7 @@ class Options:
     nan_at: int | None = None
     pause: float = 0.0
     initial_checkpoint_path: str | None = None
+    best_metric: str = "validation/score"
 
 
 def run(model_dir, options, *, mesh=None, console=None):
@@ -152,7 +153,7 @@ def run(model_dir, options, *, mesh=None, console=None):
 
     with (
         CheckpointManager(
-            model_dir, keep=options.keep, best_metric="validation/score"
+            model_dir, keep=options.keep, best_metric=options.best_metric
         ) as checkpoints,
         MetricsWriter(model_dir) as writer,
     ):

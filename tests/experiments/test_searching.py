@@ -92,6 +92,7 @@ def test_each_combination_of_other_axes_is_searched(gin_file, tmp_path):
     [
         ([], "Give --target=ACCURACY"),
         (["--target=65"], "Give --target=ACCURACY"),
+        (["--target=high"], "argument --target: invalid float value: 'high'"),
         (["--target=0.5", "--gin.SWEEP={'SEED': '0:2'}"], "needs one axis of students"),
         (["--target=0.5", "--sweep=TRAIN_EXAMPLES=5"], "one axis of training data.* has 2"),
     ],

@@ -1,11 +1,14 @@
 """Measures start-up: CPU seconds of a training program that takes one step and evaluates nothing.
 
     python benchmarks/startup.py [--runs 3]
+    python benchmarks/startup.py --layers 2 12
 
 The quickstart's configuration (gin/examples/quickstart.gin, 4,000 generated problems), on one core.
 `cold` finds no compiled programs, `warm` those of the run before; each run trains its vocabulary
 and has a MODEL_DIR of its own. The last line is JSON: the least of the runs, in CPU seconds (user
-and system) and in seconds of wall time, and whether TensorFlow was imported.
+and system) and in seconds of wall time, and whether TensorFlow was imported. With `--layers`: CPU
+seconds until the parameters of a T5 of the quickstart's width with so many encoder and decoder
+layers are drawn, nothing compiled before, beside what one program that draws them all takes.
 """
 
 from __future__ import annotations
@@ -37,7 +40,12 @@ def main() -> None:
     """Prints what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="warm runs; the least counts")
+    parser.add_argument("--layers", type=int, nargs="+", help="only draw networks so deep")
     flags = parser.parse_args()
+    if flags.layers:
+        for layers in flags.layers:
+            print(json.dumps(_draw(layers)), flush=True)
+        return
     with tempfile.TemporaryDirectory() as folder:
         results = [_run(Path(folder), number) for number in range(1 + flags.runs)]
     warm = min(results[1:], key=lambda result: result["cpu_s"])
@@ -65,6 +73,39 @@ def _run(folder: Path, number: int) -> dict[str, float | bool]:
     imported = "tensorflow imported: True" in done.stderr
     result = {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2), "tensorflow": imported}
     print("cold" if number == 0 else "warm", result, flush=True)
+    return result
+
+
+def _draw(layers: int) -> dict[str, float | int]:
+    """Returns the CPU seconds of drawing the parameters of a network, in both ways."""
+    import jax
+    import jax.numpy as jnp
+
+    from sbs_jax.models.config import T5Config
+    from sbs_jax.partitioning.mesh import make_mesh
+    from sbs_jax.student import Student
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = T5Config(
+        vocab_size=1024,
+        emb_dim=128,
+        num_heads=4,
+        head_dim=32,
+        mlp_dim=256,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
+    )
+    student = Student(config, make_mesh(devices=jax.devices()[:1]))
+    tokens = jnp.ones((1, 2), jnp.int32)
+    ways = {
+        "by shape": lambda: student.init_params(0),
+        "at once": lambda: jax.jit(student.model.init)(jax.random.key(0), tokens, tokens),
+    }
+    result: dict[str, float | int] = {"layers": layers}
+    for name, way in ways.items():
+        before = time.process_time()
+        jax.block_until_ready(way())
+        result[name] = round(time.process_time() - before, 2)
     return result
 
 

@@ -231,9 +231,9 @@ def _sentence(error: RequestValidationError) -> str:
     if worst["type"] == "json_invalid":
         return "The body is no JSON."
     # The place contains names of types that were tried; an unknown key of the client is shown.
-    place = [part for part in worst["loc"][1:] if isinstance(part, int) or part in _FIELDS]
-    if worst["type"] == "extra_forbidden":
-        place.append(worst["loc"][-1])
+    unknown = worst["loc"][-1:] if worst["type"] == "extra_forbidden" else ()
+    known = worst["loc"][1 : len(worst["loc"]) - len(unknown)]
+    place = [part for part in known if isinstance(part, int) or part in _FIELDS] + list(unknown)
     if not place and (worst["type"] == "missing" or worst["type"].endswith("_type")):
         return "The body is no JSON object; send one with Content-Type: application/json."
     where = f"{'.'.join(map(str, place))}: " if place else ""

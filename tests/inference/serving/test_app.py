@@ -111,6 +111,11 @@ def test_malformed_requests_are_told_what_is_wrong(small, body, status, sentence
     assert len(answer["error"]) < 600
 
 
+def test_a_key_of_an_input_in_the_wrong_place_is_named_once(small):
+    _, _, answer = small.predict({"inputs": ["a"], "rationale": "r"})
+    assert answer["error"] == "rationale: Extra inputs are not permitted."
+
+
 def test_other_methods_paths_and_types(serve):
     served = serve()
     assert served.request("GET", "/predict")[0] == 405

@@ -228,7 +228,7 @@ class Trainer:
         from sbs_jax.training import schedules
 
         schedule = schedules.linear_decay(1.0, part.steps, round(part.steps / 10))
-        falls = 2.0 if self.variant.falling else 0.0
+        share = schedules.linear_ramp(2.0, 0.0, part.steps)
         heights = [np.float32(schedule(number)) for number in range(steps or part.steps)]
         sources = [self.batches(part, seed) for seed in seeds]
         rates = np.array([setting.learning_rate for setting in settings], np.float32)
@@ -240,9 +240,8 @@ class Trainer:
                 losses[-10].block_until_ready()  # So that the deadline is one of work done.
                 if time.monotonic() > deadline:
                     return None
-            share = np.float32(falls * (1 - number / part.steps) if falls else 1.0)
-            batch = self._stacked(sources)
-            state, loss = self._step(state, batch, weights * share, rates * height)
+            present = weights * np.float32(share(number)) if self.variant.falling else weights
+            state, loss = self._step(state, self._stacked(sources), present, rates * height)
             losses.append(loss)
         return state.params, [np.asarray(loss).tolist() for loss in losses]
 

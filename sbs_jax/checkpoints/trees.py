@@ -175,12 +175,8 @@ def _inspect(x: jax.Array) -> jax.Array:
     # A number for each place, from one multiplier for each axis: no reshape, so nothing moves
     # between devices.
     for axis in range(bits.ndim):
-        multiplier = (0x9E3779B1 * (2 * axis + 1)) % 2**32
-        bits += lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(multiplier)
-    # MurmurHash3's finalizer: a bijection, so one changed value always shows in the sum.
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    digest = jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)
+        bits += lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * _multiplier(axis)
+    digest = jnp.sum(_mixed(bits), dtype=jnp.uint32)
     return jnp.stack([digest, has_nan.astype(jnp.uint32), has_infinity.astype(jnp.uint32)])
 
 
@@ -197,12 +193,20 @@ def _inspect_here(x: np.ndarray) -> np.ndarray:
     has_nan, has_infinity = (inexact and bool(of(x).any()) for of in (np.isnan, np.isinf))
     bits: np.ndarray = x.view(f"u{x.dtype.itemsize}").astype(np.uint32)
     for axis, length in enumerate(x.shape):
-        places = np.arange(length, dtype=np.uint32) * np.uint32(
-            (0x9E3779B1 * (2 * axis + 1)) % 2**32
-        )
+        places = np.arange(length, dtype=np.uint32) * _multiplier(axis)
         bits += places.reshape(-1, *[1] * (x.ndim - axis - 1))
-    bits = bits.reshape(-1)  # Of one value, numpy would warn that it overflows.
+    # Flat, because of a single value numpy would warn that it overflows.
+    digest = np.sum(_mixed(bits.reshape(-1)), dtype=np.uint32)
+    return np.array([digest, has_nan, has_infinity], np.uint32)
+
+
+def _multiplier(axis: int) -> np.uint32:
+    """What the index along an axis is multiplied by, in the number of a value's place."""
+    return np.uint32((0x9E3779B1 * (2 * axis + 1)) % 2**32)
+
+
+def _mixed(bits: Any) -> Any:
+    """MurmurHash3's finalizer: a bijection, so one changed value always shows in the sum."""
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
-    digest = np.sum(bits ^ (bits >> 16), dtype=np.uint32)
-    return np.array([digest, has_nan, has_infinity], np.uint32)
+    return bits ^ (bits >> 16)

@@ -31,7 +31,7 @@ from sbs_jax.models.attention import mask_bias
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.layers import Embedder, capped
 from sbs_jax.models.decoder.rows import Places, is_last, positions_in, without_end
-from sbs_jax.models.decoder.stack import Memory, Stack
+from sbs_jax.models.decoder.stack import Memory, Stack, extend_by_one
 from sbs_jax.models.dropout import draw_seeds
 from sbs_jax.models.network import segments_of
 from sbs_jax.models.stacks import DecoderCache
@@ -227,17 +227,7 @@ class DecoderOnly(nn.Module):
         Returns:
           The float32 logits of the next token, and the cache for the next call.
         """
-        slots = jnp.arange(cache.keys_values[0][0].shape[2])[None]
-        hidden, cache = self.extend(
-            tokens[:, None],
-            position,
-            jnp.reshape(position, (1, 1)),
-            slots,
-            (slots <= position)[:, None],
-            memory,
-            cache,
-        )
-        return self.logits(hidden[:, 0]), cache
+        return extend_by_one(self, tokens, position, memory, cache)
 
     def extend(
         self,

@@ -69,6 +69,27 @@ class Memory:
         return cls(heads, rows, rows, rows, rows)
 
 
+def extend_by_one(
+    network: Any,
+    tokens: Int[Array, " B"],
+    position: Int[Array, ""],
+    memory: Any,
+    cache: DecoderCache,
+) -> tuple[Float[Array, "B V"], DecoderCache]:
+    """A network's `decode_step`, by its `extend`: every row is at the same position."""
+    slots = jnp.arange(cache.keys_values[0][0].shape[2])[None]
+    hidden, cache = network.extend(
+        tokens[:, None],
+        position,
+        jnp.reshape(position, (1, 1)),
+        slots,
+        (slots <= position)[:, None],
+        memory,
+        cache,
+    )
+    return network.logits(hidden[:, 0]), cache
+
+
 class View(NamedTuple):
     """What the layers of one kind, local or global, see.
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sbs_jax.models.attention import padding_bias
 from sbs_jax.models.decoder.layers import Embedder, capped
 from sbs_jax.models.decoder.rows import positions_in, without_end
+from sbs_jax.models.decoder.stack import extend_by_one
 from sbs_jax.models.dropout import Seeds, draw_seeds
 from sbs_jax.models.layers import partitioned
 from sbs_jax.models.network import segments_of
@@ -190,17 +191,7 @@ class T5Gemma2(nn.Module):
         Returns:
           The float32 logits of the next token, and the cache for the next call.
         """
-        slots = jnp.arange(cache.keys_values[0][0].shape[2])[None]
-        hidden, cache = self.extend(
-            tokens[:, None],
-            position,
-            jnp.reshape(position, (1, 1)),
-            slots,
-            (slots <= position)[:, None],
-            memory,
-            cache,
-        )
-        return self.logits(hidden[:, 0]), cache
+        return extend_by_one(self, tokens, position, memory, cache)
 
     def extend(
         self,

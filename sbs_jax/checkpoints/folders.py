@@ -123,6 +123,22 @@ def digest_of(info: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def require_retention(keep: int | None, best_mode: str) -> None:
+    """Checks which checkpoints of a run are to be kept.
+
+    Args:
+      keep: how many of the latest ones; None keeps all.
+      best_mode: whether a larger (`max`) or a smaller (`min`) value of the best metric is better.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+    if keep is not None and keep < 1:
+        raise UserError(f"KEEP_CHECKPOINTS = {keep} must be at least 1 (None keeps all).")
+    if best_mode not in ("max", "min"):
+        raise UserError(f"BEST_MODE = {best_mode!r} must be 'max' or 'min'.")
+
+
 def best_of(values: dict[int, float | None], mode: str) -> int | None:
     """The step with the best value, the later one of equals; None where no step has a value."""
     sign = 1.0 if mode == "max" else -1.0

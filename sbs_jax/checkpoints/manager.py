@@ -57,10 +57,7 @@ class CheckpointManager(Closing):
         Raises:
           UserError: an argument is out of its range, or the folder cannot be made.
         """
-        if keep is not None and keep < 1:
-            raise UserError(f"KEEP_CHECKPOINTS = {keep} must be at least 1 (None keeps all).")
-        if best_mode not in ("max", "min"):
-            raise UserError(f"BEST_MODE = {best_mode!r} must be 'max' or 'min'.")
+        folders.require_retention(keep, best_mode)
         quiet.quiet_orbax()
         self._folder = folders.absolute(model_dir)
         self._best_metric = best_metric

@@ -15,18 +15,9 @@ from rich.text import Text
 import sbs_jax
 from sbs_jax.configuration import process
 
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "gin-config",
-    "tensorflow",
-    "tensorflow-text",
-    "seqio",
-)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gin-config")
+WITH_TENSORFLOW = ("tensorflow", "tensorflow-text", "tensorflow-datasets", "seqio")
+"""Packages that only caches, tasks and mixtures of SeqIO, tensorflow-datasets and T5X need."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +50,14 @@ def versions(problems: list[str]) -> Iterator[tuple[str, str]]:
         yield name, version or "not installed"
         if version is None:
             problems.append(f"{name} is not installed: pip install {name}")
+    for name in WITH_TENSORFLOW:
+        yield name, _version(name) or "not installed"
+    if lacking := [name for name in WITH_TENSORFLOW if _version(name) is None]:
+        yield (
+            "",
+            "only caches, tasks and mixtures of SeqIO, tensorflow-datasets and T5X need that: "
+            f"pip install {' '.join(lacking)}",
+        )
 
 
 def devices(problems: list[str]) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ from rich.table import Table
 import sbs_jax
 from sbs_jax import metrics
 from sbs_jax.configuration import config as config_lib
-from sbs_jax.configuration.flags import parse_flags
+from sbs_jax.configuration.flags import Parser, parse_flags
 from sbs_jax.configuration.main import run_main
 from sbs_jax.errors import UNFINISHED, UserError, with_exit_code
 from sbs_jax.files import atomic_write_text
@@ -351,7 +351,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
       UserError: it is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sbs_jax.quickstart",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

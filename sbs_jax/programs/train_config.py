@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from sbs_jax import remote
+from sbs_jax.checkpoints import folders
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.data.batching import Batching
 from sbs_jax.data.resolving import TaskChoice
@@ -119,6 +120,7 @@ class TrainConfig:
             CHECKPOINT_PERIOD=self.saving.checkpoint_period,
             LOG_PERIOD=self.saving.log_period,
         )
+        folders.require_retention(self.saving.keep_checkpoints, self.saving.best_mode)
         Profile(self.saving.profile_steps)
 
     @property

@@ -64,7 +64,9 @@ def rsqrt(peak: float, warmup_steps: int = 10_000) -> Schedule:
       UserError: `warmup_steps` is below 1.
     """
     if warmup_steps < 1:
-        raise UserError(f"rsqrt: warmup_steps = {warmup_steps} must be at least 1.")
+        raise UserError(
+            f"rsqrt: warmup_steps = {warmup_steps} must be at least 1; WARMUP_STEPS sets it."
+        )
 
     def schedule(step: int | jax.Array) -> jax.Array:
         return peak * jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
@@ -99,13 +101,22 @@ def cosine_ramp(start: float, end: float, steps: int) -> Schedule:
 
 def _check_ramp(name: str, start: float, end: float, steps: int) -> None:
     if steps < 1:
-        raise UserError(f"{name}: steps = {steps} must be at least 1.")
+        raise UserError(
+            f"{name}: steps = {steps} must be at least 1; RATIONALE_WEIGHT_STEPS sets it."
+        )
     if start < 0 or end < 0:
-        raise UserError(f"{name}: start = {start} and end = {end} must not be negative.")
+        raise UserError(
+            f"{name}: start = {start} and end = {end} must not be negative; "
+            "RATIONALE_WEIGHT_START and RATIONALE_WEIGHT_END set them."
+        )
 
 
 def _check_steps(name: str, total_steps: int, warmup_steps: int) -> None:
     if total_steps < 1:
-        raise UserError(f"{name}: total_steps = {total_steps} must be at least 1.")
+        raise UserError(
+            f"{name}: total_steps = {total_steps} must be at least 1; TRAIN_STEPS sets it."
+        )
     if warmup_steps < 0:
-        raise UserError(f"{name}: warmup_steps = {warmup_steps} must not be negative.")
+        raise UserError(
+            f"{name}: warmup_steps = {warmup_steps} must not be negative; WARMUP_STEPS sets it."
+        )

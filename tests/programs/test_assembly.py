@@ -75,6 +75,8 @@ def test_nothing_selects_where_nothing_is_evaluated(tmp_path):
         ({"batching": Batching(toy.LENGTHS, batch_size=0)}, "BATCH_SIZE = 0 must be at least 1"),
         ({"evaluation": EvaluationSettings(period=0)}, "EVAL_PERIOD = 0 must be at least 1"),
         ({"saving": Saving(profile_steps="3")}, "PROFILE_STEPS"),
+        ({"saving": Saving(keep_checkpoints=0)}, "KEEP_CHECKPOINTS = 0 must be at least 1"),
+        ({"saving": Saving(best_mode="best")}, "BEST_MODE = 'best' must be 'max' or 'min'"),
     ],
 )
 def test_bad_settings_get_a_sentence(tmp_path, changes, says):

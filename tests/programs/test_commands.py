@@ -119,6 +119,10 @@ def test_the_doctor_says_what_is_there_and_what_is_not(capsys, monkeypatch):
     assert doctor.main([]) == 1
     assert "problem: no-such-package is not installed" in capsys.readouterr().out
     assert doctor.main(["--fix"]) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, "WITH_TENSORFLOW", ("no-such-package",))
+    assert doctor.main([]) == 0
+    assert "pip install no-such-package" in capsys.readouterr().out
 
 
 def test_an_extra_that_asks_for_an_extra_of_another_package(tmp_path, monkeypatch):

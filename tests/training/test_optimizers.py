@@ -49,7 +49,7 @@ def test_warmup_rsqrt_and_cosine():
         (lambda: optimizers.adamw(1.0, weight_decay=-1.0), "weight_decay = -1.0"),
         (lambda: optimizers.adamw(1.0, max_grad_norm=0.0), "max_grad_norm = 0.0"),
         (lambda: optimizers.adafactor(1.0, decay_rate=1.0), "decay_rate = 1.0"),
-        (lambda: schedules.linear_decay(1.0, 0), "total_steps = 0"),
+        (lambda: schedules.linear_decay(1.0, 0), "total_steps = 0 .*TRAIN_STEPS"),
         (lambda: schedules.cosine_decay(1.0, 10, -1), "warmup_steps = -1"),
         (lambda: schedules.rsqrt(1.0, 0), "warmup_steps = 0"),
     ],

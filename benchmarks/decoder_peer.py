@@ -26,9 +26,11 @@ import jax
 import numpy as np
 import torch
 import transformers
+from flax import traverse_util
 
 import sbs_jax.tasks  # noqa: F401 (registers the data sets)
-from sbs_jax.checkpoints import decoder_config_json, decoder_huggingface, loading
+from sbs_jax.checkpoints import decoder_config_json, decoder_huggingface, loading, state_dicts
+from sbs_jax.checkpoints.tensors import read_whole
 from sbs_jax.data import auto_lengths
 from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.pipeline import load_records
@@ -71,8 +73,13 @@ class Peer:
         raw = decoder_config_json.config_to_huggingface(config)
         self._config = config
         network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**raw))
-        state = decoder_huggingface.params_to_huggingface(params, config)
-        network.load_state_dict({n: torch.from_numpy(a) for n, a in state.items()}, strict=False)
+        stored = traverse_util.flatten_dict(params, sep="/")
+        tensors = state_dicts.named(
+            decoder_huggingface.in_own_order(stored, config),
+            decoder_huggingface.huggingface_sources(config),
+        )
+        state = {name: torch.tensor(read_whole(tensor)) for name, tensor in tensors.items()}
+        network.load_state_dict(state, strict=False)
         network.tie_weights()
         self.network = network.train()
         self._optimizer = torch.optim.AdamW(

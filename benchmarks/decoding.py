@@ -47,7 +47,8 @@ import torch
 import transformers
 
 from sbs_jax.checkpoints import ctranslate2_weights
-from sbs_jax.checkpoints.huggingface import config_from_huggingface, params_from_huggingface
+from sbs_jax.checkpoints.huggingface import config_from_huggingface, match_huggingface
+from sbs_jax.checkpoints.tensors import place_tree
 from sbs_jax.decoding.beam import beam_decode
 from sbs_jax.decoding.candidates import candidate_tree
 from sbs_jax.decoding.continuous import ContinuousDecoder, Request
@@ -344,7 +345,12 @@ def run(arguments: argparse.Namespace, console: rich.console.Console) -> list[di
     peer = make_model(arguments.seed)
     tensors = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
     config = config_from_huggingface(peer.config.to_dict(), tensors)
-    params = jax.device_put(params_from_huggingface(tensors, config))
+    params = place_tree(
+        match_huggingface(tensors, config),
+        Student(config, make_mesh(devices=jax.devices()[:1])).placed_params,
+        where="the peer",
+        advice="",
+    )
     students = {}
     for dtype in arguments.dtype:
         student = Student(

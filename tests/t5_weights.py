@@ -8,8 +8,9 @@ import functools
 import jax
 import numpy as np
 
-from sbs_jax.checkpoints.huggingface import config_from_huggingface, params_from_huggingface
+from sbs_jax.checkpoints.huggingface import config_from_huggingface
 from sbs_jax.models.network import Transformer
+from tests.hf_weights import params_from_huggingface
 
 # Three shapes: plain; H · K ≠ D, odd sizes, uneven stacks; long enough for all buckets.
 SHAPES = {

@@ -10,6 +10,7 @@ import pytest
 
 from tests import benchmarks
 from tests.batches import random_batch
+from tests.hf_weights import params_to_huggingface
 from tests.paths import ROOT
 
 
@@ -141,7 +142,6 @@ def test_the_peer_s_decoder_has_the_loss_of_ours(benchmark, monkeypatch):
     import jax
     from published_peer import pad_texts, peer_decoder
 
-    from sbs_jax.checkpoints import decoder_huggingface
     from sbs_jax.partitioning.mesh import make_mesh
     from sbs_jax.student import Student
 
@@ -158,7 +158,7 @@ def test_the_peer_s_decoder_has_the_loss_of_ours(benchmark, monkeypatch):
     logs = jax.nn.log_softmax(logits)
     ours = -np.take_along_axis(np.array(logs), batch["decoder_target_tokens"][..., None], -1)
     model = peer_decoder(config, "eager").eval()
-    state = decoder_huggingface.params_to_huggingface(jax.device_get(params), config)
+    state = params_to_huggingface(jax.device_get(params), config)
     model.load_state_dict({n: torch.tensor(a) for n, a in state.items()}, strict=False)
     model.tie_weights()
     with torch.no_grad():

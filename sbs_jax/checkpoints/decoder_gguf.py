@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sbs_jax.checkpoints.decoder_huggingface import huggingface_sources, move_ids
-from sbs_jax.checkpoints.tensors import Index, StoredTensor, Transposed
+from sbs_jax.checkpoints.tensors import Index, StoredTensor, Transposed, read_whole
 from sbs_jax.errors import UserError
 from sbs_jax.models.decoder.config import DecoderConfig
 
@@ -173,7 +173,7 @@ class _Whole:
 
     def __getitem__(self, index: Index) -> np.ndarray:
         """Reads a part."""
-        return self._changed(self._tensor[(slice(None),) * len(self.shape)])[index]
+        return self._changed(read_whole(self._tensor))[index]
 
     def _changed(self, whole: np.ndarray) -> np.ndarray:
         raise NotImplementedError

@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from sbs_jax.checkpoints import state_dicts
 from sbs_jax.checkpoints.decoder_config_json import (
@@ -86,33 +84,16 @@ def match_huggingface(
     return move_ids(found, config.moved_ids)
 
 
-def params_to_huggingface(
-    params: Mapping[str, Any], config: DecoderConfig
-) -> dict[str, np.ndarray]:
-    """Brings our parameters into Hugging Face's state dict; undoes `match_huggingface`.
-
-    Args:
-      params: nested dict of arrays; they must be whole on this host.
-      config: the config of the parameters.
-
-    Raises:
-      UserError: The tree does not fit the config; names the first difference.
-    """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    shapes = parameter_shapes(config)
-    state_dicts.require_paths(flat, shapes, "DecoderConfig")
-    back = {theirs: ours for ours, theirs in config.moved_ids.items()}
-    stored = move_ids({path: np.asarray(array) for path, array in flat.items()}, back)
-    arrays = {
-        path: np.asarray(tensor[(slice(None),) * len(tensor.shape)])
-        for path, tensor in stored.items()
-    }
-    return state_dicts.write(arrays, huggingface_sources(config), shapes, "DecoderConfig")
-
-
 def huggingface_sources(config: DecoderConfig) -> dict[str, TensorName]:
     """Where each of our parameters (`decoder/layers_0/mlp/wo/kernel`) lies in Hugging Face's."""
     return dict(_sources(config))
+
+
+def in_own_order(
+    stored: Mapping[str, StoredTensor], config: LayerConfig
+) -> dict[str, StoredTensor]:
+    """The parameters with the vocabulary as the file has it; undoes what matching did to it."""
+    return move_ids(stored, {theirs: ours for ours, theirs in config.moved_ids.items()})
 
 
 def move_ids(

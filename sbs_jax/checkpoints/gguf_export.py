@@ -19,7 +19,7 @@ from gguf.gguf_writer import WriterState
 from sbs_jax.checkpoints.decoder_config_json import huggingface_type
 from sbs_jax.checkpoints.decoder_gguf import gguf_name, pairs_heads
 from sbs_jax.checkpoints.decoder_huggingface import huggingface_sources
-from sbs_jax.checkpoints.tensors import StoredTensor
+from sbs_jax.checkpoints.tensors import StoredTensor, read_whole
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open
 from sbs_jax.models.decoder.config import DecoderConfig
@@ -81,7 +81,7 @@ def write_gguf(
     with atomic_open(path, "wb") as file:
         writer.begin(file)
         for theirs, (tensor, transposed) in sources.items():
-            whole = np.asarray(tensor[(slice(None),) * len(tensor.shape)], np.float32)
+            whole = np.asarray(read_whole(tensor), np.float32)
             whole = whole.T if transposed else whole
             if family == "llama" and pairs_heads(theirs):
                 whole = _paired(whole, config.head_dim)

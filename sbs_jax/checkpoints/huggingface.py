@@ -1,8 +1,8 @@
 """Hugging Face's T5 weights, in and out: names, layouts and configs; torch is never imported.
 
-`open_huggingface(folder)` finds what `save_pretrained` of transformers wrote and reads nothing big;
-`load_huggingface(folder)` reads it whole. The mapping itself is pure: `config_from_huggingface`,
-`match_huggingface`, `params_from_huggingface` and `params_to_huggingface` work on dictionaries.
+`open_huggingface(folder)` finds what `save_pretrained` of transformers wrote and reads nothing big.
+The mapping itself is pure: `config_from_huggingface`, `match_huggingface`, `config_to_huggingface`
+and `huggingface_sources` work on dictionaries.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from flax import traverse_util
 
 from sbs_jax.checkpoints import state_dicts
 from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
@@ -45,35 +42,18 @@ _ACTIVATIONS = {
 }
 
 
-def load_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, Any]]:
-    """Reads a T5 that Hugging Face's transformers saved, whole into this process's memory.
+def open_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, StoredTensor]]:
+    """Finds the weights of a T5 that transformers saved; their values are read later.
 
     Args:
       folder: holds `config.json`, and `model.safetensors` or its shards with their index.
 
     Returns:
-      The config, and float32 parameters in numpy, T5X's tree. Dropout is Hugging Face's, the dtype
-      of activations float32; change them with `dataclasses.replace`.
+      The config, and where each of our parameters (by path) is read from, in our layout. Dropout is
+      Hugging Face's, the dtype of activations float32; `dataclasses.replace` changes them.
 
     Raises:
       UserError: a file is missing or damaged, or holds another kind of model.
-    """
-    config, stored = open_huggingface(folder)
-    params = {path: _read(tensor) for path, tensor in stored.items()}
-    return config, traverse_util.unflatten_dict(params, sep="/")
-
-
-def open_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, StoredTensor]]:
-    """Finds the weights of a T5 that transformers saved; their values are read later.
-
-    Args:
-      folder: see `load_huggingface`.
-
-    Returns:
-      The config, and where each of our parameters (by path) is read from, in our layout.
-
-    Raises:
-      UserError: see `load_huggingface`.
     """
     folder = Path(folder).expanduser()
     tensors = open_safetensors(folder)
@@ -169,46 +149,6 @@ def match_huggingface(
         config="T5Config",
         is_spare=spare.__contains__,
     )
-
-
-def params_from_huggingface(
-    state_dict: Mapping[str, np.ndarray], config: T5Config
-) -> dict[str, Any]:
-    """Brings a Hugging Face state dict into our parameter tree.
-
-    Args:
-      state_dict: name → array, any float dtype.
-      config: the config that it must fit, from `config_from_huggingface`.
-
-    Returns:
-      A nested dict of float32 numpy arrays, as `Transformer(config).init(...)["params"]` has it.
-
-    Raises:
-      UserError: see `match_huggingface`.
-    """
-    matched = match_huggingface(state_dict, config)
-    params = {path: _read(tensor) for path, tensor in matched.items()}
-    return traverse_util.unflatten_dict(params, sep="/")
-
-
-def params_to_huggingface(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
-    """Brings our parameters into Hugging Face's state dict; undoes `params_from_huggingface`.
-
-    Args:
-      params: nested dict of arrays; they must be whole on this host.
-      config: the config of the parameters.
-
-    Returns:
-      name → contiguous numpy array, without the copies of a shared embedding.
-
-    Raises:
-      UserError: the tree does not fit the config; names the first difference.
-    """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    shapes = parameter_shapes(config)
-    state_dicts.require_paths(flat, shapes, "T5Config")
-    arrays = {path: np.asarray(array) for path, array in flat.items()}
-    return state_dicts.write(arrays, huggingface_sources(config), shapes, "T5Config")
 
 
 def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
@@ -354,8 +294,3 @@ def _scales_logits(config_json: Mapping[str, Any]) -> bool | None:
         # 5 scales the logits of every umT5; but Google's configs, of 4, say that theirs are not.
         return config_json.get("tie_word_embeddings", True) is not False
     return False  # mT5's code has no scaling
-
-
-def _read(tensor: StoredTensor) -> np.ndarray:
-    whole = tensor[(slice(None),) * len(tensor.shape)]
-    return np.array(whole, dtype=np.float32, order="C")

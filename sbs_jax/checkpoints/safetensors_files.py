@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sbs_jax.checkpoints.tensors import Index, StoredTensor
+from sbs_jax.checkpoints.tensors import Index, StoredTensor, read_whole
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open
 
@@ -123,7 +123,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: st
     with atomic_open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, tensor in tensors.items():
-            whole = np.asarray(tensor[(slice(None),) * len(tensor.shape)])
+            whole = read_whole(tensor)
             with np.errstate(over="ignore"):
                 rounded = np.ascontiguousarray(whole, dtype=_DTYPES[kind])
             if kind == "F16":

@@ -1,17 +1,16 @@
 """Between our parameters and a state dict of Hugging Face, for any family of networks.
 
-Each family says by `TensorName`s which tensor holds which parameter; finding, checking and writing
+Each family says by `TensorName`s which tensor holds which parameter; finding, checking and naming
 them is the same for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
@@ -84,27 +83,11 @@ def match(
     return found
 
 
-def require_paths(paths: Collection[str], shapes: Shapes, config: str) -> None:
-    """Raises a `UserError` that names the paths that only one of a tree and a config has."""
-    if different := sorted(set(paths) ^ set(shapes)):
-        raise UserError(f"The parameters do not fit the {config}: {some(different)}.")
-
-
-def write(
-    arrays: Mapping[str, np.ndarray], sources: Mapping[str, TensorName], shapes: Shapes, config: str
-) -> dict[str, np.ndarray]:
-    """Brings parameters, by path, into a state dict of contiguous arrays; undoes `match`.
-
-    Raises:
-      UserError: a parameter has another shape than the configuration says.
-    """
-    state_dict = {}
-    for path, source in sources.items():
-        array = arrays[path]
-        if array.shape != shapes[path]:
-            raise UserError(
-                f"{path} has shape {list(array.shape)}, but the {config} wants "
-                f"{list(shapes[path])}."
-            )
-        state_dict[source.name] = np.ascontiguousarray(array.T if source.transposed else array)
-    return state_dict
+def named(
+    stored: Mapping[str, StoredTensor], sources: Mapping[str, TensorName]
+) -> dict[str, StoredTensor]:
+    """The tensors of a state dict by name, from our parameters by path; undoes `match`."""
+    return {
+        source.name: Transposed(stored[path]) if source.transposed else stored[path]
+        for path, source in sources.items()
+    }

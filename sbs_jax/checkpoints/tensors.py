@@ -34,6 +34,11 @@ class StoredTensor(Protocol):
         """Reads a part: one slice with step 1 for each axis."""
 
 
+def read_whole(tensor: StoredTensor) -> np.ndarray:
+    """Reads all of a tensor."""
+    return np.asarray(tensor[(slice(None),) * len(tensor.shape)])
+
+
 class Transposed:
     """A stored matrix, seen with its axes in the other order; torch's Linear has them so."""
 

@@ -24,6 +24,7 @@ from sbs_jax.checkpoints import (
     model_card,
     networks,
     record,
+    state_dicts,
     t5gemma2,
     tokenizer_files,
 )
@@ -225,10 +226,7 @@ def _require_free(folder: Path, source: loading.Source) -> None:
 def _weights(source: loading.Source, config: ModelConfig) -> dict[str, StoredTensor]:
     """Hugging Face's tensors by name, still to be read where that is possible."""
     stored = _in_own_order(source, config)
-    tensors = {
-        name.name: Transposed(stored[path]) if name.transposed else stored[path]
-        for path, name in _sources(config).items()
-    }
+    tensors = state_dicts.named(stored, _sources(config))
     return tensors | (t5gemma2.no_images(config) if isinstance(config, T5Gemma2Config) else {})
 
 
@@ -247,9 +245,7 @@ def _in_own_order(source: loading.Source, config: ModelConfig) -> Mapping[str, S
         advice="use the MODEL of this checkpoint",
     )
     if isinstance(config, LayerConfig):
-        stored = decoder_huggingface.move_ids(
-            stored, {theirs: ours for ours, theirs in config.moved_ids.items()}
-        )
+        stored = decoder_huggingface.in_own_order(stored, config)
     return stored
 
 

@@ -12,7 +12,6 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from sbs_jax.checkpoints import hub, tensors
-from sbs_jax.checkpoints.huggingface import load_huggingface
 from sbs_jax.checkpoints.loading import identify, load_params, stored_params
 from sbs_jax.checkpoints.networks import model_config, require_same_network
 from sbs_jax.decoding.greedy import greedy_decode
@@ -21,6 +20,7 @@ from sbs_jax.models.network import Transformer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from tests.hf_models import hf_model, require_torch, torch, transformers
+from tests.hf_weights import load_huggingface
 from tests.t5_weights import apply, our_model, padded_batch, shift_right
 
 MULTILINGUAL = {

@@ -14,7 +14,6 @@ from sbs_jax.checkpoints.decoder_config_json import config_to_huggingface
 from sbs_jax.checkpoints.decoder_huggingface import (
     huggingface_sources,
     open_decoder,
-    params_to_huggingface,
 )
 from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint
 from sbs_jax.errors import UserError
@@ -22,18 +21,13 @@ from sbs_jax.models.decoder.network import DecoderOnly
 from sbs_jax.models.decoder.stack import as_prefix
 from sbs_jax.partitioning.mesh import make_mesh
 from tests.decoder.support import CONFIGS, save_random, smollm2_path
+from tests.hf_weights import params_to_huggingface, read_params
 
 TOLERANCE = 1e-4  # absolute, in float32
 
 
 def one_device():
     return make_mesh(devices=jax.devices()[:1])
-
-
-def read_params(stored):
-    """Stored parameters, whole, as a nested dict of numpy arrays."""
-    whole = {path: tensor[(slice(None),) * len(tensor.shape)] for path, tensor in stored.items()}
-    return traverse_util.unflatten_dict(whole, sep="/")
 
 
 def hf_logits(network, tokens):

@@ -10,9 +10,9 @@ from flax import traverse_util
 from sbs_jax.checkpoints.huggingface import (
     config_from_huggingface,
     config_to_huggingface,
-    params_from_huggingface,
 )
 from tests.hf_models import hf_model, torch, transformers
+from tests.hf_weights import params_from_huggingface
 from tests.t5_weights import CASES, apply, our_model, padded_batch, shift_right
 
 TOLERANCE = 1e-4

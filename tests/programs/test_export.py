@@ -14,7 +14,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from sbs_jax.checkpoints import record
-from sbs_jax.checkpoints.huggingface import config_to_huggingface, load_huggingface
+from sbs_jax.checkpoints.huggingface import config_to_huggingface
 from sbs_jax.checkpoints.loading import identify, load_params
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.configuration import process
@@ -28,6 +28,7 @@ from sbs_jax.student import Student
 from sbs_jax.training.state import TrainState
 from tests.checkpoints.t5x_layout import write_orbax
 from tests.hf_models import hf_model, torch, transformers
+from tests.hf_weights import load_huggingface
 from tests.sentencepiece_models import texts, train
 from tests.t5_weights import apply, our_model, padded_batch, shift_right
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from sbs_jax import losses
-from sbs_jax.checkpoints.huggingface import params_from_huggingface
 from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.records import Counts, Records
 from sbs_jax.parts import LABEL, RATIONALE
 from tests.batches import network_inputs, part_sums
 from tests.hf_models import hf_model, torch
+from tests.hf_weights import params_from_huggingface
 from tests.t5_weights import apply, our_model
 
 EXAMPLES = 6

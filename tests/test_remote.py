@@ -91,9 +91,10 @@ def test_a_run_lives_in_a_bucket(bucket, tmp_path, monkeypatch):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
     with override(data):
-        scores = evaluation.evaluate(
-            checkpoint_path=folder, output_dir=f"{bucket}/scores", eval_steps=1, mesh=mesh
-        )["test"]
+        config = evaluation.EvalConfig(
+            folder, f"{bucket}/scores", evaluated=evaluation.EvaluatedSplits(steps=1)
+        )
+        scores = evaluation.evaluate(config, mesh=mesh)["test"]
     written = json.loads(system.cat_file(f"{bucket}/scores/eval_metrics.jsonl"))
     assert written["label_loss"] == pytest.approx(scores["label_loss"])
     assert system.exists(f"{bucket}/scores/predictions/test-3.jsonl")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import inspect
 import re
 import shlex
 from pathlib import Path
@@ -197,9 +196,9 @@ def test_evaluation_needs_two_macros():
     config = config_lib.read(["runs/eval.gin"], target=EVAL)
     assert [binding.name for binding in config.missing()] == ["CHECKPOINT_PATH", "EVAL_OUTPUT_DIR"]
     ready("runs/eval.gin", target=EVAL, CHECKPOINT_PATH="a", EVAL_OUTPUT_DIR="b")
-    bound = gin.get_bindings("programs.eval.evaluate")
-    assert bound["splits"] == ["test"]
-    assert bound["checkpoint_path"] == "a"
+    bound = gin.get_bindings("programs.eval.evaluate")["config"]
+    assert bound.evaluated.splits == ["test"]
+    assert bound.checkpoint_path == "a"
 
 
 @pytest.mark.parametrize("others", [[MODELS[0]], [TASKS[0]], ["runs/train.gin"], [EXAMPLES[0]]])
@@ -219,14 +218,8 @@ def values_of(file, full_name):
     return {b.parameter: b.value for b in own_bindings(file) if b.full_name == full_name}
 
 
-def test_every_argument_of_evaluate_has_a_macro():
-    bound = values_of("runs/eval.gin", EVAL)
-    left_out = {"mesh", "dry_run", "config_text", "write"}
-    assert set(bound) == set(inspect.signature(named(EVAL)).parameters) - left_out
-    assert all(isinstance(value, statements.Macro) for value in bound.values())
-
-
 TRAIN_CONFIG = "sbs_jax.programs.train_config.TrainConfig"
+EVAL_CONFIG = "sbs_jax.programs.eval.EvalConfig"
 GROUPS = {
     "task": "sbs_jax.data.resolving.TaskChoice",
     "batching": "sbs_jax.data.batching.Batching",
@@ -236,32 +229,45 @@ GROUPS = {
     "saving": "sbs_jax.programs.train_config.Saving",
 }
 INNER = {"balancing": "sbs_jax.training.balancing.Balancing"}  # of the loss
+EVAL_GROUPS = {
+    "task": "sbs_jax.programs.eval.EvaluatedTask",
+    "evaluated": "sbs_jax.programs.eval.EvaluatedSplits",
+    "mesh": "sbs_jax.partitioning.mesh.MeshSettings",
+}
 
 
-def test_every_setting_of_a_training_has_a_macro_whose_default_is_the_classs():
-    assert [repr(value) for value in values_of("runs/train.gin", TRAIN).values()] == [
-        "@train_config.TrainConfig()"
-    ]
-    config = values_of("runs/train.gin", TRAIN_CONFIG)
+@pytest.mark.parametrize(
+    ("file", "function", "config_name", "groups", "inner"),
+    [
+        ("runs/train.gin", TRAIN, TRAIN_CONFIG, GROUPS, INNER),
+        ("runs/eval.gin", EVAL, EVAL_CONFIG, EVAL_GROUPS, {}),
+    ],
+)
+def test_every_setting_has_a_macro_whose_default_is_the_classs(
+    file, function, config_name, groups, inner
+):
+    config_class = ".".join(config_name.split(".")[-2:])
+    assert [repr(value) for value in values_of(file, function).values()] == [f"@{config_class}()"]
+    config = values_of(file, config_name)
     assert {
         name for name, value in config.items() if isinstance(value, statements.Reference)
-    } == set(GROUPS)
-    macros = {b.name: b for b in own_bindings("runs/train.gin") if b.is_macro}
-    for full_name in (TRAIN_CONFIG, *GROUPS.values(), *INNER.values()):
-        bound = values_of("runs/train.gin", full_name)
+    } == set(groups)
+    macros = {b.name: b for b in own_bindings(file) if b.is_macro}
+    for full_name in (config_name, *groups.values(), *inner.values()):
+        bound = values_of(file, full_name)
         fields = {field.name: field for field in dataclasses.fields(named(full_name))}
         assert set(bound) == set(fields) - {"data"}, full_name
         for name, value in bound.items():
             if isinstance(value, statements.Reference):
-                assert value.selector.endswith((GROUPS | INNER)[name].rsplit(".", 1)[1])
+                assert value.selector.endswith((groups | inner)[name].rsplit(".", 1)[1])
                 continue
             assert isinstance(value, statements.Macro), (full_name, name)
             default, macro = fields[name].default, macros[value.name]
             if default is dataclasses.MISSING:
                 assert macro.is_required or value.name == "SEED", value.name
             else:
-                told = tuple(macro.value) if isinstance(macro.value, list) else macro.value
-                assert told == default, value.name
+                given = tuple(macro.value) if isinstance(macro.value, list) else macro.value
+                assert given == default, value.name
 
 
 @pytest.mark.parametrize("file", ["runs/train.gin", "runs/data.gin"])

@@ -113,7 +113,48 @@ MOVED |= {
         "rationale_source": "rationale_source",
     }.items()
 }
+_EVALUATE = "sbs_jax.programs.eval.evaluate"
+MOVED |= {
+    # The parameters of evaluation, since they are grouped.
+    f"{_EVALUATE}.{old}": f"{_EVALUATE}.config.{new}"
+    for old, new in {
+        "checkpoint_path": "checkpoint_path",
+        "output_dir": "output_dir",
+        "model_config": "model_config",
+        "inference_dtype": "inference_dtype",
+        "mixture_or_task_name": "task.name",
+        "mixture_or_task_module": "task.module",
+        "trust_modules": "task.trust_modules",
+        "feature_lengths": "task.feature_lengths",
+        "label_prefix": "task.label_prefix",
+        "rationale_prefix": "task.rationale_prefix",
+        "prefix_side": "task.prefix_side",
+        "validation_seed": "task.validation_seed",
+        "vocabulary_path": "task.vocabulary_path",
+        "splits": "evaluated.splits",
+        "batch_size": "evaluated.batch_size",
+        "eval_steps": "evaluated.steps",
+        "with_rationales": "evaluated.with_rationales",
+        "max_decode_len": "evaluated.max_decode_len",
+        "loss_normalization": "evaluated.loss_normalization",
+        "data_parallel": "mesh.data_parallel",
+        "model_parallel": "mesh.model_parallel",
+        "fsdp": "mesh.fsdp",
+    }.items()
+}
+_LOADER = "sbs_jax.inference.loader.Loader"
+MOVED |= {
+    # The attributes of `Loader`, since they are grouped.
+    f"{_LOADER}.{name}": f"{_LOADER}.{group}.{name}"
+    for group, names in {
+        "mesh": ("data_parallel", "model_parallel", "fsdp"),
+        "prompting": ("method", "label_prefix", "rationale_prefix", "prefix_side"),
+    }.items()
+    for name in names
+}
 _CONFIG = "sbs_jax.programs.train_config.TrainConfig"
+_EVAL_CONFIG = "sbs_jax.programs.eval.EvalConfig"
+_MESH = "sbs_jax.partitioning.mesh.MeshSettings"
 MOVED |= {
     f"sbs_jax.programs.assembly.{name}": f"sbs_jax.programs.train_config.{name}"
     for name in ("EvaluationSettings", "Saving", "TrainConfig")
@@ -127,9 +168,13 @@ BUILT_BY: dict[str, str] = {
     },
     f"{_CONFIG}.batching": "sbs_jax.data.batching.Batching",
     f"{_CONFIG}.loss": "sbs_jax.training.step.Loss",
-    f"{_CONFIG}.mesh": "sbs_jax.partitioning.mesh.MeshSettings",
+    **{f"{function}.mesh": _MESH for function in (_CONFIG, _EVAL_CONFIG, _LOADER)},
     f"{_CONFIG}.evaluation": "sbs_jax.programs.train_config.EvaluationSettings",
     f"{_CONFIG}.saving": "sbs_jax.programs.train_config.Saving",
+    f"{_EVALUATE}.config": _EVAL_CONFIG,
+    f"{_EVAL_CONFIG}.task": "sbs_jax.programs.eval.EvaluatedTask",
+    f"{_EVAL_CONFIG}.evaluated": "sbs_jax.programs.eval.EvaluatedSplits",
+    f"{_LOADER}.prompting": "sbs_jax.inference.prompting.PromptingOverrides",
 }
 GIN_FILES = {"runs/inspect.gin": "runs/inspect_task.gin"}
 """Shipped gin files, by former name."""

@@ -16,19 +16,17 @@ from sbs_jax.checkpoints import loading, networks, trees
 from sbs_jax.errors import UserError
 from sbs_jax.inference.predictor import CHOICES, Predictor
 from sbs_jax.inference.programs import Strategy
-from sbs_jax.inference.prompting import prompting_from
+from sbs_jax.inference.prompting import PromptingOverrides, prompting_from
 from sbs_jax.inference.tokenizer import open_tokenizer
-from sbs_jax.methods import METHODS
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.interface import ModelConfig, default_prefix_side
-from sbs_jax.partitioning.mesh import make_mesh
+from sbs_jax.partitioning.mesh import MeshSettings, make_mesh
 from sbs_jax.student import Student
 from sbs_jax.text_tokenizer import default_frame
 
 ENGINES = {"jax": ("float32", "bfloat16"), "ctranslate2": ("float32", "int8")}
 """What can run a student, and the dtypes of its products."""
 
-_PROMPTING = ("method", "label_prefix", "rationale_prefix", "prefix_side")
 TASK = "task"
 """A value of `candidates`: the labels that the student's task declares."""
 
@@ -53,14 +51,9 @@ class Loader:
       batch_size: rows of a batch, and slots of continuous batching.
       candidates: a closed label set; `choices`: each input lists its own; `task`: those that the
         task declares; None: labels are open.
-      method: how the student was trained: `sbs`, `standard`, `joint`, `rationale_input`.
-      label_prefix: the task prefix of labels.
-      rationale_prefix: the task prefix of rationales.
-      prefix_side: which side reads the prefixes, `encoder` or `decoder`.
+      prompting: the method and the prefixes, where they are not to be as trained.
       strategy: how rationales are decoded.
-      data_parallel: devices along the mesh's `data` axis; -1 takes all that are left.
-      model_parallel: devices along the mesh's `model` axis.
-      fsdp: also shard parameters along `data`.
+      mesh: how devices are arranged.
       trust_modules: whether the module that the checkpoint names may be imported, which runs its
         code; only candidates = `task` needs it.
     """
@@ -75,24 +68,12 @@ class Loader:
     max_decode_len: int | None = None
     batch_size: int = 32
     candidates: Sequence[str] | str | None = None
-    method: str | None = None
-    label_prefix: str | None = None
-    rationale_prefix: str | None = None
-    prefix_side: str | None = None
+    prompting: PromptingOverrides = dataclasses.field(default_factory=PromptingOverrides)
     strategy: Strategy = dataclasses.field(default_factory=Strategy)
-    data_parallel: int = -1
-    model_parallel: int = 1
-    fsdp: bool = False
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     trust_modules: bool = False
 
     def __post_init__(self) -> None:
-        known = {
-            "METHOD": (self.method, METHODS),
-            "PREFIX_SIDE": (self.prefix_side, ("encoder", "decoder")),
-        }
-        for macro, (value, values) in known.items():
-            if value is not None and value not in values:
-                raise UserError(f"{macro} = {value!r} is unknown; there are {', '.join(values)}.")
         if isinstance(self.candidates, str) and self.candidates not in (CHOICES, TASK):
             raise UserError(
                 f"CANDIDATES = {self.candidates!r} is no list of labels; write ['yes', 'no'], or "
@@ -107,8 +88,8 @@ class Loader:
           UserError: something does not work; the sentence says what.
         """
         given = vars(self) | options
-        given["mesh"] = make_mesh(given.pop("data_parallel"), given.pop("model_parallel"))
-        given["prompting"] = {name: given.pop(name) for name in _PROMPTING}
+        given["mesh"], given["fsdp"] = self.mesh.make(), self.mesh.fsdp
+        given["prompting"] = vars(self.prompting)
         if given["feature_lengths"] == "auto":
             given["feature_lengths"] = None
         return load_predictor(**given)
@@ -118,11 +99,11 @@ def load_predictor(
     checkpoint_path: str,
     *,
     mesh: Mesh | None = None,
-    batch_size: int = 32,
+    batch_size: int = Loader.batch_size,
     model_config: ModelConfig | None = None,
     dtype: str | None = None,
     inference_dtype: str | None = None,
-    engine: str = "jax",
+    engine: str = Loader.engine,
     vocabulary_path: str | None = None,
     feature_lengths: Mapping[str, int] | None = None,
     max_decode_len: int | None = None,
@@ -147,7 +128,7 @@ def load_predictor(
       max_decode_len: see `Loader`.
       candidates: see `Loader`.
       prompting: attributes of `Prompting` that override those of the checkpoint.
-      fsdp: see `Loader`.
+      fsdp: see `MeshSettings`.
       trust_modules: see `Loader`.
       **options: further arguments of `Predictor`.
 

@@ -140,6 +140,35 @@ class Prompting(TemplateTexts):
         return [field for _, field in found if field is not None]
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptingOverrides:
+    """Attributes of `Prompting` that a user gives; what is None is as the checkpoint was trained.
+
+    Attributes:
+      method: how the student was trained: `sbs`, `standard`, `joint`, `rationale_input`.
+      label_prefix: the task prefix of labels.
+      rationale_prefix: the task prefix of rationales.
+      prefix_side: which side reads the prefixes, `encoder` or `decoder`.
+
+    Raises:
+      UserError: method or side is unknown.
+    """
+
+    method: str | None = None
+    label_prefix: str | None = None
+    rationale_prefix: str | None = None
+    prefix_side: str | None = None
+
+    def __post_init__(self) -> None:
+        known = {
+            "METHOD": (self.method, METHODS),
+            "PREFIX_SIDE": (self.prefix_side, ("encoder", "decoder")),
+        }
+        for macro, (value, values) in known.items():
+            if value is not None and value not in values:
+                raise UserError(f"{macro} = {value!r} is unknown; there are {', '.join(values)}.")
+
+
 def prompting_from(settings: Mapping[str, Any], **given: Any) -> Prompting:
     """Makes a `Prompting` of the settings that a checkpoint records.
 

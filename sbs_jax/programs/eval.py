@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -28,81 +29,134 @@ from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.progress import Progress
 from sbs_jax.student import Student
 
-__all__ = ["Evaluator", "evaluate"]
-
-PredictionsFn = Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None]
-"""Takes the rows of predictions by split; see `evaluator.Evaluation`."""
-
 # Settings of the evaluation itself; all others are taken from the checkpoint.
 _OWN_SETTINGS = {"data_dir", "model_dir", "strict_lengths"}
 
 
-def evaluate(
-    *,
-    checkpoint_path: str,
-    output_dir: str | None,
-    mixture_or_task_name: str | None = None,
-    mixture_or_task_module: str | None = None,
-    trust_modules: bool = False,
-    feature_lengths: Mapping[str, int] | Literal["auto"] | None = None,
-    model_config: ModelConfig | None = None,
-    inference_dtype: str | None = None,
-    splits: Sequence[str] = ("test",),
-    batch_size: int = 32,
-    eval_steps: int | None = None,
-    with_rationales: bool = False,
-    max_decode_len: int | None = None,
-    loss_normalization: Normalization = "token_mean",
-    label_prefix: str | None = None,
-    rationale_prefix: str | None = None,
-    prefix_side: str | None = None,
-    validation_seed: int | None = None,
-    vocabulary_path: str | None = None,
-    data_parallel: int = -1,
-    model_parallel: int = 1,
-    fsdp: bool = False,
-    mesh: Mesh | None = None,
-    dry_run: bool = False,
-    config_text: str | None = None,
-    write: PredictionsFn | None = None,
-) -> dict[str, dict[str, Value]] | None:
-    """Evaluates the parameters of a checkpoint, and writes metrics and predictions.
+@dataclasses.dataclass(frozen=True)
+class EvaluatedTask:
+    """The task that a student is evaluated on; gin/runs/eval.gin binds the attributes to macros.
 
-    An argument that is None is taken from the settings that the checkpoint was trained with.
+    What is None is as the checkpoint was trained.
 
-    Args:
-      checkpoint_path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, a checkpoint, or
-        weights of others; see `checkpoints.loading.identify`.
-      output_dir: the folder of `eval_metrics.jsonl` (one object a split), `predictions/` and
-        `eval_config.gin`; may be relative. None writes none of them.
-      mixture_or_task_name: a registered task; or a data set, whose task is that of the method
-        that the checkpoint was trained with.
-      mixture_or_task_module: a module that registers the task; it is imported first.
+    Attributes:
+      name: a registered task; or a data set, whose task is that of the method that the checkpoint
+        was trained with.
+      module: a module that registers the task; it is imported first.
       trust_modules: whether the module that the checkpoint names may be imported, which runs its
         code; see `loading.Source.task_module`.
       feature_lengths: row lengths in tokens, of `inputs` and `targets`; `auto` is None.
-      model_config: the student's dimensions.
-      inference_dtype: dtype of weights and inputs of matrix products; see
-        `ModelConfig.product_dtype`.
-      splits: names of splits, such as `validation` and `test`.
-      batch_size: rows of a batch.
-      eval_steps: number of batches of each split, at most; None takes all.
-      with_rationales: also write the student's rationales into the predictions.
-      max_decode_len: maximum number of tokens of an answer; the length of targets by default.
-      loss_normalization: see `losses.part_weights`; parts that had normalisations of their own in
-        training have these.
       label_prefix: the task prefix of labels.
       rationale_prefix: the task prefix of rationales.
       prefix_side: which side reads the prefixes, `encoder` or `decoder`.
       validation_seed: seed of the choice of the validation examples.
       vocabulary_path: a SentencePiece model; by default the checkpoint's own.
-      data_parallel: devices along the mesh's `data` axis; -1 takes all that are left.
-      model_parallel: devices along the mesh's `model` axis.
-      fsdp: also shard parameters along `data`.
+    """
+
+    name: str | None = None
+    module: str | None = None
+    trust_modules: bool = False
+    feature_lengths: Mapping[str, int] | Literal["auto"] | None = None
+    label_prefix: str | None = None
+    rationale_prefix: str | None = None
+    prefix_side: str | None = None
+    validation_seed: int | None = None
+    vocabulary_path: str | None = None
+
+    def lengths(self, source: loading.Source) -> Any:
+        """The row lengths.
+
+        Raises:
+          UserError: they are not given, and the checkpoint does not say them.
+        """
+        given = None if self.feature_lengths == AUTO else self.feature_lengths
+        return given or _trained(source, "feature_lengths")
+
+    def resolve(self, source: loading.Source, model_config: ModelConfig) -> ResolvedTask:
+        """Finds the task, and the settings that its data is read with.
+
+        Raises:
+          UserError: there is no such task, or a module would run that is not trusted.
+        """
+        data_settings = source.settings.get("data_settings") or {}
+        given = {
+            "label_prefix": self.label_prefix,
+            "rationale_prefix": self.rationale_prefix,
+            "prefix_side": self.prefix_side
+            or data_settings.get("prefix_side")
+            or default_prefix_side(model_config),
+            "validation_seed": self.validation_seed,
+            "vocabulary_path": self.vocabulary_path,
+        }
+        module = self.module or source.task_module(trust=self.trust_modules)
+        choice = _choose_task(source, self.name, module)
+        task = resolve_task(choice, _settings_as_trained(source, given))
+        require_fit(task.vocabulary, model_config.vocab_size)
+        return task
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedSplits:
+    """Which examples are evaluated, and how; gin/runs/eval.gin binds the attributes to macros.
+
+    Attributes:
+      splits: names of splits, such as `validation` and `test`.
+      batch_size: rows of a batch.
+      steps: number of batches of each split, at most; None takes all.
+      with_rationales: also write the student's rationales into the predictions.
+      max_decode_len: maximum number of tokens of an answer; the length of targets by default.
+      loss_normalization: see `losses.part_weights`; parts that had normalisations of their own in
+        training have these.
+    """
+
+    splits: Sequence[str] = ("test",)
+    batch_size: int = 32
+    steps: int | None = None
+    with_rationales: bool = False
+    max_decode_len: int | None = None
+    loss_normalization: Normalization = "token_mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The configuration of an evaluation; every attribute has a gin macro (gin/runs/eval.gin).
+
+    Attributes:
+      checkpoint_path: a MODEL_DIR (its latest checkpoint), `MODEL_DIR/best`, a checkpoint, or
+        weights of others; see `checkpoints.loading.identify`.
+      output_dir: the folder of `eval_metrics.jsonl` (one object a split), `predictions/` and
+        `eval_config.gin`; may be relative. None writes none of them.
+      model_config: the student's dimensions; None takes those that the checkpoint says.
+      inference_dtype: dtype of weights and inputs of matrix products; see
+        `ModelConfig.product_dtype`. None leaves it as the dimensions say.
+      task: the task that the student is evaluated on.
+      evaluated: which examples are evaluated, and how.
+      mesh: how devices are arranged.
+    """
+
+    checkpoint_path: str
+    output_dir: str | None
+    model_config: ModelConfig | None = None
+    inference_dtype: str | None = None
+    task: EvaluatedTask = dataclasses.field(default_factory=EvaluatedTask)
+    evaluated: EvaluatedSplits = dataclasses.field(default_factory=EvaluatedSplits)
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+
+
+def evaluate(
+    config: EvalConfig,
+    *,
+    mesh: Mesh | None = None,
+    dry_run: bool = False,
+    config_text: str | None = None,
+) -> dict[str, dict[str, Value]] | None:
+    """Evaluates the parameters of a checkpoint, and writes metrics and predictions.
+
+    Args:
+      config: what is evaluated, and how.
       mesh: the mesh to use instead of one over all devices.
       dry_run: build everything, print what would be evaluated, and evaluate nothing.
-      config_text: the configuration, written to `output_dir/eval_config.gin`.
-      write: a function that is given the predictions, which are then not written to `output_dir`.
+      config_text: the configuration, written to `eval_config.gin` in the output folder.
 
     Returns:
       Metrics by split, see `Evaluator.__call__`; None after a dry run.
@@ -110,71 +164,39 @@ def evaluate(
     Raises:
       UserError: something the user gave does not work; the sentence says what.
     """
+    splits = config.evaluated.splits
     if not splits:
         raise UserError("EVAL_SPLITS names no split; give for instance ['test'].")
-    source = loading.identify(checkpoint_path)
-    checkpoint, trained = source.folder, source.settings
-    if model_config is not None:
-        networks.require_same_network(source, model_config)
-    else:
-        model_config = source.config
-    if model_config is None:
-        raise _missing(checkpoint, "model_config")
-    module = mixture_or_task_module or source.task_module(trust=trust_modules)
-    choice = _choose_task(checkpoint, trained, mixture_or_task_name, module)
-    given_lengths = None if feature_lengths == AUTO else feature_lengths
-    lengths: Any = given_lengths or _trained(checkpoint, trained, "feature_lengths")
-
-    given = {
-        "label_prefix": label_prefix,
-        "rationale_prefix": rationale_prefix,
-        "prefix_side": prefix_side
-        or (trained.get("data_settings") or {}).get("prefix_side")
-        or default_prefix_side(model_config),
-        "validation_seed": validation_seed,
-        "vocabulary_path": vocabulary_path,
-    }
-    if mesh is None:
-        mesh = MeshSettings(data_parallel, model_parallel, fsdp).make()
-    if inference_dtype is not None:
-        model_config = dataclasses.replace(model_config, product_dtype=inference_dtype)
-    student = Student(model_config, mesh, fsdp=fsdp)
+    source = loading.identify(config.checkpoint_path)
+    model_config = _model_config(config, source)
+    lengths = config.task.lengths(source)
+    task = config.task.resolve(source, model_config)
+    student = Student(model_config, mesh or config.mesh.make(), fsdp=config.mesh.fsdp)
     progress = Progress()
-    task = resolve_task(choice, _settings_as_trained(source, given))
-    require_fit(task.vocabulary, model_config.vocab_size)
     evaluator = Evaluator(
         student,
         task,
         lengths,
         splits=splits,
-        batch_size=batch_size,
-        eval_steps=eval_steps,
-        loss_normalization=trained.get("part_normalizations") or loss_normalization,
-        with_rationales=with_rationales,
-        max_decode_len=max_decode_len,
+        batch_size=config.evaluated.batch_size,
+        eval_steps=config.evaluated.steps,
+        loss_normalization=source.settings.get("part_normalizations")
+        or config.evaluated.loss_normalization,
+        with_rationales=config.evaluated.with_rationales,
+        max_decode_len=config.evaluated.max_decode_len,
     )
     sizes = f"{student.num_params:,} parameters; {task.name}: {evaluator.size_text}"
-    progress.note(f"{checkpoint}: {sizes}.")
+    progress.note(f"{source.folder}: {sizes}.")
     if dry_run:
         _show_first_input(progress, task, splits[0], lengths)
         return None
     params = loading.load_params(source, student.placed_params)
     results, predictions = evaluator(student.for_inference(params))
-    folder = None if output_dir is None else remote.place(output_dir)
-    if write is not None:
-        write(predictions)
-    elif folder is not None:
+    folder = None if config.output_dir is None else remote.place(config.output_dir)
+    if folder is not None:
         write_predictions(folder / "predictions", predictions, source.step or 0)
-    if folder is not None and jax.process_index() == 0:
-        lines = [
-            json.dumps(
-                {"step": source.step, "split": split, "checkpoint": str(checkpoint), **values}
-            )
-            for split, values in results.items()
-        ]
-        atomic_write_text(folder / "eval_metrics.jsonl", "\n".join(lines) + "\n")
-        if config_text is not None:
-            atomic_write_text(folder / "eval_config.gin", config_text)
+        if jax.process_index() == 0:
+            _write(folder, source, results, config_text)
     for split, values in results.items():
         progress.note(f"{split}: {_in_words(values)}")
     if folder is not None:
@@ -182,13 +204,45 @@ def evaluate(
     return results
 
 
-def _choose_task(
-    checkpoint: Any, trained: Mapping[str, Any], given: str | None, module: str | None
-) -> TaskChoice:
+def _model_config(config: EvalConfig, source: loading.Source) -> ModelConfig:
+    """The student's dimensions, and the dtype of its products.
+
+    Raises:
+      UserError: nothing says them, or the checkpoint holds another network.
+    """
+    found = config.model_config or source.config
+    if found is None:
+        raise _missing(source, "model_config")
+    if config.model_config is not None:
+        networks.require_same_network(source, found)
+    if config.inference_dtype is None:
+        return found
+    return dataclasses.replace(found, product_dtype=config.inference_dtype)
+
+
+def _write(
+    folder: Path,
+    source: loading.Source,
+    results: Mapping[str, Mapping[str, Value]],
+    config_text: str | None,
+) -> None:
+    lines = [
+        json.dumps(
+            {"step": source.step, "split": split, "checkpoint": str(source.folder), **values}
+        )
+        for split, values in results.items()
+    ]
+    atomic_write_text(folder / "eval_metrics.jsonl", "\n".join(lines) + "\n")
+    if config_text is not None:
+        atomic_write_text(folder / "eval_config.gin", config_text)
+
+
+def _choose_task(source: loading.Source, given: str | None, module: str | None) -> TaskChoice:
     """The task: `given`, or if that is a data set, its task of the checkpoint's method."""
     if given is None:
-        return TaskChoice(_trained(checkpoint, trained, "mixture_or_task_name"), module)
+        return TaskChoice(_trained(source, "mixture_or_task_name"), module)
     registration.import_tasks(module)
+    trained = source.settings
     parts = (trained.get("data_settings") or {}).get("parts")
     info = choosing.task_info(
         trained.get("mixture_or_task_name") or "", parts and read_parts(parts)
@@ -198,19 +252,19 @@ def _choose_task(
     return TaskChoice(given, module, info.method, info.label_source, info.rationale_source)
 
 
-def _trained(checkpoint: Any, trained: Mapping[str, Any], name: str) -> Any:
-    if trained.get(name) is None:
-        raise _missing(checkpoint, name)
-    return trained[name]
+def _trained(source: loading.Source, name: str) -> Any:
+    if source.settings.get(name) is None:
+        raise _missing(source, name)
+    return source.settings[name]
 
 
-def _missing(checkpoint: Any, name: str) -> UserError:
+def _missing(source: loading.Source, name: str) -> UserError:
     macros = {
         "model_config": "MODEL (a file of gin/models)",
         "mixture_or_task_name": "MIXTURE_OR_TASK_NAME",
         "feature_lengths": "TASK_FEATURE_LENGTHS",
     }
-    return UserError(f"{checkpoint}: does not say how it was trained; give {macros[name]}.")
+    return UserError(f"{source.folder}: does not say how it was trained; give {macros[name]}.")
 
 
 def _settings_as_trained(source: loading.Source, given: Mapping[str, Any]) -> DataSettings:

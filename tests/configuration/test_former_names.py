@@ -91,11 +91,19 @@ def test_a_parameter_that_became_a_field_of_a_dataclass(monkeypatch):
     }
 
 
-def test_every_former_parameter_of_training_is_a_setting_of_today():
-    former = [name for name in former_names.MOVED if name.startswith(f"{TRAIN}.")]
-    assert len(former) == 33
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        (TRAIN, 33),
+        ("sbs_jax.programs.eval.evaluate", 22),
+        ("sbs_jax.inference.loader.Loader", 7),
+    ],
+)
+def test_every_former_parameter_is_a_setting_of_today(function, count):
+    former = [name for name in former_names.MOVED if name.startswith(f"{function}.")]
+    assert len(former) == count
     for name in former:
-        place = former_names.place(TRAIN, name.removeprefix(f"{TRAIN}."))
+        place = former_names.place(function, name.removeprefix(f"{function}."))
         module, _, group = place.function.rpartition(".")
         fields = dataclasses.fields(getattr(importlib.import_module(module), group))
         assert place.parameter in {field.name for field in fields}

@@ -48,14 +48,9 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(first, tmp_path):
 
 
 def test_it_is_evaluated_and_answers(first, tmp_path):
-    metrics = evaluation.evaluate(
-        checkpoint_path=str(first),
-        output_dir=str(tmp_path),
-        splits=["validation"],
-        batch_size=8,
-        max_decode_len=4,
-        mesh=one_device(),
-    )
+    splits = evaluation.EvaluatedSplits(["validation"], batch_size=8, max_decode_len=4)
+    config = evaluation.EvalConfig(str(first), str(tmp_path), evaluated=splits)
+    metrics = evaluation.evaluate(config, mesh=one_device())
     assert np.isfinite(metrics["validation"]["label_loss"])
     predictor = load_predictor(
         str(first), mesh=one_device(), batch_size=2, max_decode_len=4, candidates=["1", "2"]

@@ -9,6 +9,8 @@ import pytest
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.programs import Strategy
+from sbs_jax.inference.prompting import PromptingOverrides
+from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.programs.infer import infer, interact
 from sbs_jax.programs.serve import serve
 
@@ -58,7 +60,12 @@ def test_every_argument_has_a_macro():
     }
     loader = gin.get_bindings("infer.infer")["loader"]
     assert loader == Loader("x", strategy=Strategy(top_k=3))
-    for where, type_ in (("loader.Loader", Loader), ("programs.Strategy", Strategy)):
+    for where, type_ in (
+        ("loader.Loader", Loader),
+        ("programs.Strategy", Strategy),
+        ("prompting.PromptingOverrides", PromptingOverrides),
+        ("mesh.MeshSettings", MeshSettings),
+    ):
         assert set(gin.get_bindings(where)) == {f.name for f in dataclasses.fields(type_)}
     # At the terminal rationales are shown anyway.
     assert set(inspect.signature(interact).parameters) - {"explain"} == {"loader", "num_best"}

@@ -8,7 +8,7 @@ from sbs_jax.checkpoints import loading
 from sbs_jax.configuration.flags import parse_flags
 from sbs_jax.errors import UserError
 from sbs_jax.inference.loader import load_predictor
-from sbs_jax.programs.eval import evaluate
+from sbs_jax.programs.eval import EvalConfig, evaluate
 from tests.inference import toy
 
 MODULE = "model_helpers_of_a_stranger"
@@ -30,7 +30,7 @@ def downloaded(tmp_path, monkeypatch):
 def test_without_consent_nothing_runs(downloaded, tmp_path):
     folder, ran = downloaded
     with pytest.raises(UserError, match=f"the module '{MODULE}', whose code would run"):
-        evaluate(checkpoint_path=str(folder), output_dir=str(tmp_path / "out"))
+        evaluate(EvalConfig(str(folder), str(tmp_path / "out")))
     with pytest.raises(UserError, match="--trust_modules"):
         load_predictor(str(folder), candidates="task")
     # Whoever needs no task need not consent.
@@ -46,7 +46,7 @@ def test_with_consent_it_is_imported(downloaded, tmp_path):
     ran.unlink()
     # It is imported already: its code does not run again, and no consent is needed.
     with pytest.raises(UserError, match="theirs"):
-        evaluate(checkpoint_path=str(folder), output_dir=str(tmp_path / "out"))
+        evaluate(EvalConfig(str(folder), str(tmp_path / "out")))
     assert not ran.exists()
 
 

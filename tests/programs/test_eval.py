@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ from sbs_jax.data.resolving import TaskChoice
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.errors import UserError
 from sbs_jax.partitioning.mesh import MeshSettings
-from sbs_jax.programs.eval import evaluate
+from sbs_jax.programs.eval import EvalConfig, EvaluatedSplits, EvaluatedTask, evaluate
 from sbs_jax.programs.train import train
 from sbs_jax.programs.train_config import TrainConfig
 from sbs_jax.training import optimizers
@@ -36,9 +37,10 @@ def model_dir(tmp_path_factory):
     return folder
 
 
-def _evaluate(model_dir, tmp_path, **options):
-    options = {"checkpoint_path": str(model_dir), "output_dir": str(tmp_path / "out")} | options
-    return evaluate(**options)
+def _evaluate(model_dir, tmp_path, splits=("test",), **options):
+    config = EvalConfig(str(model_dir), str(tmp_path / "out"), evaluated=EvaluatedSplits(splits))
+    given = {name: options.pop(name) for name in set(options) & set(vars(config))}
+    return evaluate(dataclasses.replace(config, **given), **options)
 
 
 def test_what_is_not_given_is_as_it_was_trained(model_dir, tmp_path):
@@ -60,20 +62,19 @@ def test_what_is_not_given_is_as_it_was_trained(model_dir, tmp_path):
 
 def test_everything_may_be_given(model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    results = evaluate(
+    config = EvalConfig(
         checkpoint_path=str(model_dir / "checkpoint_2"),
         output_dir="relative",
-        mixture_or_task_name="evaluator_toy_standard",
-        feature_lengths={"inputs": 40, "targets": 8},
         model_config=CONFIG,
-        splits=("test",),
-        batch_size=2,
-        with_rationales=True,
-        vocabulary_path=str(model_dir / "vocabulary/spiece.model"),
-        data_parallel=4,
-        model_parallel=2,
-        fsdp=True,
+        task=EvaluatedTask(
+            "evaluator_toy_standard",
+            feature_lengths={"inputs": 40, "targets": 8},
+            vocabulary_path=str(model_dir / "vocabulary/spiece.model"),
+        ),
+        evaluated=EvaluatedSplits(("test",), batch_size=2, with_rationales=True),
+        mesh=MeshSettings(4, 2, fsdp=True),
     )
+    results = evaluate(config)
     assert results["test"]["examples"] == 3
     assert results["test"]["rationale_loss"] is None
     assert "rationale" in (tmp_path / "relative/predictions/test-2.jsonl").read_text()
@@ -99,8 +100,8 @@ def test_a_missing_vocabulary_is_told(model_dir, tmp_path):
         ({"checkpoint_path": "/nowhere"}, "/nowhere: no such folder"),
         ({"splits": []}, "EVAL_SPLITS names no split"),
         ({"splits": ["dev"]}, "dev"),
-        ({"mixture_or_task_name": "evaluator_toy_sbz"}, "did you mean"),
-        ({"data_parallel": 3}, "The mesh"),
+        ({"task": EvaluatedTask("evaluator_toy_sbz")}, "did you mean"),
+        ({"mesh": MeshSettings(3)}, "The mesh"),
     ],
 )
 def test_mistakes(model_dir, tmp_path, options, message):
@@ -110,8 +111,6 @@ def test_mistakes(model_dir, tmp_path, options, message):
 
 
 def test_another_model_is_refused_by_name(model_dir, tmp_path):
-    import dataclasses
-
     config = dataclasses.replace(CONFIG, mlp_dim=64)
     with pytest.raises(UserError, match=r"wi_0"):
         _evaluate(model_dir, tmp_path, model_config=config)

@@ -15,7 +15,7 @@ import pytest
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.partitioning.mesh import make_mesh
-from sbs_jax.programs.eval import evaluate
+from sbs_jax.programs.eval import EvalConfig, EvaluatedSplits, evaluate
 from sbs_jax.programs.train import train
 from sbs_jax.training.hooks import MEASURED
 
@@ -42,9 +42,9 @@ def lines(path):
 
 def test_it_evaluates_as_it_did(run, tmp_path):
     mesh = make_mesh(devices=jax.devices()[:1])
-    found = evaluate(
-        checkpoint_path=str(run), output_dir=str(tmp_path), splits=["validation"], mesh=mesh
-    )["validation"]
+    splits = EvaluatedSplits(["validation"])
+    config = EvalConfig(str(run), str(tmp_path), evaluated=splits)
+    found = evaluate(config, mesh=mesh)["validation"]
     recorded = next(row for row in lines(run / "metrics.jsonl") if row["split"] == "validation")
     for name in ("accuracy", "label_loss", "rationale_loss", "label_tokens", "examples"):
         np.testing.assert_allclose(found[name], recorded[name], rtol=1e-5, err_msg=name)

@@ -14,6 +14,7 @@ import pytest
 from sbs_jax.errors import UNFINISHED, UserError
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.output import ResumableOutput
+from sbs_jax.inference.prompting import PromptingOverrides
 from sbs_jax.programs import infer as infer_lib
 from tests import disks, processes
 from tests.inference import toy
@@ -246,7 +247,7 @@ def test_mistakes(model_dir, questions, tmp_path):
     with pytest.raises(UserError, match="CANDIDATES = 'yes' is no list of labels"):
         Loader("x", candidates="yes")
     with pytest.raises(UserError, match="METHOD = 'both' is unknown"):
-        Loader("x", method="both")
+        PromptingOverrides(method="both")
     assert not out.exists()
 
 

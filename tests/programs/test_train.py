@@ -92,15 +92,12 @@ def test_a_run_records_its_student(first):
 
 
 def test_the_exported_student_evaluates_as_the_run_does(first, exported, tmp_path):
-    results = [
-        evaluation.evaluate(
-            checkpoint_path=str(path),
-            output_dir=str(tmp_path / path.name),
-            splits=["validation"],
-            mesh=one_device(),
-        )["validation"]
+    splits = evaluation.EvaluatedSplits(["validation"])
+    configs = [
+        evaluation.EvalConfig(str(path), str(tmp_path / path.name), evaluated=splits)
         for path in (first, exported)
     ]
+    results = [evaluation.evaluate(config, mesh=one_device())["validation"] for config in configs]
     assert results[0] == results[1]
     predictions = [
         next((tmp_path / path.name / "predictions").iterdir()).read_text()

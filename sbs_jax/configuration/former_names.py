@@ -152,6 +152,19 @@ MOVED |= {
     }.items()
     for name in names
 }
+_SERVE = "sbs_jax.programs.serve.serve"
+MOVED |= {
+    # The parameters of serving that limit requests.
+    f"{_SERVE}.{name}": f"{_SERVE}.requests.{name}"
+    for name in (
+        "max_waiting",
+        "max_inputs",
+        "max_body_bytes",
+        "max_candidates",
+        "max_candidate_length",
+        "max_delay_ms",
+    )
+}
 _CONFIG = "sbs_jax.programs.train_config.TrainConfig"
 _EVAL_CONFIG = "sbs_jax.programs.eval.EvalConfig"
 _MESH = "sbs_jax.partitioning.mesh.MeshSettings"
@@ -174,6 +187,7 @@ BUILT_BY: dict[str, str] = {
     f"{_EVALUATE}.config": _EVAL_CONFIG,
     f"{_EVAL_CONFIG}.task": "sbs_jax.programs.eval.EvaluatedTask",
     f"{_EVAL_CONFIG}.evaluated": "sbs_jax.programs.eval.EvaluatedSplits",
+    f"{_SERVE}.requests": "sbs_jax.inference.serving.limits.RequestLimits",
     f"{_LOADER}.prompting": "sbs_jax.inference.prompting.PromptingOverrides",
 }
 GIN_FILES = {"runs/inspect.gin": "runs/inspect_task.gin"}

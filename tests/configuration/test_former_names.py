@@ -97,6 +97,7 @@ def test_a_parameter_that_became_a_field_of_a_dataclass(monkeypatch):
         (TRAIN, 33),
         ("sbs_jax.programs.eval.evaluate", 22),
         ("sbs_jax.inference.loader.Loader", 7),
+        ("sbs_jax.programs.serve.serve", 6),
     ],
 )
 def test_every_former_parameter_is_a_setting_of_today(function, count):

@@ -36,9 +36,9 @@ def create_app(
       hosts: names that they may know the service by; None for any.
     """
     model = schema.request_model(
-        max_inputs=service.max_inputs,
+        max_inputs=service.limits.max_inputs,
         max_chars=service.max_chars,
-        max_candidates=service.max_candidates,
+        max_candidates=service.limits.max_candidates,
     )
     descriptions = {
         400: "the body is no JSON",
@@ -170,7 +170,7 @@ def create_app(
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     app.add_middleware(
-        limits.BodyLimit, max_bytes=service.max_body_bytes, max_requests=service.max_requests
+        limits.BodyLimit, max_bytes=service.limits.max_body_bytes, max_requests=service.max_requests
     )
     app.add_middleware(
         limits.Guard,

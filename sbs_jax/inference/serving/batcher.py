@@ -75,7 +75,7 @@ class Batcher:
         *,
         max_rows: int,
         max_waiting: int,
-        max_delay: float = 0.002,
+        max_delay: float,
         on_batch: Callable[[FinishedBatch], None] = lambda batch: None,
     ) -> None:
         """Starts nothing yet.

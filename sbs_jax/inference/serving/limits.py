@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_at_least
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -27,6 +27,48 @@ _LINGER_BYTES = 64 * 2**20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TRUSTED = "sbs_jax.trusted"
 """A key of the ASGI scope: whether `Guard` would let the request ask anything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestLimits:
+    """What a request may ask, and how many may wait; gin/runs/serve.gin binds it.
+
+    Attributes:
+      max_waiting: the most queries in the queue: a label is one, its explanation another. Beyond
+        it, requests get 503.
+      max_inputs: the most inputs of a request.
+      max_body_bytes: the largest body; beyond it, requests get 413.
+      max_candidates: the most labels of a request's own label set; 0: requests bring none.
+      max_candidate_length: the most tokens of such a label, EOS included.
+      max_delay_ms: milliseconds for which a batch that is not full waits for further requests.
+
+    Raises:
+      UserError: a value is out of its range, or a request with `max_inputs` explained inputs would
+        never fit into the queue.
+    """
+
+    max_waiting: int = 256
+    max_inputs: int = 64
+    max_body_bytes: int = 1_000_000
+    max_candidates: int = 0
+    max_candidate_length: int = 16
+    max_delay_ms: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.max_inputs < 1 or self.max_waiting < 2 * self.max_inputs:
+            raise UserError(
+                f"MAX_WAITING = {self.max_waiting} must be at least twice MAX_INPUTS = "
+                f"{self.max_inputs}, so that a request with so many inputs, explained, fits into "
+                "the queue."
+            )
+        if self.max_candidates == 1 or self.max_candidates < 0:
+            raise UserError(f"MAX_CANDIDATES = {self.max_candidates} must be 0, or at least 2.")
+        require_at_least(0, MAX_DELAY_MS=self.max_delay_ms)
+
+    @property
+    def own_shape(self) -> tuple[int, int] | None:
+        """How many labels a request's own label set may have, and of how many tokens."""
+        return (self.max_candidates, self.max_candidate_length) if self.max_candidates else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,7 @@ def make_server(
     connections = Connections(
         limits,
         most=most_connections(limits.max_connections),
-        max_body_bytes=service.max_body_bytes,
+        max_body_bytes=service.limits.max_body_bytes,
         on_close=service.metrics.closed,
     )
     service.metrics.watch_connections(lambda: len(connections.open))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbs_jax.errors import UserError
 from sbs_jax.inference.serving.batcher import Batcher, More
+from sbs_jax.inference.serving.limits import RequestLimits
 from sbs_jax.inference.serving.metrics import Metrics
 from sbs_jax.inference.warming import Progress
 
@@ -28,45 +29,21 @@ class Service:
     """One predictor behind a bounded queue.
 
     Attributes:
+      predictor: the student.
+      limits: what requests may ask, and how many may wait.
+      max_requests: how many requests with bodies may be there at a time.
+      max_chars: how many characters an input may have.
       metrics: the metrics that `/metrics` returns.
       batcher: the queue and the thread of the model.
       progress: how many of the shapes of programs are compiled.
     """
 
-    def __init__(
-        self,
-        predictor: "Predictor",
-        *,
-        max_waiting: int = 256,
-        max_inputs: int = 64,
-        max_body_bytes: int = 1_000_000,
-        max_candidates: int = 0,
-        max_delay: float = 0.002,
-    ) -> None:
-        """Starts nothing yet.
-
-        Args:
-          predictor: answers batches, in the model's thread.
-          max_waiting: the most queries in the queue: a label is one, its explanation another.
-          max_inputs: the most inputs of a request.
-          max_body_bytes: the largest body of a request.
-          max_candidates: the most labels of a request's own label set; 0 allows none.
-          max_delay: seconds for which a batch that is not full waits for company.
-
-        Raises:
-          UserError: a request with `max_inputs` explained inputs would never fit into the queue.
-        """
-        if max_inputs < 1 or max_waiting < 2 * max_inputs:
-            raise UserError(
-                f"MAX_WAITING = {max_waiting} must be at least twice MAX_INPUTS = {max_inputs}, so "
-                "that a request with so many inputs, explained, fits into the queue."
-            )
+    def __init__(self, predictor: "Predictor", limits: RequestLimits) -> None:
+        """Starts nothing yet; `predictor` answers batches, in the model's thread."""
         self.predictor = predictor
-        self.max_inputs = max_inputs
-        self.max_body_bytes = max_body_bytes
-        self.max_candidates = max_candidates
+        self.limits = limits
         # Each that was let in waits with a job at least; as many again may be arriving.
-        self.max_requests = 2 * max_waiting + predictor.row_counts[-1]
+        self.max_requests = 2 * limits.max_waiting + predictor.row_counts[-1]
         self.max_chars = _CHARS_PER_TOKEN * predictor.input_length
         self._warm = self._draining = self._failed = False
         self._compiler: threading.Thread | None = None
@@ -75,8 +52,8 @@ class Service:
         self.batcher = Batcher(
             self._run,
             max_rows=predictor.row_counts[-1],
-            max_waiting=max_waiting,
-            max_delay=max_delay,
+            max_waiting=limits.max_waiting,
+            max_delay=limits.max_delay_ms / 1000,
             on_batch=lambda batch: self.metrics.batch(batch),
         )
         self.metrics = Metrics(lambda: self.batcher.waiting, lambda: self.status == "ready")
@@ -162,7 +139,7 @@ class Service:
         labels, texts = [], []
         for number, (where, text, own, given) in enumerate(_inputs_of(request)):
             own = own or request.candidates
-            if own is not None and not self.max_candidates:
+            if own is not None and not self.limits.max_candidates:
                 raise UserError(f"{where}This service takes no candidates of a request's own.")
             try:
                 rationale = (given or "") if written is None else written[number]

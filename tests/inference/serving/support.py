@@ -12,6 +12,7 @@ import uvloop
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.serving import server
+from sbs_jax.inference.serving.limits import RequestLimits
 from sbs_jax.inference.serving.service import Service
 from sbs_jax.inference.warming import Progress
 
@@ -89,7 +90,7 @@ class Served:
 
     def __init__(self, predictor, *, limits=None, api_key=None, hosts=None, **options):
         self.predictor = predictor
-        self.service = Service(predictor, **({"max_candidates": 4} | options))
+        self.service = Service(predictor, RequestLimits(**({"max_candidates": 4} | options)))
         self._listener = server.listen("127.0.0.1", 0)
         self.port = server.port(self._listener)
         self._server = server.make_server(

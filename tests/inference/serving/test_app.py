@@ -11,7 +11,7 @@ import pytest
 from sbs_jax.errors import UserError
 from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.serving import server
-from sbs_jax.inference.serving.service import Service
+from sbs_jax.inference.serving.limits import RequestLimits
 from tests.inference.serving.support import TIMEOUT, FakePredictor, Served
 
 
@@ -263,7 +263,7 @@ def test_metrics_tell_what_happened(serve):
 
 def test_limits_that_contradict_each_other():
     with pytest.raises(UserError, match="MAX_WAITING = 8 must be at least twice MAX_INPUTS = 5"):
-        Service(FakePredictor(), max_waiting=8, max_inputs=5)
+        RequestLimits(max_waiting=8, max_inputs=5)
 
 
 def test_a_port_that_is_taken():

@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from sbs_jax.decoding.shapes import round_up
 from sbs_jax.errors import UserError
 from sbs_jax.token_ids import PAD_ID
 
@@ -83,7 +84,7 @@ def candidate_tree(
     # The last group is filled up with repeated candidates, whose scores are not read.
     filled = np.minimum(np.arange(groups * size), count - 1).reshape(groups, size)
     built = [_build(rows[:, group], paths[:, group]) for group in filled]
-    most = _round_up(max(tokens.shape[1] for tokens, *_ in built))
+    most = round_up(max(tokens.shape[1] for tokens, *_ in built), NODES_MULTIPLE)
     arrays = [
         np.stack(parts) for parts in zip(*(_pad(parts, most) for parts in built), strict=True)
     ]
@@ -187,7 +188,3 @@ def _pad(parts: tuple[np.ndarray, ...], nodes: int) -> tuple[np.ndarray, ...]:
     # A node that is padding sees itself, so that its softmax is finite.
     visible[:, np.arange(nodes), np.arange(nodes)] = True
     return np.pad(tokens, wide), np.pad(depths, wide), visible, numbers, rows
-
-
-def _round_up(nodes: int) -> int:
-    return -(-nodes // NODES_MULTIPLE) * NODES_MULTIPLE

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbs_jax.decoding import completion_programs as programs
+from sbs_jax.decoding.shapes import round_up
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.network import DecoderOnly
 from sbs_jax.models.decoder.stack import Memory, as_prefix
@@ -156,7 +157,7 @@ class CompletionEngine:
         if len(beginning) < _MIN_PREFIX:
             return None, 0
         length = len(beginning)
-        padded = _round_up(length, 128)
+        padded = round_up(length, 128)
         tokens = np.zeros((1, padded), np.int32)
         tokens[0, :length] = beginning
         cache = programs.empty_cache(self._network, 1, padded)
@@ -234,8 +235,8 @@ class _Batch:
 
     def _prefill(self) -> None:
         engine = self.engine
-        length = _round_up(max(map(len, self.rest)), 16 if self.prefix is not None else 64)
-        columns = _round_up(length + 48, 64)
+        length = round_up(max(map(len, self.rest)), 16 if self.prefix is not None else 64)
+        columns = round_up(length + 48, 64)
         tokens = np.zeros((self.size, length), np.int32)
         padding = np.full(self.size, length - 1, np.int32)
         for row, rest in enumerate(self.rest):
@@ -349,10 +350,6 @@ def _same(one: Sequence[int], other: Sequence[int]) -> int:
     """The number of tokens with which both begin."""
     pairs = zip(one, other, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def _round_up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
 
 
 def _power_of_two(number: int) -> int:

@@ -51,10 +51,10 @@ class Draws:
       top_p: share of the probability to draw from.
     """
 
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @struct.dataclass

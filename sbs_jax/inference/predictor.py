@@ -66,13 +66,13 @@ class Predictor(Answerer):
         name: str = "student",
         prompting: Prompting | None = None,
         candidates: Sequence[str] | str | None = None,
-        input_length: int = 512,
-        max_decode_len: int = 128,
-        batch_size: int = 32,
+        input_length: int,
+        max_decode_len: int,
+        batch_size: int,
+        engine: str,
         row_counts: Sequence[int] | None = None,
         own_shape: tuple[int, int] | None = None,
         strategy: Strategy | None = None,
-        engine: str = "jax",
         inference_dtype: str | None = None,
         make_programs: ProgramsFn | None = None,
     ) -> None:
@@ -88,11 +88,11 @@ class Predictor(Answerer):
           input_length: maximum number of encoder tokens; longer inputs are cut, and EOS is kept.
           max_decode_len: maximum number of tokens of a label or a rationale.
           batch_size: rows of a batch, rounded up to a multiple of the mesh's `data` axis.
+          engine: the name of what runs the network, one of `loader.ENGINES`.
           row_counts: smaller batch sizes that have programs of their own.
           own_shape: the numbers of candidates and of their tokens that queries' own candidates are
             padded to; None pads to powers of two.
           strategy: how rationales (and the best labels) are decoded.
-          engine: the name of what runs the network, one of `ENGINES`.
           inference_dtype: dtype of its products; None is the student's own.
           make_programs: makes the programs of another engine than JAX.
 

@@ -22,6 +22,8 @@ from sbs_jax.data.vocabulary import Vocabulary, decode_tokens
 from sbs_jax.errors import UserError
 from sbs_jax.parts import part_words
 
+_EXAMPLES = 5
+"""How many examples of a split are shown unless the user says."""
 LABELS_SHOWN = 10
 PERCENTILES = (50, 90, 99, 100)
 
@@ -31,7 +33,7 @@ def inspect_task(
     task: TaskChoice,
     feature_lengths: Mapping[str, int] | Literal["auto"],
     splits: Sequence[str] = datasets.SPLITS,
-    examples: int = 5,
+    examples: int = _EXAMPLES,
 ) -> None:
     """Prints what `report` says.
 
@@ -54,7 +56,7 @@ def report(
     feature_lengths: Mapping[str, int] | Literal["auto"],
     *,
     splits: Sequence[str] = datasets.SPLITS,
-    examples: int = 5,
+    examples: int = _EXAMPLES,
 ) -> Iterator[str]:
     """Yields lines about a task, or about each task of a mixture.
 

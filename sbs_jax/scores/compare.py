@@ -20,6 +20,9 @@ from sbs_jax import metrics
 from sbs_jax.errors import UserError
 from sbs_jax.json_files import read_jsonl
 
+_SAMPLES = 10_000
+"""How often a bootstrap draws."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -145,7 +148,7 @@ def compare_runs(
 
 
 def bootstrap_runs(
-    difference: np.ndarray, *, samples: int = 10_000, seed: int = 0
+    difference: np.ndarray, *, samples: int = _SAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
     """Resamples differences of scores, float [runs, examples], runs and examples together.
 
@@ -179,7 +182,7 @@ def compare_files(first: str | os.PathLike[str], second: str | os.PathLike[str])
 
 
 def bootstrap(
-    first: np.ndarray, second: np.ndarray, *, samples: int = 10_000, seed: int = 0
+    first: np.ndarray, second: np.ndarray, *, samples: int = _SAMPLES, seed: int = 0
 ) -> Comparison:
     """Compares paired scores, float [N] each; see `compare_files`."""
     difference = second - first

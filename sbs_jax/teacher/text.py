@@ -14,6 +14,8 @@ _FORBIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]"
 )
 _LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_SHOWN = 2000
+"""How many characters of a text a terminal shows unless the caller says."""
 
 
 def clean(text: str) -> str:
@@ -27,7 +29,7 @@ def clean(text: str) -> str:
     return _FORBIDDEN.sub("", _LINE_BREAKS.sub("\n", text))
 
 
-def printable(text: str, limit: int = 2000) -> str:
+def printable(text: str, limit: int = _SHOWN) -> str:
     """Returns `text` for a terminal: as `clean`, and shortened to `limit` characters."""
     shown = clean(text[: limit + 1])
     if len(text) > limit:
@@ -35,6 +37,6 @@ def printable(text: str, limit: int = 2000) -> str:
     return shown
 
 
-def say(console: Console, text: str, limit: int = 2000, **options: Any) -> None:
+def say(console: Console, text: str, limit: int = _SHOWN, **options: Any) -> None:
     """Prints `text`, which may hold names and words of others: `printable`, and never markup."""
     console.print(printable(text, limit), markup=False, highlight=False, **options)

@@ -17,7 +17,7 @@ from tests.toy import CONFIG, DECODER
 
 LENGTH = 12
 LENGTHS = (16, 32)
-DRAWS = Draws(seed=3, top_k=5)
+DRAWS = Draws(seed=3, temperature=1.0, top_k=5, top_p=1.0)
 
 
 def requests(count=37, longest=32):

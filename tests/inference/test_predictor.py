@@ -359,7 +359,15 @@ def test_a_tokenizer_that_does_not_fit_the_embedding_is_told():
     student, params = toy.student()
     small = Student(dataclasses.replace(CONFIG, vocab_size=128), student.mesh)
     with pytest.raises(UserError, match=r"pieces, but the embedding of student has 128 rows"):
-        Predictor(small, params, Tokenizer(sentencepiece_models.with_bytes()))
+        Predictor(
+            small,
+            params,
+            Tokenizer(sentencepiece_models.with_bytes()),
+            input_length=64,
+            max_decode_len=8,
+            batch_size=8,
+            engine="jax",
+        )
 
 
 @pytest.mark.parametrize(
@@ -382,7 +390,12 @@ def test_a_cascaded_student_writes_the_rationale_that_its_label_reads():
         "label": {"reads": "{input}{RATIONALE_INPUT_SEPARATOR}{rationale}"},
         "rationale": {},
     }
-    shape = {"input_length": 64, "max_decode_len": toy.DECODE_LENGTH, "batch_size": 8}
+    shape = {
+        "input_length": 64,
+        "max_decode_len": toy.DECODE_LENGTH,
+        "batch_size": 8,
+        "engine": "jax",
+    }
     tokenizer = toy.predictor().tokenizer
 
     def asked(method, parts=None):

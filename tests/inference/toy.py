@@ -43,6 +43,7 @@ def predictor(method="sbs", prefix_side="encoder", parts=None, **options):
         "input_length": INPUT_LENGTH,
         "max_decode_len": DECODE_LENGTH,
         "batch_size": 8,
+        "engine": "jax",
     }
     return Predictor(
         network,

@@ -42,7 +42,7 @@ class Files:
       llm_label_field: name of the field of the teacher's label; it may be missing or empty.
       llm_rationale_field: name of the field of the teacher's rationale; it may be missing or empty.
       id_field: name of the field of the id; the split and the line's number where there is none.
-      encoding: of text files.
+      encoding: the encoding of text files.
       scorer: key of `sbs_jax.metrics.SCORERS`.
       labels: all labels, where they are few.
 

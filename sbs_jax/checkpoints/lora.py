@@ -127,7 +127,7 @@ def merging(jit: Callable[..., Any], lora: Lora) -> Callable[[Any], Any]:
 
     Args:
       jit: compiles a function, as `Student.jit` does.
-      lora: of the adapters.
+      lora: the settings of the adapters.
     """
     compiled = jit(functools.partial(merge, lora=lora))
 
@@ -147,7 +147,7 @@ def find_base(model_dir: epath.Path, recorded: str | None) -> epath.Path:
 
     Args:
       model_dir: MODEL_DIR of the run; what is called `base` in it comes first.
-      recorded: where the run began from.
+      recorded: the path of the weights that the run began from.
 
     Raises:
       UserError: they are in neither place.

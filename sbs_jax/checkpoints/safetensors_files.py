@@ -36,7 +36,7 @@ class FileTensor:
       file: the file that holds it.
       name: the name of the tensor in the file.
       shape: the dimensions of the tensor.
-      dtype: as it is stored.
+      dtype: the dtype in which it is stored.
     """
 
     file: Path
@@ -62,7 +62,7 @@ def open_safetensors(folder: str | Path) -> dict[str, FileTensor]:
     """Finds the tensors of a folder that transformers saved; reads none of them yet.
 
     Args:
-      folder: with `model.safetensors`, or its shards and their index.
+      folder: a folder that holds `model.safetensors`, or its shards and their index.
 
     Returns:
       The tensors by their names in the files.
@@ -102,7 +102,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: st
 
     Args:
       path: the file.
-      tensors: by name. They are read whole, one after another.
+      tensors: the tensors by name. They are read whole, one after another.
       dtype: the dtype of the file, `float32`, `float16` or `bfloat16`; values are rounded to it.
 
     Raises:

@@ -72,7 +72,8 @@ class T5XCheckpoint:
 
     Attributes:
       step: the step of the training that wrote it; None where it does not say.
-      params: by path, `encoder/layers_0/mlp/wi_0/kernel`; nothing is read of large ones yet.
+      params: the parameters by path, `encoder/layers_0/mlp/wi_0/kernel`; large ones are not read
+        yet.
     """
 
     step: int | None

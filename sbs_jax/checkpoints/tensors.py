@@ -19,7 +19,7 @@ class StoredTensor(Protocol):
 
     Attributes:
       shape: the dimensions of the tensor.
-      dtype: as it is stored.
+      dtype: the dtype in which it is stored.
     """
 
     @property
@@ -87,7 +87,7 @@ def place_tree(
     Every process reads what its own devices hold. On the host there is never more than one tensor.
 
     Args:
-      stored: by path, `encoder/layers_0/mlp/wi_0/kernel`.
+      stored: the tensor of each parameter, by path: `encoder/layers_0/mlp/wi_0/kernel`.
       abstract: nested dict of `jax.ShapeDtypeStruct` with shardings; values are cast to its dtypes.
       where: begins messages; the file or folder.
       advice: ends the sentence on a tree that does not fit.

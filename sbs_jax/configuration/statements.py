@@ -138,7 +138,7 @@ class GinFile:
 
     Attributes:
       name: the name that messages use.
-      statements: in the order of the file; an included file is one statement.
+      statements: its statements in their order; an included file is one statement.
     """
 
     name: str

@@ -48,9 +48,10 @@ class PartFeatureConverter(seqio.EncDecFeatureConverter):
         """Converts a task's dataset.
 
         Args:
-          ds: of examples with int32 features ``inputs``, ``targets`` and perhaps ``part``.
-          task_feature_lengths: of ``inputs`` and ``targets``. What it says of ``part`` (SeqIO's
-            `Evaluator` measures every feature) does not matter: that has the targets' length.
+          ds: examples with int32 features ``inputs``, ``targets`` and perhaps ``part``.
+          task_feature_lengths: row lengths of ``inputs`` and ``targets``. What it says of ``part``
+            (SeqIO's `Evaluator` measures every feature) does not matter: that has the targets'
+            length.
 
         Returns:
           A dataset of the model features, each of the length of ``inputs`` or ``targets``.

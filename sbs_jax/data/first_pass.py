@@ -208,7 +208,7 @@ class Job:
     Attributes:
       modules: are imported first, and register the task's data set.
       task: the name of the task.
-      settings: of its data.
+      settings: the settings that its data is read with.
       split: its split.
       portions: what is made.
       folder: where it is written.

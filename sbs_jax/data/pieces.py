@@ -66,7 +66,7 @@ class ReleasePieces:
         Args:
           split: ``train``, ``validation`` or ``test``.
           settings: where the data set lies.
-          rows: at most so many rows make a piece.
+          rows: the largest number of rows that a piece has.
 
         Returns:
           The pieces in the file's order; none where the file is no JSONL, or where its lines or

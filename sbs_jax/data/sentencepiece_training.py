@@ -19,7 +19,7 @@ def train_sentencepiece(texts: Sequence[str], vocabulary_size: int) -> bytes:
     """Trains a SentencePiece unigram model with T5's ids; the same texts give the same bytes.
 
     Args:
-      texts: in a fixed order. Blank ones are left out.
+      texts: the texts, in a fixed order. Blank ones are left out.
       vocabulary_size: the most pieces. Small texts give fewer.
 
     Returns:

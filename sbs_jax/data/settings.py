@@ -86,7 +86,7 @@ class DataSettings(TemplateTexts):
       validation_seed: of the choice of the validation examples where a data set brings none. 0
         gives the published code's split, example by example.
       vocabulary_path: a SentencePiece model; None trains one on the data set's training texts.
-      vocabulary_size: at most so many pieces are trained.
+      vocabulary_size: the largest number of pieces that a trained vocabulary has.
       joint_separator: what stands between rationale and label in a target of the method ``joint``;
         a prediction's label is what follows its last occurrence.
       rationale_input_separator: what stands between input and rationale in an input of the method

@@ -39,7 +39,7 @@ class Axis:
 
     Attributes:
       name: the name of the macro or parameter, or of the group.
-      points: by the value's own name, what it binds.
+      points: the bindings of each value, by the value's own name.
     """
 
     name: str

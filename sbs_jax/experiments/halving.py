@@ -45,7 +45,7 @@ def survivors(
 
     Args:
       runs: the runs that reached the rung.
-      accuracies: by run's name, on validation; a run without one counts as 0.
+      accuracies: the accuracy on validation by run's name; a run without one counts as 0.
       factor: see `shares`.
 
     Returns:

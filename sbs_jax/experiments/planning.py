@@ -39,7 +39,7 @@ class Plan:
       base: what all runs share.
       axes: the axes of the grid.
       runs: the runs of the grid, in its order.
-      configs: by run, its configuration.
+      configs: the configuration of each run.
       settings: how it is run.
       command: the command that asked for it.
     """

@@ -78,7 +78,7 @@ class Progress:
     Attributes:
       step: the step of the last line.
       loss: the loss of training.
-      accuracy: on validation, the last one; None before the first evaluation.
+      accuracy: the last accuracy on validation; None before the first evaluation.
     """
 
     step: int = 0

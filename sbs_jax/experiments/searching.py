@@ -38,7 +38,7 @@ class Space:
       sizes: labels of the axis of sizes, those with the fewest parameters first.
       shares: labels of the axis of data, the least first.
       others: the combinations of the other axes, the seed aside.
-      runs: by combination, size and share, the runs of all seeds.
+      runs: the runs of all seeds, by combination, size and share.
     """
 
     sizes: list[str]

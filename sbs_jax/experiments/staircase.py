@@ -24,7 +24,7 @@ class Visit(Generic[Size, Share]):
     Attributes:
       size: the size of the student.
       share: the share of the training data.
-      accuracy: on validation.
+      accuracy: the accuracy on validation.
       beats: whether it is at least the target.
     """
 

@@ -162,7 +162,7 @@ class Answerer:
         alone.
 
         Args:
-          queries: in any order.
+          queries: the queries, in any order.
           num_best: the number of alternatives of a label.
 
         Returns:
@@ -201,7 +201,7 @@ class Answerer:
         """Returns the exact log-probability of each label as the whole answer to its query.
 
         Args:
-          queries: for labels, in any order; their own candidates do not count.
+          queries: queries for labels, in any order; their own candidates do not count.
           labels: a text for each query.
 
         Returns:

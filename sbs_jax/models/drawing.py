@@ -26,7 +26,7 @@ class _Drawn(NamedTuple):
 
     Attributes:
       stand_in: what the network got in its place.
-      key: of its random numbers.
+      key: the key of its random numbers.
       draw: draws it, from a key.
     """
 

@@ -109,7 +109,7 @@ def relative_position_buckets(
       bidirectional: whether keys after the query get the upper half of the buckets; otherwise they
         share bucket 0 with the query's own position (causal masks hide them).
       num_buckets: the number of buckets of both directions together.
-      max_distance: in tokens.
+      max_distance: the distance, in tokens, from which all distances share a bucket.
 
     Returns:
       ints of the same shape in [0, num_buckets).

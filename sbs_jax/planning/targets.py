@@ -52,7 +52,7 @@ class Chip:
     """A kind of accelerator, with the figures of what JAX calls one device of it.
 
     Attributes:
-      name: as in `--target`.
+      name: the name of the chip in `--target`.
       platform: `tpu` or `cuda`.
       peak_flops: bfloat16 multiplications and additions a second.
       memory_bytes: size of the device's memory.

@@ -299,9 +299,9 @@ class Assembly:
         """Reads what is evaluated.
 
         Args:
-          splits: by default those of `config.evaluation`.
+          splits: the splits to evaluate; those of `config.evaluation` by default.
           whole: take all examples of the splits, whatever `config.evaluation` says.
-          **options: of `Evaluator`.
+          **options: further arguments of `Evaluator`.
 
         Raises:
           UserError: a split cannot be read, or a setting is out of its range.

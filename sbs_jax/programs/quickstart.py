@@ -183,7 +183,7 @@ def compare(runs: Sequence[Run], output_dir: Path, console: Console) -> None:
     """Makes the runs that are missing, and reports on all.
 
     Args:
-      runs: with at least two seeds of each method.
+      runs: the runs to compare, at least two seeds of each method.
       output_dir: the folder of `results.json` and `learning_curves.png`.
       console: the console to print on.
 

@@ -24,7 +24,7 @@ class Drawn:
 
     Attributes:
       name: the name of its files, without ending.
-      title: in few words.
+      title: a few words.
       caption: sentences that say what the figure shows.
       svg: the text of the SVG file.
     """

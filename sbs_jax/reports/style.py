@@ -145,9 +145,9 @@ def inline_svg(svg: str, prefix: str, description: str) -> str:
     """An SVG as a part of a page: ids of its own, ink in the page's colours, a description.
 
     Args:
-      svg: as `save` returns it.
+      svg: what `save` returned.
       prefix: the prefix of its ids; another one for each figure of a page.
-      description: for people who cannot see it; HTML, escaped already.
+      description: HTML, escaped already, for people who cannot see the figure.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)

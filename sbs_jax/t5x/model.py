@@ -102,7 +102,7 @@ class TwoPartModel(models.EncoderDecoderModel):
         """Adds `SCALES` to a batch; call it on the whole batch, of all devices and processes.
 
         Args:
-          batch: as `PartFeatureConverter` makes it, packed or not.
+          batch: a batch of `PartFeatureConverter`, packed or not.
           step: the step of training, for schedules of the parts' weights.
         """
         weights = self._token_weights(batch)
@@ -122,7 +122,7 @@ class TwoPartModel(models.EncoderDecoderModel):
 
         Args:
           params: the parameters of the network.
-          batch: with `SCALES`.
+          batch: a batch that also holds `SCALES`.
           dropout_rng: None for no dropout.
 
         Raises:

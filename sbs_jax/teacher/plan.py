@@ -99,7 +99,7 @@ class Asking:
       rationalize_wrong: STaR: an example whose answer is wrong is asked again with the gold
         answer in the prompt.
       retry_unparsed: How often a completion that does not parse is asked again.
-      retry_temperature: At least this temperature, then.
+      retry_temperature: The lowest temperature of a request for an example that is asked again.
       on_length: What happens to a completion that ran out of tokens: 'keep' takes what parses,
         'retry' asks once more with twice the tokens, 'drop' never uses it.
     """

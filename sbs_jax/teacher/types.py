@@ -123,7 +123,7 @@ class Backend(Protocol):
     """The interface of what answers requests; implementations live in `backends/`.
 
     Attributes:
-      name: As in gin: 'openai_compat', 'local', 'batch_file', 'scripted'.
+      name: The name in gin: 'openai_compat', 'local', 'batch_file', 'scripted'.
       model: The name that goes into the request body and so into the key.
       samples_per_request: How many samples of one example may go into one call of `complete`.
       one_first: Whether the first request is sent alone, to see whether it succeeds.

@@ -89,25 +89,27 @@ def fit(
       start: where the run starts, from `starting_state`; its position is restored into `batches`.
       step_fn: `step(state, batch) -> (state, metrics)`, jitted; it may donate the state. Metrics
         are device scalars, `loss` among them.
-      batches: endless; used by a thread of its own while this runs.
+      batches: an endless iterator of numpy batches; a thread of its own uses it while this runs.
       train_steps: the step to end at, those done before `start` included.
       to_device: puts a numpy batch on the mesh.
       count: what to record of a numpy batch; `FLOPS` among it becomes `model_flops_per_second`.
       evaluate: `evaluate(state, step) -> {split: metrics}`, called every `eval_period` steps and
         after the last one.
-      eval_period: in steps; None evaluates after the last one alone.
-      checkpoints: None saves nothing.
-      checkpoint_period: in steps; None saves the last step alone. A step that is evaluated better
-        than all before, and the step at which a signal comes, are saved, too.
-      metadata: saved with every checkpoint, as JSON.
+      eval_period: number of steps between evaluations; None evaluates after the last one alone.
+      checkpoints: the checkpoints of the run; None saves nothing.
+      checkpoint_period: number of steps between checkpoints; None saves the last step alone. A step
+        that is evaluated better than all before, and the step at which a signal comes, are saved,
+        too.
+      metadata: JSON that is saved with every checkpoint.
       writer: the writer of the record; None writes none.
       log_period: steps in a line of the record: counts are added up, other metrics averaged.
       profile: which steps to profile; None profiles none.
-      progress: None shows nothing.
-      stop: opened here if it is not open already.
+      progress: the lines at the terminal; None shows nothing.
+      stop: the request to stop; it is opened here if it is not open already.
 
     Returns:
-      The last state. A signal is no error: the state is saved, and the caller exits with 0.
+      The last state. A signal is no error: the state is saved, and the program ends with the exit
+      code `errors.UNFINISHED`.
 
     Raises:
       UserError: the loss is not finite (the last good checkpoint stays), a period is out of its

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
           encoder_segment_ids: the segment of each token of `encoded`.
           segment_ids: the segment of each token of `x`, which sees those of its own before it.
           source_ids: the segment of `encoded` that each token of `x` sees.
-          seeds: of dropout.
+          seeds: the seeds of dropout.
         """
         config = self.config
         positions = positions_in(segment_ids)

@@ -12,6 +12,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+Value = float | int | None
+"""A metric as it is recorded and shown; None where there was nothing to measure."""
+
 VALUE_TOLERANCE = Fraction(1, 10**6)
 """Two values count as equal when they differ by at most this times max(1, |target|)."""
 

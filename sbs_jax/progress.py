@@ -11,12 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from sbs_jax.closing import Closing
+from sbs_jax.metrics import Value
 from sbs_jax.parts import NAMES
 
 LINES = 8
 """Lines that a run writes where there is no terminal, besides the first; evaluations as many."""
-
-Value = float | int | None
 
 
 class Progress(Closing):

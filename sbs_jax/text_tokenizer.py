@@ -21,12 +21,10 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from sbs_jax import remote, remote_copies
 from sbs_jax.errors import UserError
 from sbs_jax.json_files import optional_json
-from sbs_jax.token_ids import EOS_ID, moved_ids
+from sbs_jax.token_ids import EOS_ID, EOS_STRING, moved_ids
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-EOS_STRING = "</s>"
-"""Within a text this means the token EOS, as with T5's vocabularies."""
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

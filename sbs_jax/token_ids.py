@@ -10,6 +10,9 @@ from sbs_jax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 """Padding also starts the input of T5's decoder, which has no other start token."""
+EOS_STRING = "</s>"
+"""Within a text this means the token EOS, as it does to Hugging Face's T5 tokenizers: natural
+language inference has it between premise and hypothesis."""
 
 
 def moved_ids(pad_id: int, eos_id: int) -> dict[int, int]:

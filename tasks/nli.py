@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sbs_jax import Row
-from sbs_jax.data.vocabulary import EOS_STRING
+from sbs_jax.token_ids import EOS_STRING
 
 LABELS = ("entailment", "neutral", "contradiction")
 """The labels, by the number that stands for each in the files."""

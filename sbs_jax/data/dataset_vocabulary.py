@@ -23,7 +23,6 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.sentencepiece_training import train_sentencepiece
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import (
-    EOS_STRING,
     SentencePieceVocabulary,
     TokenizerVocabulary,
     Vocabulary,
@@ -31,7 +30,7 @@ from sbs_jax.data.vocabulary import (
 )
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_open, atomic_write_text
-from sbs_jax.token_ids import EOS_ID
+from sbs_jax.token_ids import EOS_ID, EOS_STRING
 
 
 class DatasetVocabulary(Vocabulary):

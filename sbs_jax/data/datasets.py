@@ -20,11 +20,11 @@ from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.rationales import join_rationales
 from sbs_jax.data.release import Example, LoadFn, own_field, rationale_texts, where
 from sbs_jax.data.settings import DataSettings
-from sbs_jax.data.vocabulary import EOS_STRING
 from sbs_jax.errors import UserError
 from sbs_jax.methods import CUSTOM, find_method
 from sbs_jax.part_templates import fill
 from sbs_jax.parts import Method
+from sbs_jax.token_ids import EOS_STRING
 
 if TYPE_CHECKING:
     from sbs_jax.data.pieces import Piece

@@ -8,7 +8,8 @@ import numpy as np
 
 from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.tensorflow_setup import seqio, tf
-from sbs_jax.data.vocabulary import EOS_ID, EOS_STRING, PAD_ID, TokenizerVocabulary, Vocabulary
+from sbs_jax.data.vocabulary import TokenizerVocabulary, Vocabulary
+from sbs_jax.token_ids import EOS_ID, EOS_STRING, PAD_ID
 
 # SeqIO and T5X may ask whether it is one.
 seqio.Vocabulary.register(Vocabulary)

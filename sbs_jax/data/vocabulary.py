@@ -25,14 +25,10 @@ import sentencepiece
 
 from sbs_jax import remote, remote_copies, text_tokenizer
 from sbs_jax.errors import UserError
-from sbs_jax.token_ids import EOS_ID, PAD_ID, UNK_ID, require_t5_ids
+from sbs_jax.token_ids import EOS_ID, EOS_STRING, PAD_ID, UNK_ID, require_t5_ids
 
 if TYPE_CHECKING:
     from sbs_jax.data.tensorflow_setup import seqio, tf
-
-EOS_STRING = "</s>"
-"""Within a text this means the token EOS, as it does to Hugging Face's T5 tokenizers: natural
-language inference has it between premise and hypothesis."""
 
 
 class Vocabulary(abc.ABC):

@@ -20,13 +20,12 @@ from sbs_jax.decoding.continuous import ContinuousDecoder, Request
 from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.evaluation.loss_step import make_loss_step
 from sbs_jax.files import atomic_write_jsonl
+from sbs_jax.metrics import Value
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.scores import calculator, classes, overlap
 from sbs_jax.scores.faithfulness import agreements
 from sbs_jax.scores.voting import vote
 from sbs_jax.student import Student
-
-Value = float | int | None
 
 LOSS_TOKENS = 8192
 """How many tokens, of inputs and targets, a device computes losses of at a time, or one row's."""

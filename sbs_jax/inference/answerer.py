@@ -24,7 +24,7 @@ from sbs_jax.inference.answers import (
 )
 from sbs_jax.inference.label_tokens import LabelTokens
 from sbs_jax.inference.programs import Programs, Strategy
-from sbs_jax.inference.prompting import LABEL, RATIONALE, Candidates, Prompting
+from sbs_jax.inference.prompting import LABEL_KIND, RATIONALE_KIND, Candidates, Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
 from sbs_jax.inference.warming import CompiledShapes, Progress, Use
 from sbs_jax.partitioning.distributed import to_global
@@ -83,7 +83,7 @@ class Answerer:
         self._params = params
         prompts: dict[str, list[int]] = {
             kind: tokenizer.encode(text) if (text := prompting.decoder_text(kind)) else []
-            for kind in (LABEL, RATIONALE)
+            for kind in (LABEL_KIND, RATIONALE_KIND)
         }
         make_programs = make_programs or functools.partial(Programs, student)
         self._programs = make_programs(prompts, max_decode_len, strategy or Strategy())
@@ -103,9 +103,9 @@ class Answerer:
         """Returns all groups that occur with an `own_shape`, for warming up."""
         owns = [(0, 0)] if self._shares_candidates else []
         owns += [self._own_shape] if self._own_shape else []
-        kinds = [(LABEL, own) for own in owns]
+        kinds = [(LABEL_KIND, own) for own in owns]
         if not self.prompting.explains_itself:
-            kinds.append((RATIONALE, (0, 0)))
+            kinds.append((RATIONALE_KIND, (0, 0)))
         return [QueryGroup(kind, length, own) for kind, own in kinds for length in self._lengths]
 
     def warm_up(self) -> Iterator[Progress]:
@@ -131,10 +131,10 @@ class Answerer:
         decoder = self._decoder(query, 1)
         if decoder is not None:
             decoder.compile(self._params, rows, length)
-            if kind == RATIONALE or not self.prompting.explains_itself:
+            if kind == RATIONALE_KIND or not self.prompting.explains_itself:
                 return
         batch = self._rows([query], rows, length)
-        if kind == RATIONALE:
+        if kind == RATIONALE_KIND:
             self._programs.compile_search(self._params, batch)
             return
         closed = self.closed_set
@@ -277,7 +277,7 @@ class Answerer:
 
     def _decoder(self, query: Query, num_best: int) -> ContinuousDecoder | None:
         """Returns what writes the answer to `query`; None if it is ranked or searched for."""
-        if query.kind == RATIONALE:
+        if query.kind == RATIONALE_KIND:
             return self._programs.rationales
         if self.prompting.explains_itself:
             return self._programs.outputs
@@ -296,7 +296,7 @@ class Answerer:
         self, queries: Sequence[Query], outputs: Sequence[Output], num_best: int
     ) -> list[Any]:
         """Makes answers of what the student has written."""
-        if queries[0].kind == LABEL and self.prompting.explains_itself:
+        if queries[0].kind == LABEL_KIND and self.prompting.explains_itself:
             size = self.row_counts[-1]
             batches = [slice(begin, begin + size) for begin in range(0, len(queries), size)]
             return [
@@ -307,7 +307,7 @@ class Answerer:
         answers: list[Any] = []
         for query, output in zip(queries, outputs, strict=True):
             text = self.tokenizer.decode(output.tokens).strip()
-            if query.kind == RATIONALE:
+            if query.kind == RATIONALE_KIND:
                 answers.append(Rationale(text, query.truncated))
                 continue
             best = ((text, probability(output.log_probability)),)
@@ -319,7 +319,7 @@ class Answerer:
         group = self.group(queries[0])
         rows, length = self._shapes.fit((group.kind, group.own), len(queries), group.length)
         tokens = self._rows(queries, rows, length)
-        if group.kind == RATIONALE:
+        if group.kind == RATIONALE_KIND:
             written = self._programs.search(self._params, tokens)
             return lambda: [
                 Rationale(self.tokenizer.decode(row).strip(), query.truncated)

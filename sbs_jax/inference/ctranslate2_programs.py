@@ -13,7 +13,7 @@ from sbs_jax.checkpoints import ctranslate2_weights
 from sbs_jax.decoding.continuous import Feed, Output, Request
 from sbs_jax.errors import UserError
 from sbs_jax.inference.programs import Strategy
-from sbs_jax.inference.prompting import LABEL, RATIONALE
+from sbs_jax.inference.prompting import LABEL_KIND, RATIONALE_KIND
 from sbs_jax.inference.tokenizer import EOS_ID
 from sbs_jax.models.config import T5Config
 
@@ -62,12 +62,12 @@ class CTranslate2Programs:
             self._translator = ctranslate2.Translator(
                 folder, device="cpu", compute_type=quantization, intra_threads=cores
             )
-        self._prompt = list(prompts[LABEL])
+        self._prompt = list(prompts[LABEL_KIND])
         self._length = max_decode_len
         self._num_beams = strategy.num_beams
         self.labels = _Writer(self, self._prompt)
         self.outputs = self.labels
-        self.rationales = _Writer(self, list(prompts[RATIONALE]))
+        self.rationales = _Writer(self, list(prompts[RATIONALE_KIND]))
 
     def write(
         self, inputs: Sequence[Sequence[int]], prompt: Sequence[int], batch_size: int

@@ -30,8 +30,8 @@ from sbs_jax.inference.answers import (
 )
 from sbs_jax.inference.programs import Strategy
 from sbs_jax.inference.prompting import (
-    LABEL,
-    RATIONALE,
+    LABEL_KIND,
+    RATIONALE_KIND,
     Candidates,
     Kind,
     Prompting,
@@ -227,7 +227,7 @@ class Predictor(Answerer):
         scores = np.asarray(self._programs.saliency(self._params, batch))[0]
         prefix = self.prompting.input_frame[0]
         if self.prompting.prefix_side == "encoder":
-            prefix += self.prompting.prefix(LABEL)
+            prefix += self.prompting.prefix(LABEL_KIND)
         return make_saliency(label, self.tokenizer.pieces(query.tokens), scores, prefix)
 
     def ask_label(
@@ -251,7 +251,9 @@ class Predictor(Answerer):
             own = None
         if own is not None and self._own_shape is not None:
             check_fits(own, self._own_shape)
-        return self._query(LABEL, self.prompting.encoder_text(LABEL, text, rationale), own)
+        return self._query(
+            LABEL_KIND, self.prompting.encoder_text(LABEL_KIND, text, rationale), own
+        )
 
     def ask_explained(self, text: str, rationale: str) -> Query:
         """Returns a query for the label of `text` that shows the student a rationale.
@@ -262,7 +264,7 @@ class Predictor(Answerer):
         prompting = self.prompting
         if not prompting.reads_rationales:
             prompting = dataclasses.replace(prompting, method="rationale_input")
-        return self._query(LABEL, prompting.encoder_text(LABEL, text, rationale), None)
+        return self._query(LABEL_KIND, prompting.encoder_text(LABEL_KIND, text, rationale), None)
 
     def ask_rationale(self, text: str, *, sample: int = 0) -> Query:
         """Returns a query for the rationale of `text`; `sample` selects its random numbers, if any.
@@ -275,7 +277,7 @@ class Predictor(Answerer):
             raise UserError(
                 f"A student of METHOD = '{self.prompting.method}' explains itself with its label."
             )
-        query = self._query(RATIONALE, self.prompting.encoder_text(RATIONALE, text), None)
+        query = self._query(RATIONALE_KIND, self.prompting.encoder_text(RATIONALE_KIND, text), None)
         return dataclasses.replace(query, sample=sample)
 
     def _closed_set(self, texts: Sequence[str], *, merge: bool = False) -> Candidates:

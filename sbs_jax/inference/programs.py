@@ -18,7 +18,7 @@ from sbs_jax.decoding.ranking import rank_candidates
 from sbs_jax.decoding.saliency import input_saliency
 from sbs_jax.decoding.slots import Draws
 from sbs_jax.errors import UserError
-from sbs_jax.inference.prompting import LABEL, RATIONALE
+from sbs_jax.inference.prompting import LABEL_KIND, RATIONALE_KIND
 from sbs_jax.student import Student
 
 Arrays = dict[str, jax.Array]
@@ -106,13 +106,13 @@ class Programs:
         self._best = functools.cache(lambda count: jit(functools.partial(self._best_fn, count)))
         self._shared = functools.cache(self._tree)
         decoder = functools.partial(ContinuousDecoder, student, max_decode_len=max_decode_len)
-        self.labels = decoder(prompt=prompts[LABEL], scored=True)
-        self.outputs = decoder(prompt=prompts[LABEL], like=self.labels)
+        self.labels = decoder(prompt=prompts[LABEL_KIND], scored=True)
+        self.outputs = decoder(prompt=prompts[LABEL_KIND], like=self.labels)
         self.rationales: ContinuousDecoder | None = None
         if strategy.decoding != "beam":
             draws = Draws(strategy.seed, strategy.temperature, strategy.top_k, strategy.top_p)
             self.rationales = decoder(
-                prompt=prompts[RATIONALE],
+                prompt=prompts[RATIONALE_KIND],
                 draws=draws if strategy.decoding == "sample" else None,
                 like=self.labels,
             )
@@ -162,7 +162,7 @@ class Programs:
             num_beams=max(count, self._strategy.num_beams),
             alpha=0.0,  # no length penalty: the score is the log-probability
             num_return=count,
-            decoder_prompt=self._prompts[LABEL],
+            decoder_prompt=self._prompts[LABEL_KIND],
         )
         return sequences, self._log_probabilities(params, batch, sequences)
 
@@ -177,7 +177,7 @@ class Programs:
             params,
             batch["tokens"],
             candidates,
-            decoder_prompt=self._prompts[LABEL],
+            decoder_prompt=self._prompts[LABEL_KIND],
         )
 
     def _search_fn(self, params: Any, batch: Arrays) -> jax.Array:
@@ -188,7 +188,7 @@ class Programs:
             max_decode_len=self._length,
             num_beams=self._strategy.num_beams,
             alpha=self._strategy.length_penalty,
-            decoder_prompt=self._prompts[RATIONALE],
+            decoder_prompt=self._prompts[RATIONALE_KIND],
         )
         return sequences[:, 0]
 
@@ -198,12 +198,12 @@ class Programs:
             params,
             batch["tokens"],
             batch["targets"],
-            decoder_prompt=self._prompts[LABEL],
+            decoder_prompt=self._prompts[LABEL_KIND],
         )
 
     def _tree(self, candidates: tuple[tuple[int, ...], ...]) -> CandidateTree:
         padded = np.zeros((len(candidates), max(map(len, candidates))), np.int32)
         for row, ids in enumerate(candidates):
             padded[row, : len(ids)] = ids
-        prompt = self._prompts[LABEL]
+        prompt = self._prompts[LABEL_KIND]
         return candidate_tree(padded, None if prompt is None else np.asarray(prompt))

@@ -19,8 +19,8 @@ from sbs_jax.part_templates import fields_of, fill
 from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX, Method, Target
 
 Kind = Literal["label", "rationale"]
-LABEL: Kind = "label"
-RATIONALE: Kind = "rationale"
+LABEL_KIND: Kind = "label"
+RATIONALE_KIND: Kind = "rationale"
 
 _CHOICE = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", re.DOTALL)
 
@@ -114,29 +114,29 @@ class Prompting(TemplateTexts):
     @property
     def reads_rationales(self) -> bool:
         """Whether the encoder's text that asks for a label holds a rationale."""
-        return "rationale" in fields_of(self.target(LABEL).reads)
+        return "rationale" in fields_of(self.target(LABEL_KIND).reads)
 
     @property
     def separator(self) -> str:
         """What stands in front of the label in the answer of a student that `is_joint`."""
-        found = (piece for one in self.target(LABEL).outputs(self.texts) for piece in one)
+        found = (piece for one in self.target(LABEL_KIND).outputs(self.texts) for piece in one)
         return next(text for text, field in found if field == "label")
 
     @property
     def behind_label(self) -> str:
         """What stands behind the label in an answer; '' where the answer ends with it."""
-        pieces = [piece for one in self.target(LABEL).outputs(self.texts) for piece in one]
+        pieces = [piece for one in self.target(LABEL_KIND).outputs(self.texts) for piece in one]
         at = [field for _, field in pieces].index("label")
         return pieces[at + 1][0] if at + 1 < len(pieces) else ""
 
     def take_apart(self, output: str) -> tuple[str, str]:
         """Returns rationale and label of the answer of a student that `explains_itself`."""
-        found = self.target(LABEL).take_apart(output, self.texts)
+        found = self.target(LABEL_KIND).take_apart(output, self.texts)
         return found.get("rationale", ""), found["label"]
 
     @property
     def _answer_fields(self) -> list[str]:
-        found = (piece for one in self.target(LABEL).outputs(self.texts) for piece in one)
+        found = (piece for one in self.target(LABEL_KIND).outputs(self.texts) for piece in one)
         return [field for _, field in found if field is not None]
 
 

@@ -9,10 +9,7 @@ import sentencepiece
 
 from sbs_jax.errors import UserError
 from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
-from sbs_jax.token_ids import EOS_ID, UNK_ID, require_t5_ids
-
-EOS_STRING = "</s>"
-"""Within a text this means the token EOS, as in training (natural language inference has it)."""
+from sbs_jax.token_ids import EOS_ID, EOS_STRING, UNK_ID, require_t5_ids
 
 
 def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | TextTokenizer:

@@ -20,10 +20,11 @@ from sbs_jax.data.resolving import ResolvedTask, TaskChoice, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
-from sbs_jax.evaluation.evaluator import Evaluator, Value, write_predictions
+from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.files import atomic_write_text
 from sbs_jax.losses import Normalization
 from sbs_jax.methods import read_parts
+from sbs_jax.metrics import Value
 from sbs_jax.models.interface import ModelConfig, default_prefix_side
 from sbs_jax.partitioning.mesh import MeshSettings
 from sbs_jax.progress import Progress

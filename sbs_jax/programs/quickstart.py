@@ -41,7 +41,7 @@ _FINISHED = "finished.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One student of the comparison.
 
     Attributes:
@@ -179,7 +179,7 @@ class Run:
         return rates[len(rates) // 2] if rates else float("nan")
 
 
-def compare(runs: Sequence[Run], output_dir: Path, console: Console) -> None:
+def compare(runs: Sequence[ComparedRun], output_dir: Path, console: Console) -> None:
     """Makes the runs that are missing, and reports on all.
 
     Args:
@@ -207,7 +207,7 @@ def compare(runs: Sequence[Run], output_dir: Path, console: Console) -> None:
     console.print(f"students, metrics, all predictions: {output_dir}/*_seed*", soft_wrap=True)
 
 
-def summarize(runs: Sequence[Run]) -> dict[str, Any]:
+def summarize(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Test accuracies (0 to 1) by method, with the standard error over seeds."""
     methods = {}
     for method in METHODS:
@@ -273,7 +273,7 @@ def _verdict(results: Mapping[str, Any]) -> str:
     return f"Explanations {better}: {gain:+.1%} for sbs, with an error of {error:.1%}."
 
 
-def show_examples(runs: Sequence[Run], console: Console) -> None:
+def show_examples(runs: Sequence[ComparedRun], console: Console) -> None:
     """Prints the first held-out problems with what the students of the first seed said."""
     first = {run.method: run.predictions() for run in reversed(runs)}
     console.print(f"\nThe first held-out problems, students of seed {runs[0].seed}:")
@@ -293,7 +293,7 @@ def _mark(row: Mapping[str, Any]) -> str:
     return "(right)" if row["score"] else "(wrong)"
 
 
-def draw(runs: Sequence[Run], path: Path) -> None:
+def draw(runs: Sequence[ComparedRun], path: Path) -> None:
     """Draws accuracy and label loss on the validation split against steps: means bold, seeds faint.
 
     Args:
@@ -377,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     output_dir = Path(arguments.output_dir).expanduser().absolute()
     runs = [
-        Run(method, seed, output_dir / f"{method}_seed{seed}", arguments.gin_flags)
+        ComparedRun(method, seed, output_dir / f"{method}_seed{seed}", arguments.gin_flags)
         for seed in range(arguments.seeds)
         for method in METHODS
     ]

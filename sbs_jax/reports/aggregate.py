@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sbs_jax import metrics
-from sbs_jax.reports.reading import DONE, SPLITS, Run, Score, Sweep
+from sbs_jax.reports.reading import DONE, SPLITS, RunResult, Score, Sweep
 
 # Methods that train no rationale: RATIONALE_WEIGHT means nothing to them.
 WITHOUT_RATIONALE_LOSS = ("standard", "rationale_input")
@@ -65,7 +65,7 @@ class Configuration:
 
     settings: Mapping[str, Any]
     config: Mapping[str, str]
-    runs: tuple[Run, ...]
+    runs: tuple[RunResult, ...]
     planned: int
     scores: Mapping[str, Mean]
 
@@ -110,11 +110,11 @@ class Results:
     configurations: tuple[Configuration, ...]
     varied: tuple[str, ...]
     split: str
-    unfinished: tuple[Run, ...]
-    duplicates: tuple[Run, ...]
+    unfinished: tuple[RunResult, ...]
+    duplicates: tuple[RunResult, ...]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunResult]:
         """Every run of every sweep."""
         return [run for sweep in self.sweeps for run in sweep.runs]
 
@@ -152,7 +152,7 @@ def aggregate(sweeps: Sequence[Sweep]) -> Results:
     Runs belong together when their settings and their `config.gin` agree in everything but the seed
     and where they lie. Of runs with one configuration and one seed, the first counts.
     """
-    groups: dict[str, dict[str, Run]] = {}
+    groups: dict[str, dict[str, RunResult]] = {}
     unfinished, duplicates = [], []
     for run in (run for sweep in sweeps for run in sweep.runs):
         if run.status != DONE:
@@ -249,7 +249,7 @@ def short(name: str) -> str:
     return known.get(name, name)
 
 
-def _configuration(runs: list[Run], missing: int) -> Configuration:
+def _configuration(runs: list[RunResult], missing: int) -> Configuration:
     runs = sorted(runs, key=lambda run: _sortable("SEED", run.seed))
     scores = {}
     for split in SPLITS:
@@ -304,12 +304,12 @@ def _literal(text: str) -> Any:
         return text.strip("'")
 
 
-def _key(run: Run) -> str:
+def _key(run: RunResult) -> str:
     settings = {name: value for name, value in run.settings.items() if name != "SEED"}
     return json.dumps([settings, dict(run.config)], sort_keys=True, default=str)
 
 
-def _planned_key(run: Run) -> str:
+def _planned_key(run: RunResult) -> str:
     # A run that did not get far has no config.gin: what the sweep bound says where it belongs.
     bindings = {name: value for name, value in run.bindings.items() if name != "SEED"}
     return json.dumps([run.sweep, bindings], sort_keys=True, default=str)

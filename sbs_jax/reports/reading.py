@@ -39,7 +39,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunResult:
     """One run of a sweep.
 
     Attributes:
@@ -141,7 +141,7 @@ class Sweep:
     name: str
     command: str
     axes: Mapping[str, Sequence[Any]]
-    runs: tuple[Run, ...]
+    runs: tuple[RunResult, ...]
     teacher: Score | None
 
 
@@ -199,10 +199,10 @@ def split_task_name(task: str) -> tuple[str, str | None, str]:
     return (found[1], found[2], found[3]) if found else (task, None, "")
 
 
-def _read_run(sweep: str, folder: Path, planned: Mapping[str, Any]) -> Run:
+def _read_run(sweep: str, folder: Path, planned: Mapping[str, Any]) -> RunResult:
     bindings = planned.get("bindings")
     bindings = dict(bindings) if isinstance(bindings, dict) else {}
-    run = Run(sweep, planned["name"], folder, "missing", "not started", bindings, bindings)
+    run = RunResult(sweep, planned["name"], folder, "missing", "not started", bindings, bindings)
     path = folder / "run.json"
     if not path.is_file():
         if not folder.is_dir():
@@ -231,7 +231,7 @@ def _read_run(sweep: str, folder: Path, planned: Mapping[str, Any]) -> Run:
     lines = _LOG_LINES if status == FAILED else 1
     reason = "" if status == DONE else _text(record.get("error")) or _log_end(folder, lines)
     step, seconds = record.get("selected_step"), record.get("seconds")
-    return Run(
+    return RunResult(
         sweep=sweep,
         name=planned["name"],
         folder=folder,

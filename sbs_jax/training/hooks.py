@@ -17,9 +17,9 @@ import numpy as np
 
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
+from sbs_jax.metrics import Value
 
 NumpyBatch = Mapping[str, np.ndarray]
-Value = float | int | None
 
 
 class Batches(Protocol):

@@ -13,6 +13,7 @@ import numpy as np
 
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.errors import UserError, require_at_least
+from sbs_jax.metrics import Value
 from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.progress import Progress
 from sbs_jax.training import hooks
@@ -21,7 +22,7 @@ from sbs_jax.training.start import Start
 from sbs_jax.training.writers import MetricsWriter
 
 StepFn = Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
-EvaluateFn = Callable[[Any, int], Mapping[str, Mapping[str, hooks.Value]]]
+EvaluateFn = Callable[[Any, int], Mapping[str, Mapping[str, Value]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ def fit(
                 run.record_pending()
                 # Nothing else may run beside the step that ends here; see `StopRequest.agreed`.
                 jax.block_until_ready(state)
-                scores: dict[str, hooks.Value] = {}
+                scores: dict[str, Value] = {}
                 with run.meter.paused():
                     if evaluate is not None and evaluating:
                         scores = run.record_evaluation(step, evaluate(state, step))
@@ -201,7 +202,7 @@ class _Run:
         self.meter = hooks.Meter()
         self._window = hooks.Window((self.start.position or {}).get("window"))
         self._pending: tuple[int, Mapping[str, jax.Array], hooks.Fed] | None = None
-        self._rates: dict[str, hooks.Value] = {}
+        self._rates: dict[str, Value] = {}
 
     def pend(self, step: int, metrics: Mapping[str, jax.Array], fed: hooks.Fed) -> None:
         """Keeps a step's metrics until the next step is under way."""
@@ -228,10 +229,10 @@ class _Run:
         self.progress.train(step, recorded | self._rates)
 
     def record_evaluation(
-        self, step: int, results: Mapping[str, Mapping[str, hooks.Value]]
-    ) -> dict[str, hooks.Value]:
+        self, step: int, results: Mapping[str, Mapping[str, Value]]
+    ) -> dict[str, Value]:
         """Records each split's metrics and returns them all, by `split/metric`."""
-        scores: dict[str, hooks.Value] = {}
+        scores: dict[str, Value] = {}
         for split, metrics in results.items():
             if self.writer is not None:
                 self.writer.write(step, split, metrics)
@@ -244,7 +245,7 @@ class _Run:
         step: int,
         state: Any,
         data_position: Mapping[str, Any],
-        scores: Mapping[str, hooks.Value],
+        scores: Mapping[str, Value],
     ) -> None:
         """Saves the state with all that it takes to go on from it."""
         assert self.checkpoints is not None

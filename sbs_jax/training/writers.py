@@ -17,6 +17,7 @@ from sbs_jax import remote
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_text
+from sbs_jax.metrics import Value
 from sbs_jax.training.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
@@ -24,8 +25,6 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 SEND_SECONDS = 30.0
 """How long a line of metrics.jsonl may be missing in a remote MODEL_DIR."""
-
-Value = float | int | None
 
 
 class Tracker(Protocol):

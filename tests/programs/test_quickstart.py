@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from sbs_jax.errors import UNFINISHED
-from sbs_jax.programs.quickstart import METHODS, Run, summarize
+from sbs_jax.programs.quickstart import METHODS, ComparedRun, summarize
 from tests import processes
 from tests.paths import ROOT
 
@@ -49,7 +49,10 @@ def test_it_trains_evaluates_and_reports(quickstart):
 @pytest.mark.slow
 def test_both_methods_are_tested_on_the_problems_that_were_asked_for(quickstart):
     folder, _ = quickstart
-    rows = {method: Run(method, 0, folder / f"{method}_seed0").predictions() for method in METHODS}
+    rows = {
+        method: ComparedRun(method, 0, folder / f"{method}_seed0").predictions()
+        for method in METHODS
+    }
     inputs = [row["input"] for row in rows["sbs"]]
     assert inputs == [row["input"] for row in rows["standard"]]
     assert all("rationale" in row for row in rows["sbs"])
@@ -99,7 +102,9 @@ def test_another_configuration_is_not_mixed_with_it(quickstart):
 
 def test_what_standard_errors_are_made_of(tmp_path):
     runs = [
-        Run(method, seed, tmp_path / f"{method}{seed}") for seed in (0, 1) for method in METHODS
+        ComparedRun(method, seed, tmp_path / f"{method}{seed}")
+        for seed in (0, 1)
+        for method in METHODS
     ]
     scores = {"standard0": 0.5, "standard1": 0.7, "sbs0": 0.8, "sbs1": 0.8}
     for name, accuracy in scores.items():

@@ -94,7 +94,7 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
             print(help_text(program, description, flags, config))
             return 0
         config.check()
-        with _leaving_at_once(), _frozen_imports():
+        with leaving_at_once(), _frozen_imports():
             process.set_up(flags)
             config.apply()
             function = getattr(importlib.import_module(module), function_name)
@@ -122,7 +122,7 @@ def _run(target: str, argv: list[str], description: str, is_finished: Callable[[
 
 
 @contextlib.contextmanager
-def _leaving_at_once() -> Iterator[None]:
+def leaving_at_once() -> Iterator[None]:
     """Ends the process at Ctrl-C without unwinding, while nothing has been written yet.
 
     A KeyboardInterrupt in the middle of an extension module's start (jaxlib's) becomes a crash, an

@@ -91,7 +91,7 @@ def load(task: ResolvedTask, split: str, limits: tuple[int, int]) -> Records:
         found = _uncut(task, split, limits, origin)
     if found is not None:
         return found
-    with _alone(folder):
+    with making(folder):
         found = record_files.open_folder(folder)  # By now another process may have made it.
         if found is None:
             own = folder.parent / f".{folder.name}.pieces"
@@ -117,7 +117,7 @@ def _uncut(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def making(folder: Path) -> Iterator[None]:
     """Lets one process at a time make the records of a folder, and removes what killed ones left.
 
     Where a file system knows no locks they are made by each of them; all make the same.
@@ -194,10 +194,10 @@ def origin_of(task: ResolvedTask, split: str) -> list[Any] | None:
     given = settings.rationales_file
     paths = given.values() if isinstance(given, Mapping) else [] if given is None else [given]
     read += [remote_copies.local(path) for path in paths]
-    return [one if isinstance(one, str) else list(_listed(one)) for one in read]
+    return [one if isinstance(one, str) else list(listing(one)) for one in read]
 
 
-def _listed(path: Path) -> Iterator[tuple[str, ...]]:
+def listing(path: Path) -> Iterator[tuple[str, ...]]:
     """Yields what tells a file, or each file below a folder, from another.
 
     That is the name, size and time of change of data, and the content of code, which each host or

@@ -70,7 +70,9 @@ def train_and_judge(
     lanes: list[Lane] = []
     bases: dict[str, Any] = {}
     for run in runs:
-        lanes.append(_read(sweep, base, run, lanes[0].assembly.student if lanes else None, bases))
+        lanes.append(
+            read_lane(sweep, base, run, lanes[0].assembly.student if lanes else None, bases)
+        )
     if len(apart := _by_learning_rate(lanes)) > 1:
         failures = []
         for some in apart:
@@ -316,13 +318,22 @@ class _LaneStop(StopRequest):
         """The main thread puts the signals' handlers back."""
 
 
-def _read(
+def read_lane(
     sweep: SweepFolder,
     base: runs_lib.Base,
     run: Run,
     student: Student | None,
     bases: dict[str, Any],
 ) -> Lane:
+    """Reads a run's configuration, and puts the run together.
+
+    Args:
+      sweep: the folder of the sweep.
+      base: what all runs of it share.
+      run: the run.
+      student: the student of the runs that it is trained with; None for the first of them.
+      bases: weights that several runs adapt, by digest.
+    """
     config = single.apply(base, run, sweep.folder(run.name))
     text = f"# {run.name}\n\n{dump.config_text()}"
     return Lane(run, assemble(config, student=student, bases=bases), text)

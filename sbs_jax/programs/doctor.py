@@ -97,13 +97,13 @@ def extras() -> Iterator[tuple[str, str]]:
         yield "extras", "unknown: sbs_jax is not installed (pip install -e .)"
         return
     for extra in distribution.metadata.get_all("Provides-Extra") or ():
-        if lacking := _lacking(distribution, extra):
+        if lacking := missing_from(distribution, extra):
             yield f"[{extra}]", f"lacks {', '.join(lacking)}: pip install 'sbs_jax[{extra}]'"
         else:
             yield f"[{extra}]", "installed"
 
 
-def _lacking(distribution: importlib.metadata.Distribution, extra: str) -> list[str]:
+def missing_from(distribution: importlib.metadata.Distribution, extra: str) -> list[str]:
     """Names what an extra asks for that is not installed, also by extras of others (`jax[tpu]`)."""
     lacking = []
     for requirement in map(Requirement, distribution.requires or ()):
@@ -114,7 +114,7 @@ def _lacking(distribution: importlib.metadata.Distribution, extra: str) -> list[
             continue
         inner = importlib.metadata.distribution(requirement.name)
         for name in sorted(requirement.extras):
-            lacking += _lacking(inner, name)
+            lacking += missing_from(inner, name)
     return lacking
 
 

@@ -286,13 +286,13 @@ def test_ctrl_c_while_modules_are_imported_ends_the_process_at_once(monkeypatch,
     monkeypatch.setattr(os, "_exit", codes.append)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with main_lib._leaving_at_once():
+        with main_lib.leaving_at_once():
             signal.raise_signal(signal.SIGINT)
         assert codes == [130] and capfd.readouterr().err == "interrupted\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Somebody else's handler stays.
-        with main_lib._leaving_at_once():
+        with main_lib.leaving_at_once():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

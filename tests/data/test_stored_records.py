@@ -135,7 +135,7 @@ def test_who_may_read_them(settings):
             record_files.open_folder(path)
         with (
             pytest.raises(UserError, match="choose a folder that this user may write to"),
-            stored_records._alone(other / folder),
+            stored_records.making(other / folder),
         ):
             pytest.fail("records are made that cannot be kept")
     path.chmod(0o755)
@@ -147,9 +147,9 @@ def test_code_counts_by_its_content_wherever_and_whenever_it_was_installed(tmp_p
         path.parent.mkdir()
         path.write_text("x = 1\n")
     os.utime(first, ns=(1, 1))
-    assert [*stored_records._listed(first.parent)] == [*stored_records._listed(second)]
+    assert [*stored_records.listing(first.parent)] == [*stored_records.listing(second)]
     second.write_text("x = 2\n")
-    assert [*stored_records._listed(first)] != [*stored_records._listed(second)]
+    assert [*stored_records.listing(first)] != [*stored_records.listing(second)]
 
 
 def test_the_same_tokenizer_with_another_end_of_texts_has_records_of_its_own(settings, tmp_path):

@@ -195,7 +195,7 @@ def test_an_optimizer_that_cannot_be_remade_keeps_learning_rates_apart(monkeypat
         optimizer = Optimizer(optax.sgd(0.1), lambda step: 0.1)
         return vectorized.Lane(run, SimpleNamespace(optimizer=optimizer, student=None), "")
 
-    monkeypatch.setattr(vectorized, "_read", read)
+    monkeypatch.setattr(vectorized, "read_lane", read)
     monkeypatch.setattr(vectorized, "Group", Group)
     monkeypatch.setattr(vectorized.running, "accepted", lambda _: contextlib.nullcontext())
     runs = grid.expand(grid.parse_axes({"LEARNING_RATE": [0.1, 0.2], "SEED": [0, 1]}))

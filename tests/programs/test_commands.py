@@ -136,5 +136,5 @@ def test_an_extra_that_asks_for_an_extra_of_another_package(tmp_path, monkeypatc
         (folder / "METADATA").write_text(f"Name: {name}\nVersion: 1\nRequires-Dist: {requires}\n")
     monkeypatch.syspath_prepend(tmp_path)
     outer = importlib.metadata.distribution("outer")
-    assert doctor._lacking(outer, "x") == ["gone"]
-    assert doctor._lacking(outer, "y") == []
+    assert doctor.missing_from(outer, "x") == ["gone"]
+    assert doctor.missing_from(outer, "y") == []

@@ -75,22 +75,9 @@ class T5Gemma2(nn.Module):
         decoder_source_ids: Int[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T D"]:
-        """The decoder's last hidden states, the input of `logits`.
+        """The decoder's last hidden states; arguments and result are those of `Transformer.hidden`.
 
-        Args:
-          encoder_input_tokens: int32 ids.
-          decoder_input_tokens: targets shifted right within each segment, starting with 0, which
-            stands for the start token.
-          encoder_segment_ids: which of the sequences packed into its row each token belongs to,
-            from 1; 0 is padding. Derived from nonzero tokens if None: one sequence a row.
-          decoder_segment_ids: the same for the targets; a segment attends to the encoder's segment
-            with its number. If None, a row is one sequence that attends to all that is not padding.
-          decoder_source_ids: the encoder's segment that each decoder token attends to, where that
-            is not the one of its own segment's number: several segments may share one.
-          deterministic: no dropout; otherwise an rng named `dropout` must be given.
-
-        Returns:
-          Hidden states in the activations' dtype. Those of padding are meaningless.
+        The 0 that begins each segment of `decoder_input_tokens` stands for the start token.
         """
         if encoder_segment_ids is None:
             encoder_segment_ids = segments_of(encoder_input_tokens)
@@ -179,17 +166,9 @@ class T5Gemma2(nn.Module):
         memory: EncoderMemory,
         cache: DecoderCache,
     ) -> tuple[Float[Array, "B V"], DecoderCache]:
-        """Decodes one token of every row.
+        """Decodes one token of every row, as `Transformer.decode_step` does.
 
-        Args:
-          tokens: the token at `position` of the decoder's input; whatever it is at position 0, the
-            start token is taken.
-          position: from 0; calls must come in order.
-          memory: the memory of `start_decoding`.
-          cache: the cache of `start_decoding` or the call before.
-
-        Returns:
-          The float32 logits of the next token, and the cache for the next call.
+        Whatever the token at position 0 is, the start token is taken.
         """
         return extend_by_one(self, tokens, position, memory, cache)
 
@@ -203,21 +182,7 @@ class T5Gemma2(nn.Module):
         memory: EncoderMemory,
         cache: DecoderCache,
     ) -> tuple[Float[Array, "R Q D"], DecoderCache]:
-        """Decodes tokens that need not follow one another: a prompt, beams, a tree of candidates.
-
-        Args:
-          tokens: inputs of the decoder. R is a multiple of the encoded inputs B; rows of one input
-            are neighbours.
-          slot: where the cache takes them; slots `slot`, …, `slot` + Q - 1 are written.
-          query_positions: how many tokens of its own sequence come before each, less than L.
-          key_positions: the same of what every slot of the cache holds (any, if invisible).
-          visible: the slots that each token sees, its own among them.
-          memory: the memory of `start_decoding`.
-          cache: the cache of L slots, from `start_decoding` or the call before.
-
-        Returns:
-          The last hidden states, the input of `logits`, and the cache for the next call.
-        """
+        """Decodes tokens that need not follow one another, as `Transformer.extend` does."""
         x = self._embed_outputs(tokens, query_positions)
         return self.decoder.extend(x, slot, query_positions, key_positions, visible, memory, cache)
 

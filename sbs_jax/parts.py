@@ -39,6 +39,12 @@ DEFAULT_LABEL_PREFIX = "predict: "
 DEFAULT_RATIONALE_PREFIX = "explain: "
 """Prefix of the published code; the paper's own is ``[rationale] ``."""
 
+DEFAULT_JOINT_SEPARATOR = " Answer: "
+"""Text between rationale and label of a `joint` student."""
+
+DEFAULT_RATIONALE_INPUT_SEPARATOR = " explanation: "
+"""Text between input and rationale of a `rationale_input` student."""
+
 
 Weight = float | Callable[[Any], Any] | None
 

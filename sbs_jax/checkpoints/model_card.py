@@ -16,7 +16,12 @@ from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.interface import ModelConfig
 from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 from sbs_jax.part_templates import fill
-from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
+from sbs_jax.parts import (
+    DEFAULT_JOINT_SEPARATOR,
+    DEFAULT_LABEL_PREFIX,
+    DEFAULT_RATIONALE_INPUT_SEPARATOR,
+    DEFAULT_RATIONALE_PREFIX,
+)
 
 _METHODS = {
     "sbs": "Distilling step-by-step: it learned to give the label and, when asked, the rationale "
@@ -117,12 +122,24 @@ def _parts(settings: Mapping[str, Any]) -> str | None:
     return "; ".join(described)
 
 
+def _texts(data: Mapping[str, Any]) -> dict[str, str]:
+    """The texts around inputs and outputs, those of the data settings or else the defaults."""
+    defaults = {
+        "label_prefix": DEFAULT_LABEL_PREFIX,
+        "rationale_prefix": DEFAULT_RATIONALE_PREFIX,
+        "joint_separator": DEFAULT_JOINT_SEPARATOR,
+        "rationale_input_separator": DEFAULT_RATIONALE_INPUT_SEPARATOR,
+    }
+    return {name: data.get(name, default) for name, default in defaults.items()}
+
+
 def _prefixes(settings: Mapping[str, Any]) -> list[str]:
     """The task prefixes that the student answers, that of the label first if it has one."""
     data = settings.get("data_settings") or {}
+    known = _texts(data)
     texts = {
-        "LABEL_PREFIX": data.get("label_prefix", DEFAULT_LABEL_PREFIX),
-        "RATIONALE_PREFIX": data.get("rationale_prefix", DEFAULT_RATIONALE_PREFIX),
+        "LABEL_PREFIX": known["label_prefix"],
+        "RATIONALE_PREFIX": known["rationale_prefix"],
     }
     method, parts = settings.get("method"), data.get("parts")
     if method in METHODS:
@@ -165,8 +182,8 @@ def _score_table(
 
 def _how_to_ask(name: str, settings: Mapping[str, Any], start: int) -> str:
     data = settings.get("data_settings") or {}
-    label = data.get("label_prefix", DEFAULT_LABEL_PREFIX)
-    rationale = data.get("rationale_prefix", DEFAULT_RATIONALE_PREFIX)
+    texts = _texts(data)
+    label, rationale = texts["label_prefix"], texts["rationale_prefix"]
     method = settings.get("method")
     if not settings:
         return _code(name, ['text = "…"'], "text")
@@ -175,11 +192,11 @@ def _how_to_ask(name: str, settings: Mapping[str, Any], start: int) -> str:
         "explanation:",
         "rationale": f"`{rationale}` stands in front of an input:",
         "joint": f"`{label}` stands in front of an input. The answer is the rationale, then "
-        f"`{data.get('joint_separator', '')}`, then the label:",
+        f"`{texts['joint_separator']}`, then the label:",
         "rationale_input": f"`{label}` stands in front of an input, and "
-        f"`{data.get('rationale_input_separator', '')}` between the input and a rationale:",
+        f"`{texts['rationale_input_separator']}` between the input and a rationale:",
         "weighted_joint": f"`{label}` stands in front of an input. The answer is the rationale, "
-        f"then `{data.get('joint_separator', '')}`, then the label:",
+        f"then `{texts['joint_separator']}`, then the label:",
     }.get(method or "")
     prefixes = _prefixes(settings)
     if summary is None:

@@ -17,10 +17,13 @@ from sbs_jax import remote, remote_copies
 from sbs_jax.errors import UserError
 from sbs_jax.methods import CUSTOM, find_method, read_parts
 from sbs_jax.part_templates import fill
-from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX
+from sbs_jax.parts import (
+    DEFAULT_JOINT_SEPARATOR,
+    DEFAULT_LABEL_PREFIX,
+    DEFAULT_RATIONALE_INPUT_SEPARATOR,
+    DEFAULT_RATIONALE_PREFIX,
+)
 
-DEFAULT_JOINT_SEPARATOR = " Answer: "
-DEFAULT_RATIONALE_INPUT_SEPARATOR = " explanation: "
 RATIONALES_PER_EPOCH = ("all", "one")
 DATA_SOURCES = RELEASE, TFDS, HUGGING_FACE = ("release", "tfds", "huggingface")
 PREFIX_SIDES = ("encoder", "decoder")

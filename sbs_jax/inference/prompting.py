@@ -7,16 +7,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sbs_jax.data.settings import (
-    DEFAULT_JOINT_SEPARATOR,
-    DEFAULT_RATIONALE_INPUT_SEPARATOR,
-    TemplateTexts,
-)
+from sbs_jax.data.settings import TemplateTexts
 from sbs_jax.errors import UserError
 from sbs_jax.methods import METHODS, find_method, read_parts
 from sbs_jax.metrics import normalize_answer
 from sbs_jax.part_templates import fields_of, fill
-from sbs_jax.parts import DEFAULT_LABEL_PREFIX, DEFAULT_RATIONALE_PREFIX, Method, Target
+from sbs_jax.parts import (
+    DEFAULT_JOINT_SEPARATOR,
+    DEFAULT_LABEL_PREFIX,
+    DEFAULT_RATIONALE_INPUT_SEPARATOR,
+    DEFAULT_RATIONALE_PREFIX,
+    Method,
+    Target,
+)
 
 Kind = Literal["label", "rationale"]
 LABEL_KIND: Kind = "label"

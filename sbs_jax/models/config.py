@@ -1,15 +1,13 @@
-"""The dimensions and the variant of a T5: everything that the network needs to know."""
+"""What every network's config has, and the dimensions and the variant of a T5. Pure Python."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import ClassVar
 
 from sbs_jax.errors import UserError
 
 ACTIVATIONS = ("relu", "gelu", "gelu_erf", "silu", "linear")
-ATTENTIONS = ("auto", "xla", "cudnn")
-DTYPES = ("float32", "bfloat16")
 EMBEDDING_LOOKUPS = ("gather", "one_hot")
 REMATS = ("none", "dots", "minimal", "full")
 LORA_TARGETS = ("query", "key", "value", "out", "wi_0", "wi_1", "wo")
@@ -17,14 +15,113 @@ LORA_TARGETS = ("query", "key", "value", "out", "wi_0", "wi_1", "wo")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Config:
+class NetworkConfig:
+    """What the configs of all networks have: dropout, how the network computes, and its adapters.
+
+    Attributes:
+      attentions: the values that `attention` may have.
+      dtypes: the values that `dtype` and `product_dtype` may have.
+      vocab_size: rows of the embedding table, V.
+      dropout_rate: in [0, 1); on embeddings, attention weights, MLP hidden units, block outputs
+        and the outputs of all stacks.
+      dropout_broadcast_length: draw one mask for all positions of a sequence, as T5X does; by
+        default each position draws its own, as Hugging Face does.
+      dtype: dtype of activations, `float32` or `bfloat16`. Parameters are always float32.
+      product_dtype: dtype of the operands of projections (weights and inputs), whose results keep
+        the activations' dtype; None is `dtype`. `bfloat16` beside float32 activations is made for
+        inference on CPUs, where a bfloat16 product is fast exactly if its result is float32.
+      float32_attention_logits: compute attention logits and softmax in float32 even if activations
+        are bfloat16.
+      attention: what computes attention, one of `attentions`.
+      layer_norm_epsilon: added to the mean square of a layer norm's input.
+      embedding_lookup: `gather`, or `one_hot` for a matrix product with one-hot rows: V times the
+        work, but no scatter in the gradient.
+      remat: what a layer keeps for the gradient: `none` recomputes nothing, `dots` keeps the
+        results of all matrix products, `minimal` only those of projections, `full` only the
+        layer's input.
+      lora_rank: r of low-rank adapters (LoRA, Hu et al. 2021): a projection by W becomes one by
+        W + (lora_alpha / r) · A · B. A is drawn uniformly within ± inputs^-0.5, B begins as zeros,
+        and both alone are trained. None has no adapters.
+      lora_alpha: see `lora_rank`.
+      lora_targets: the projections that have adapters, out of `LORA_TARGETS`, in all attention and
+        all MLPs. `wi_0` also means the one inward projection of T5 v1.0's MLP.
+
+    Raises:
+      UserError: a value is impossible; names it and the possible ones.
+    """
+
+    attentions: ClassVar[tuple[str, ...]]
+    dtypes: ClassVar[tuple[str, ...]]
+
+    vocab_size: int
+    dropout_rate: float
+    dropout_broadcast_length: bool = False
+    dtype: str = "float32"
+    product_dtype: str | None = None
+    float32_attention_logits: bool = True
+    attention: str = "auto"
+    layer_norm_epsilon: float
+    embedding_lookup: str = "gather"
+    remat: str = "none"
+    lora_rank: int | None = None
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            # Gin and JSON may give a list, which would make the config unhashable.
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            if field.type == "bool":
+                self._require(field.name, isinstance(value, bool), "must be True or False")
+        self._require_counts("vocab_size")
+        self._require_choice("dtype", self.dtypes)
+        self._require_choice("product_dtype", (None, *self.dtypes))
+        self._require_choice("attention", self.attentions)
+        self._require_choice("embedding_lookup", EMBEDDING_LOOKUPS)
+        self._require_choice("remat", REMATS)
+        rate = self.dropout_rate
+        self._require("dropout_rate", is_number(rate) and 0 <= rate < 1, "must lie in [0, 1)")
+        self._require_positive("layer_norm_epsilon", "lora_alpha")
+        rank, targets = self.lora_rank, self.lora_targets
+        self._require(
+            "lora_rank", rank is None or is_count(rank), "must be a positive integer, or None"
+        )
+        self._require(
+            "lora_targets",
+            isinstance(targets, tuple)
+            and 0 < len(targets) == len(set(targets))
+            and all(name in LORA_TARGETS for name in targets),
+            f"must name some of {', '.join(LORA_TARGETS)}, each once",
+        )
+
+    def _require(self, name: str, condition: bool, what: str) -> None:
+        if not condition:
+            raise UserError(f"{type(self).__name__}.{name} = {getattr(self, name)!r} {what}.")
+
+    def _require_counts(self, *names: str) -> None:
+        for name in names:
+            self._require(name, is_count(getattr(self, name)), "must be a positive integer")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(name, is_number(value) and value > 0, "must be positive")
+
+    def _require_choice(self, name: str, choices: tuple[str | None, ...]) -> None:
+        known = ", ".join(repr(choice) for choice in choices)
+        self._require(name, getattr(self, name) in choices, f"must be one of {known}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config(NetworkConfig):
     """Dimensions and variant of a T5, with T5X's field names (`t5x/examples/t5/network.py`).
 
     T5 v1.0 has `mlp_activations=('relu',)` and `logits_via_embedding=True`; v1.1 (and Flan-T5) has
     `mlp_activations=('gelu', 'linear')` and `logits_via_embedding=False`, the default here.
 
     Attributes:
-      vocab_size: rows of the embedding table, V.
       emb_dim: width of the residual stream, D.
       num_heads: attention heads, H.
       num_encoder_layers: layers of the encoder.
@@ -33,20 +130,10 @@ class T5Config:
       mlp_dim: hidden width of the MLP, F.
       mlp_activations: one name, or two for a gated MLP whose branches are multiplied; out of
         `ACTIVATIONS`. `gelu` is the tanh approximation, as in T5; `gelu_erf` is exact.
-      dropout_rate: in [0, 1); on embeddings, attention weights, MLP hidden units, block outputs
-        and the outputs of both stacks.
-      dropout_broadcast_length: draw one mask for all positions of a sequence, as T5X does; by
-        default each position draws its own, as Hugging Face does.
       logits_via_embedding: the output head is the transposed embedding table (T5 v1.0).
       scale_logits: multiply the head's input by D^-0.5; None does what T5 does, namely exactly
         when the head is tied.
       head_init_stddev: standard deviation of a fresh untied head; None is T5X's, D^-0.5.
-      dtype: dtype of activations, `float32` or `bfloat16`. Parameters are always float32.
-      product_dtype: dtype of the operands of projections (weights and inputs), whose results keep
-        the activations' dtype; None is `dtype`. `bfloat16` beside float32 activations is made for
-        inference on CPUs, where a bfloat16 product is fast exactly if its result is float32.
-      float32_attention_logits: compute attention logits and softmax in float32 even if activations
-        are bfloat16.
       attention: what computes attention: `xla`, `cudnn` (NVIDIA GPUs, bfloat16; the logits never
         get into memory), or `auto`, which is `cudnn` where it is available. cuDNN cannot drop
         attention weights as this network does: where weights are dropped, XLA computes.
@@ -55,27 +142,17 @@ class T5Config:
       relative_attention_max_distance: farther positions share the last bucket.
       relative_attention_per_layer: every layer has a table of position biases of its own (umT5);
         by default all layers of a stack share one.
-      layer_norm_epsilon: added to the mean square of a layer norm's input.
-      embedding_lookup: `gather`, or `one_hot` for a matrix product with one-hot rows: V times the
-        work, but no scatter in the gradient.
-      remat: what a layer keeps for the gradient: `none` recomputes nothing, `dots` keeps the
-        results of all matrix products, `minimal` only those of projections, `full` only the
-        layer's input.
       scan_layers: run the layers of a stack as a loop over stacked parameters (`models.stacking`).
         The time to compile then does not grow with the number of layers. The network computes the
         same.
-      lora_rank: r of low-rank adapters (LoRA, Hu et al. 2021): a projection by W becomes one by
-        W + (lora_alpha / r) · A · B. A is drawn uniformly within ± inputs^-0.5, B begins as zeros,
-        and both alone are trained. None has no adapters.
-      lora_alpha: see `lora_rank`.
-      lora_targets: the projections that have adapters, out of `LORA_TARGETS`, in all attention and
-        all MLPs of both stacks. `wi_0` also means the one inward projection of T5 v1.0's MLP.
 
     Raises:
       UserError: a value is impossible; names it and the possible ones.
     """
 
-    vocab_size: int
+    attentions = ("auto", "xla", "cudnn")
+    dtypes = ("float32", "bfloat16")
+
     emb_dim: int = 512
     num_heads: int = 8
     num_encoder_layers: int = 6
@@ -84,62 +161,31 @@ class T5Config:
     mlp_dim: int = 2048
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     dropout_rate: float = 0.1
-    dropout_broadcast_length: bool = False
     logits_via_embedding: bool = False
     scale_logits: bool | None = None
     head_init_stddev: float | None = None
-    dtype: str = "float32"
-    product_dtype: str | None = None
-    float32_attention_logits: bool = True
-    attention: str = "auto"
     dropout_attention_weights: bool = True
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     relative_attention_per_layer: bool = False
     layer_norm_epsilon: float = 1e-6
-    embedding_lookup: str = "gather"
-    remat: str = "none"
     scan_layers: bool = False
-    lora_rank: int | None = None
-    lora_alpha: float = 16.0
-    lora_targets: tuple[str, ...] = LORA_TARGETS
 
     def __post_init__(self) -> None:
-        # Gin and JSON may give a list, which would make the config unhashable.
-        for name in ("mlp_activations", "lora_targets"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         self._check_dimensions()
         self._check_activations()
-        self._check_choice("dtype", DTYPES)
-        self._check_choice("product_dtype", (None, *DTYPES))
-        self._check_choice("attention", ATTENTIONS)
-        self._check_choice("embedding_lookup", EMBEDDING_LOOKUPS)
-        self._check_choice("remat", REMATS)
-        check_adapters(self)
         if self.lora_rank is not None and self.scan_layers:
             raise UserError(
                 f"T5Config.lora_rank = {self.lora_rank} needs scan_layers = False "
                 "(--gin.SCAN_LAYERS=False): adapters are read and written layer by layer."
             )
-        for name in (
-            "dropout_attention_weights",
-            "dropout_broadcast_length",
-            "logits_via_embedding",
-            "relative_attention_per_layer",
-            "scan_layers",
-        ):
-            self._require(name, isinstance(getattr(self, name), bool), "must be True or False")
         self._require("scale_logits", self.scale_logits in (None, True, False), "must be a bool")
-        rate = self.dropout_rate
-        self._require("dropout_rate", _is_number(rate) and 0 <= rate < 1, "must lie in [0, 1)")
         self._check_cudnn()
-        epsilon = self.layer_norm_epsilon
-        self._require("layer_norm_epsilon", _is_number(epsilon) and epsilon > 0, "must be positive")
         stddev = self.head_init_stddev
         self._require(
             "head_init_stddev",
-            stddev is None or (_is_number(stddev) and stddev > 0),
+            stddev is None or (is_number(stddev) and stddev > 0),
             "must be positive",
         )
         if stddev is not None and self.logits_via_embedding:
@@ -166,29 +212,26 @@ class T5Config:
         }
 
     def _check_dimensions(self) -> None:
-        for name in (
-            "vocab_size",
+        self._require_counts(
             "emb_dim",
             "num_heads",
             "num_encoder_layers",
             "num_decoder_layers",
             "head_dim",
             "mlp_dim",
-        ):
-            value = getattr(self, name)
-            self._require(name, _is_integer(value) and value > 0, "must be a positive integer")
+        )
         buckets = self.relative_attention_num_buckets
         # The encoder halves the buckets for the two directions, and halves them again: near
         # positions have one each, far ones share logarithmic ones.
         self._require(
             "relative_attention_num_buckets",
-            _is_integer(buckets) and buckets >= 4,
+            is_count(buckets) and buckets >= 4,
             "must be an integer of at least 4",
         )
         distance = self.relative_attention_max_distance
         self._require(
             "relative_attention_max_distance",
-            _is_integer(distance) and distance > buckets // 2,
+            is_count(distance) and distance > buckets // 2,
             f"must be an integer above relative_attention_num_buckets / 2 = {buckets // 2}",
         )
 
@@ -213,14 +256,6 @@ class T5Config:
             f"must be a tuple of one or two (gated) names out of {', '.join(ACTIVATIONS)}",
         )
 
-    def _check_choice(self, name: str, choices: tuple[str | None, ...]) -> None:
-        known = ", ".join(repr(choice) for choice in choices)
-        self._require(name, getattr(self, name) in choices, f"must be one of {known}")
-
-    def _require(self, name: str, condition: bool, what: str) -> None:
-        if not condition:
-            raise UserError(f"T5Config.{name} = {getattr(self, name)!r} {what}.")
-
 
 def adapted_name(module: str) -> str:
     """Returns the name out of `LORA_TARGETS` that a projection of this name goes by.
@@ -231,38 +266,11 @@ def adapted_name(module: str) -> str:
     return "wi_0" if module == "wi" else module
 
 
-def check_adapters(config: Any) -> None:
-    """Checks the fields of a network's config that describe adapters.
-
-    Args:
-      config: has `lora_rank`, `lora_alpha` and `lora_targets`.
-
-    Raises:
-      UserError: one of them is impossible; names it and the possible ones.
-    """
-    rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
-    known = (
-        isinstance(targets, tuple)
-        and 0 < len(targets) == len(set(targets))
-        and all(name in LORA_TARGETS for name in targets)
-    )
-    for name, ok, what in (
-        (
-            "lora_rank",
-            rank is None or (_is_integer(rank) and rank > 0),
-            "must be a positive integer, or None",
-        ),
-        ("lora_alpha", _is_number(alpha) and alpha > 0, "must be positive"),
-        ("lora_targets", known, f"must name some of {', '.join(LORA_TARGETS)}, each once"),
-    ):
-        if not ok:
-            value = getattr(config, name)
-            raise UserError(f"{type(config).__name__}.{name} = {value!r} {what}.")
+def is_count(value: object) -> bool:
+    """Whether a value is a positive integer, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a number, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)

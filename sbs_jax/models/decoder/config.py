@@ -8,30 +8,21 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from sbs_jax.errors import UserError
-from sbs_jax.models.config import (
-    ACTIVATIONS,
-    EMBEDDING_LOOKUPS,
-    LORA_TARGETS,
-    REMATS,
-    check_adapters,
-)
+from sbs_jax.models.config import ACTIVATIONS, NetworkConfig, is_count, is_number
 from sbs_jax.token_ids import moved_ids
 
-ATTENTIONS = ("auto", "whole", "by_head")
-DTYPES = ("float32", "bfloat16", "float64")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerConfig:
+class LayerConfig(NetworkConfig):
     """Dimensions and variant of layers with rotary positions, RMS norms and gated MLPs.
 
-    `DecoderConfig` and `T5Gemma2Config` add how many layers there are. Fields that `T5Config` has
-    too mean the same there and here. The defaults are those of Llama.
+    `DecoderConfig` and `T5Gemma2Config` add how many layers there are. The defaults are those of
+    Llama. Dropout is off by default: pretrained decoders are finetuned without. The dtype `float64`
+    needs JAX's x64 mode, and is there for numerical tests.
 
     Attributes:
-      vocab_size: rows of the embedding table, V.
       emb_dim: width of the residual stream, D.
       num_heads: query heads, H.
       num_kv_heads: heads of keys and values, KV; divides H (grouped-query attention).
@@ -39,20 +30,11 @@ class LayerConfig:
       mlp_dim: hidden width of the gated MLP, F.
       mlp_activations: its two branches, which are multiplied; out of `ACTIVATIONS`. `gelu` is the
         tanh approximation.
-      dropout_rate: in [0, 1); on embeddings, attention weights, MLP hidden units, block outputs
-        and the last hidden states. Off by default: pretrained decoders are finetuned without.
-      dropout_broadcast_length: draw one mask for all positions of a sequence.
       logits_via_embedding: the output head is the transposed embedding table (tied).
-      dtype: dtype of activations, `float32` or `bfloat16` (`float64` needs JAX's x64 mode, and is
-        there for numerical tests).
-      product_dtype: see `T5Config`.
-      float32_attention_logits: compute attention logits and softmax in float32 even if activations
-        are bfloat16.
       attention: how attention to one set of keys is computed, as in training: `whole`, with the
         logits of all heads in memory; `by_head`, one head of one row after another, computing
         logits again for the gradient, which needs less memory and no more time on a CPU; or
         `auto`, which is `by_head` on a single CPU device. Where weights are dropped, it is `whole`.
-      layer_norm_epsilon: added to the mean square of a norm's input.
       norm_adds_one: a norm scales by 1 + its weight (Gemma).
       post_norms: norms after attention and MLP, too, before the residual is added (Gemma).
       qk_norm: norms on each query and key head before the rotation (Qwen3, Gemma 3).
@@ -82,17 +64,14 @@ class LayerConfig:
       eos_id: the id there of the token that ends a text. In this package padding is 0 and EOS is 1
         everywhere, as T5 has them: `checkpoints` and the vocabulary exchange ids (`moved_ids`), in
         the rows of tables and in texts. The defaults exchange nothing.
-      embedding_lookup: see `T5Config`.
-      remat: see `T5Config`.
-      lora_rank: r of low-rank adapters; see `T5Config`.
-      lora_alpha: see `T5Config`.
-      lora_targets: the projections that have adapters, out of `LORA_TARGETS`.
 
     Raises:
       UserError: a value is impossible; names it and the possible ones.
     """
 
-    vocab_size: int
+    attentions = ("auto", "whole", "by_head")
+    dtypes = ("float32", "bfloat16", "float64")
+
     emb_dim: int = 576
     num_heads: int = 9
     num_kv_heads: int = 3
@@ -100,12 +79,7 @@ class LayerConfig:
     mlp_dim: int = 1536
     mlp_activations: tuple[str, str] = ("silu", "linear")
     dropout_rate: float = 0.0
-    dropout_broadcast_length: bool = False
     logits_via_embedding: bool = True
-    dtype: str = "float32"
-    product_dtype: str | None = None
-    float32_attention_logits: bool = True
-    attention: str = "auto"
     layer_norm_epsilon: float = 1e-5
     norm_adds_one: bool = False
     post_norms: bool = False
@@ -129,19 +103,10 @@ class LayerConfig:
     max_positions: int = 8192
     pad_id: int = 0
     eos_id: int = 1
-    embedding_lookup: str = "gather"
-    remat: str = "none"
-    lora_rank: int | None = None
-    lora_alpha: float = 16.0
-    lora_targets: tuple[str, ...] = LORA_TARGETS
 
     def __post_init__(self) -> None:
-        for name in ("mlp_activations", "rope_divisors", "lora_targets"):
-            # Gin and JSON may give a list, which would make the config unhashable.
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in (
-            "vocab_size",
+        super().__post_init__()
+        self._require_counts(
             "emb_dim",
             "num_heads",
             "num_kv_heads",
@@ -150,8 +115,7 @@ class LayerConfig:
             "full_attention_every",
             "rope_original_max_positions",
             "max_positions",
-        ):
-            self._require_count(name)
+        )
         self._require("head_dim", self.head_dim % 2 == 0, "must be even")
         self._require(
             "num_kv_heads",
@@ -166,31 +130,10 @@ class LayerConfig:
             and all(name in ACTIVATIONS for name in names),
             f"must be a tuple of two names out of {', '.join(ACTIVATIONS)}",
         )
-        for name, choices in (
-            ("dtype", DTYPES),
-            ("product_dtype", (None, *DTYPES)),
-            ("attention", ATTENTIONS),
-            ("embedding_lookup", EMBEDDING_LOOKUPS),
-            ("remat", REMATS),
-            ("rope_scaling", ROPE_SCALINGS),
-        ):
-            known = ", ".join(repr(choice) for choice in choices)
-            self._require(name, getattr(self, name) in choices, f"must be one of {known}")
-        for field in dataclasses.fields(self):
-            if field.type == "bool":
-                value = getattr(self, field.name)
-                self._require(field.name, isinstance(value, bool), "must be True or False")
-        rate = self.dropout_rate
-        self._require("dropout_rate", _is_number(rate) and 0 <= rate < 1, "must lie in [0, 1)")
-        for name in (
-            "layer_norm_epsilon",
-            "rope_theta",
-            "rope_factor",
-            "rope_low_freq_factor",
-            "rope_high_freq_factor",
-        ):
-            value = getattr(self, name)
-            self._require(name, _is_number(value) and value > 0, "must be positive")
+        self._require_choice("rope_scaling", ROPE_SCALINGS)
+        self._require_positive(
+            "rope_theta", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"
+        )
         for name in (
             "attention_scalar",
             "attention_softcap",
@@ -198,11 +141,11 @@ class LayerConfig:
             "local_rope_theta",
         ):
             value = getattr(self, name)
-            ok = value is None or (_is_number(value) and value > 0)
+            ok = value is None or (is_number(value) and value > 0)
             self._require(name, ok, "must be positive, or None")
         window = self.sliding_window
         self._require(
-            "sliding_window", window is None or _is_count(window), "must be a positive integer"
+            "sliding_window", window is None or is_count(window), "must be a positive integer"
         )
         divisors = self.rope_divisors
         self._require(
@@ -219,7 +162,6 @@ class LayerConfig:
                 f"must be an id below vocab_size = {self.vocab_size}",
             )
         self._require("eos_id", self.eos_id != self.pad_id, "must differ from pad_id")
-        check_adapters(self)
 
     @property
     def moved_ids(self) -> dict[int, int]:
@@ -261,13 +203,6 @@ class LayerConfig:
             "mlp": self.mlp_dim,
         }
 
-    def _require(self, name: str, condition: bool, what: str) -> None:
-        if not condition:
-            raise UserError(f"{type(self).__name__}.{name} = {getattr(self, name)!r} {what}.")
-
-    def _require_count(self, name: str) -> None:
-        self._require(name, _is_count(getattr(self, name)), "must be a positive integer")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(LayerConfig):
@@ -284,12 +219,4 @@ class DecoderConfig(LayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_count("num_layers")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        self._require_counts("num_layers")

@@ -64,8 +64,7 @@ class T5Gemma2Config(LayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_count("num_encoder_layers")
-        self._require_count("num_decoder_layers")
+        self._require_counts("num_encoder_layers", "num_decoder_layers")
         for name, value in _FIXED.items():
             self._require(name, getattr(self, name) == value, f"must be {value} in a T5Gemma 2")
         biases = self.attention_bias == self.attention_out_bias

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import ModuleType
 
 import wrapt
@@ -84,8 +84,11 @@ def require_task(name: str) -> None:
     names = set(TASKS) if seqio is None else seqio.TaskRegistry.names()
     if name not in names:
         mixtures = () if seqio is None else seqio.MixtureRegistry.names()
-        known = names and {*names, *DATASETS, *mixtures}
-        raise UserError(f"There is no task '{name}'{nearest(name, known)}")
+        # The tasks of the data sets are hundreds, and their names are made by rule.
+        short = {*DATASETS, *mixtures, *(one for one in names if one not in TASKS)}
+        raise UserError(
+            f"There is no task '{name}'{nearest(name, {*names, *short} if names else (), short)}"
+        )
 
 
 def is_mixture(name: str) -> bool:
@@ -99,13 +102,19 @@ def loaded_seqio() -> ModuleType | None:
     return sys.modules.get("seqio")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the end of a sentence about an unknown name: the nearest names, or all."""
+def nearest(name: str, names: Collection[str], short: Collection[str] = ()) -> str:
+    """Returns the end of a sentence about an unknown name: the nearest names, or all.
+
+    Args:
+      name: the unknown name.
+      names: those that are known.
+      short: what is listed in their place where none is near; () lists them themselves.
+    """
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(repr(other) for other in near)}?"
     if names:
-        return f"; there are {', '.join(sorted(names))}."
+        return f"; there are {', '.join(sorted(short or names))}."
     return (
         "; none is registered: add the gin file of its data set (--gin_file=tasks/svamp.gin), or "
         "name your own module as MIXTURE_OR_TASK_MODULE."

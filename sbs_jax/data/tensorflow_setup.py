@@ -20,6 +20,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from sbs_jax.errors import UserError
+
 _LOG_LINE = re.compile(
     rb"[IWE]\d{4} |WARNING: All log messages before absl|To enable the following instructions"
 )
@@ -53,13 +55,19 @@ if importlib.util.find_spec("triton") and "tensorflow" not in sys.modules:
     with contextlib.suppress(Exception):  # A triton that cannot be imported here crashes nothing.
         import triton  # noqa: F401
 
-with _without_log_lines():
-    import tensorflow as tf
+try:
+    with _without_log_lines():
+        import tensorflow as tf
 
-    # JAX owns the accelerators. TensorFlow would otherwise reserve most of a GPU's memory.
-    with contextlib.suppress(RuntimeError):  # already initialized by the user's own code
-        tf.config.set_visible_devices([], "GPU")
-    import seqio
-    import tensorflow_datasets as tfds  # which seqio imports anyway
+        # JAX owns the accelerators. TensorFlow would otherwise reserve most of a GPU's memory.
+        with contextlib.suppress(RuntimeError):  # already initialized by the user's own code
+            tf.config.set_visible_devices([], "GPU")
+        import seqio
+        import tensorflow_datasets as tfds  # which seqio imports anyway
+except ModuleNotFoundError as missing:
+    raise UserError(
+        f"SeqIO's caches, tasks and mixtures, and tensorflow-datasets, need the package "
+        f"{missing.name}, which is not installed; sbs doctor says what is missing."
+    ) from missing
 
 __all__ = ["seqio", "tf", "tfds"]

@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -5,6 +6,7 @@ import sys
 
 import pytest
 
+from sbs_jax.errors import UserError
 from tests.paths import ROOT
 
 
@@ -40,6 +42,14 @@ def test_what_is_no_log_line_stays_visible():
     done = run(code.format("raise ImportError('broken')"))
     assert done.returncode == 1
     assert done.stderr.startswith("I0000 00:00 noise\nsomething else\nTraceback")
+
+
+def test_without_it_a_sentence_says_what_is_missing(monkeypatch):
+    for name in ("tensorflow", "sbs_jax.data.tensorflow_setup"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "sbs_jax.data.tensorflow_setup")
+    with pytest.raises(UserError, match="need the package tensorflow, which is not installed"):
+        importlib.import_module("sbs_jax.data.tensorflow_setup")
 
 
 def test_numpy_modules_need_no_tensorflow():

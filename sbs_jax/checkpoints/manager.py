@@ -38,7 +38,7 @@ class CheckpointManager(Closing):
         self,
         model_dir: str | os.PathLike[str],
         *,
-        keep: int | None = 3,
+        keep: int | None = None,
         best_metric: str | None = None,
         best_mode: Literal["max", "min"] = "max",
         saved_params: Callable[[Any], Any] | None = None,

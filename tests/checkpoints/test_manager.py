@@ -296,7 +296,7 @@ def test_ignores_and_removes_what_a_kill_left(model_dir, states):
     assert (model_dir / "checkpoint_12").exists()
     with pytest.raises(UserError, match="never finished"):
         restore_params(model_dir / "checkpoint_12", abstract)
-    with CheckpointManager(model_dir) as manager:
+    with CheckpointManager(model_dir, keep=3) as manager:
         assert manager.steps() == [3, 7, 8]
         manager.save(12, states[1])
     assert sorted(f.name for f in model_dir.iterdir()) == [

@@ -111,7 +111,7 @@ def not_encoded(
     return UserError(f"{path}, line {line}: not {name} text ({reason}); {advice}.")
 
 
-class Part(NamedTuple):
+class FilePart(NamedTuple):
     """Neighbouring lines of a text file.
 
     Attributes:
@@ -125,7 +125,7 @@ class Part(NamedTuple):
     first: int
 
 
-def _open_part(path: str | os.PathLike[str], part: Part, encoding: str) -> io.TextIOWrapper:
+def _open_part(path: str | os.PathLike[str], part: FilePart, encoding: str) -> io.TextIOWrapper:
     with open(path, "rb") as file:
         file.seek(part.start)
         lines = io.BytesIO(file.read(part.size))
@@ -137,7 +137,7 @@ def read_jsonl(
     *,
     encoding: str = "utf-8",
     advice: str = "convert the file to UTF-8",
-    part: Part | None = None,
+    part: FilePart | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields ``(line number from 1, object)`` for each non-blank line of a JSONL file.
 

@@ -202,7 +202,7 @@ def _warn(
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class SplitJob:
     """What a process of `piece_worker` does.
 
     Attributes:
@@ -247,7 +247,7 @@ def _in_processes(
     module = info.dataset.pieces.convert.__module__
     if count < 2 or module == "__main__":  # Which another process would run as a program.
         return
-    job = Job(
+    job = SplitJob(
         modules=[one for one in (task.module, module) if one],
         task=task.name,
         settings=task.settings,

@@ -13,8 +13,8 @@ from sbs_jax.errors import UserError
 
 
 def main() -> int:
-    """Does a `first_pass.Job`; returns the exit code."""
-    job: first_pass.Job = pickle.load(sys.stdin.buffer)
+    """Does a `first_pass.SplitJob`; returns the exit code."""
+    job: first_pass.SplitJob = pickle.load(sys.stdin.buffer)
     for module in job.modules:
         importlib.import_module(module)
     try:

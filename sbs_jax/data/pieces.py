@@ -23,7 +23,7 @@ from sbs_jax.data.release import (
 from sbs_jax.data.rows import Row, is_one_json
 from sbs_jax.data.settings import RELEASE, DataSettings
 from sbs_jax.errors import UserError
-from sbs_jax.json_files import Part, read_jsonl
+from sbs_jax.json_files import FilePart, read_jsonl
 
 _completions = functools.lru_cache(maxsize=1)(read_completions)
 
@@ -41,7 +41,7 @@ class Piece:
     """
 
     path: Path
-    part: Part
+    part: FilePart
     rows: int
     completions: tuple[tuple[Path, int, int], ...] | None = None
 
@@ -123,10 +123,10 @@ def _split_lines(path: Path, rows: int) -> list[Piece]:
             end += len(line)
             found += not line.isspace()
             if found == rows:
-                pieces.append(Piece(path, Part(start, end - start, first), found))
+                pieces.append(Piece(path, FilePart(start, end - start, first), found))
                 start, first, found = end, number + 1, 0
     if found:
-        pieces.append(Piece(path, Part(start, end - start, first), found))
+        pieces.append(Piece(path, FilePart(start, end - start, first), found))
     return pieces
 
 

@@ -72,7 +72,7 @@ class Base:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run is, from its metrics.jsonl.
 
     Attributes:
@@ -181,7 +181,7 @@ class SweepFolder:
         accuracy = self.progress(name).accuracy or 0.0
         self.write_record(name, status=PAUSED, rungs=rungs | {f"{share:g}": accuracy})
 
-    def progress(self, name: str) -> Progress:
+    def progress(self, name: str) -> RunProgress:
         """How far a run is."""
         step, loss, accuracy = 0, None, None
         for line in tail(self.folder(name) / "metrics.jsonl"):
@@ -194,7 +194,7 @@ class SweepFolder:
                     accuracy = row.get("accuracy")
             except (ValueError, KeyError, TypeError):
                 continue  # Cut at the window's beginning, or being written.
-        return Progress(step, loss, accuracy)
+        return RunProgress(step, loss, accuracy)
 
     def log_lines(self, name: str) -> list[str]:
         """The last eight lines of train.log that are not blank."""

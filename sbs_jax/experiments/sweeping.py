@@ -38,7 +38,7 @@ class Sweeping:
         new = [run for run in runs if run.name not in known]
         self.plan = dataclasses.replace(self.plan, runs=[*self.plan.runs, *new])
         for run in new:
-            self.shown.rows[run.name] = table.Row(total=self.plan.steps(run.name))
+            self.shown.rows[run.name] = table.RunRow(total=self.plan.steps(run.name))
 
     def pending(self) -> list[Run]:
         """The runs that are missing or broken; those that are done are shown so."""

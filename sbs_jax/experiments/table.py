@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sbs_jax.experiments.runs import Progress
+from sbs_jax.experiments.runs import RunProgress
 
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
 _COLORS = {WAITING: "dim", RUNNING: "cyan", DONE: "green", FAILED: "red", STOPPED: "yellow"}
@@ -19,7 +19,7 @@ _ROWS = 30  # of the table; a longer sweep shows those that are at work first
 
 
 @dataclasses.dataclass
-class Row:
+class RunRow:
     """What is known of a run.
 
     Attributes:
@@ -30,7 +30,7 @@ class Row:
     """
 
     status: str = WAITING
-    progress: Progress = dataclasses.field(default_factory=Progress)
+    progress: RunProgress = dataclasses.field(default_factory=RunProgress)
     total: int = 0
     score: float | None = None
 
@@ -45,7 +45,7 @@ class LiveTable:
           names: the names of the runs.
           console: standard output by default.
         """
-        self.rows: dict[str, Row] = {name: Row() for name in names}
+        self.rows: dict[str, RunRow] = {name: RunRow() for name in names}
         self._console = console or Console(highlight=False, markup=False)
         self._live: Live | None = None
 
@@ -59,9 +59,9 @@ class LiveTable:
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         elif changed:
-            self.note(f"[{self._done()}/{len(self.rows)}] {name}: {_told(row)}")
+            self.note(f"[{self._done()}/{len(self.rows)}] {name}: {_in_words(row)}")
 
-    def refresh(self, progress: Mapping[str, Progress]) -> None:
+    def refresh(self, progress: Mapping[str, RunProgress]) -> None:
         """Takes over how far runs are."""
         for name, value in progress.items():
             self.rows[name].progress = value
@@ -106,7 +106,7 @@ class LiveTable:
             self._live = None
 
 
-def _told(row: Row) -> str:
+def _in_words(row: RunRow) -> str:
     if row.status in (DONE, STOPPED) and row.score is not None:
         return f"{row.status}, accuracy on validation {row.score:.1%}"
     return row.status

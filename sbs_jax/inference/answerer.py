@@ -26,7 +26,7 @@ from sbs_jax.inference.label_tokens import LabelTokens
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import LABEL_KIND, RATIONALE_KIND, Candidates, Prompting
 from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
-from sbs_jax.inference.warming import CompiledShapes, Progress, Use
+from sbs_jax.inference.warming import CompiledShapes, Use, WarmUp
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.student import Student
 from sbs_jax.text_tokenizer import TextTokenizer
@@ -108,7 +108,7 @@ class Answerer:
             kinds.append((RATIONALE_KIND, (0, 0)))
         return [QueryGroup(kind, length, own) for kind, own in kinds for length in self._lengths]
 
-    def warm_up(self) -> Iterator[Progress]:
+    def warm_up(self) -> Iterator[WarmUp]:
         """Compiles the programs of all `groups` and `row_counts`; runs nothing on the devices.
 
         Another thread may answer queries meanwhile, once the progress says so: those that come are
@@ -122,7 +122,7 @@ class Answerer:
         for done, (shape, use) in enumerate(steps, 1):
             self._compile(use, *shape)
             self._shapes.add(use, shape)
-            yield Progress(done, len(steps), answers=done >= len(uses))
+            yield WarmUp(done, len(steps), answers=done >= len(uses))
 
     def _compile(self, use: Use, rows: int, length: int) -> None:
         kind, own = use

@@ -14,7 +14,7 @@ Use = tuple[Kind, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class WarmUp:
     """How far a warm-up is.
 
     Attributes:

@@ -19,7 +19,7 @@ _GPU_DEFAULT_SHARE, _GPU_MOST = 0.75, 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes on one device.
 
     Attributes:
@@ -60,7 +60,7 @@ class Compiled:
     target: Target | None
     parameter_bytes: int
     optimizer_bytes: int
-    memory: Memory | None
+    memory: MemoryUse | None
     program: hlo.Program | None
     exhausted: str | None
     seconds: float
@@ -176,14 +176,14 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def memory_of(analysis: Any) -> Memory | None:
+def memory_of(analysis: Any) -> MemoryUse | None:
     """What a compiled program's `memory_analysis()` says; None where the compiler says nothing."""
     if analysis is None:
         return None
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     code = analysis.generated_code_size_in_bytes
     together = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes + code
-    return Memory(
+    return MemoryUse(
         arguments=analysis.argument_size_in_bytes,
         results=results,
         temporaries=analysis.temp_size_in_bytes,

@@ -21,7 +21,7 @@ from sbs_jax.teacher.derive import Summary
 from sbs_jax.teacher.flow import Flow
 from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Plan
-from sbs_jax.teacher.runner import Report
+from sbs_jax.teacher.runner import RunnerReport
 from sbs_jax.teacher.text import clean
 from sbs_jax.teacher.types import Backend
 
@@ -37,7 +37,7 @@ def write(
     choosing: Choosing,
     flow: Flow,
     journal: Journal,
-    report: Report,
+    report: RunnerReport,
     summary: Summary,
     status: str,
     history: Sequence[Any] = (),

@@ -51,7 +51,7 @@ class Observer(Protocol):
 
 
 @dataclass
-class Report:
+class RunnerReport:
     """Counts of one run.
 
     Attributes:
@@ -123,7 +123,7 @@ class Runner:
         self.flow = flow
         self.observer = observer
         self._blotter = blotter or Blotter()
-        self.report = Report()
+        self.report = RunnerReport()
         self._rng = random.Random()
         self._successes = 0
         self._refused_in_a_row = 0
@@ -131,7 +131,7 @@ class Runner:
         self._flying: dict[str, asyncio.Future[Completion | None]] = {}
         self._fatal: UserError | None = None
 
-    async def run(self, examples: Iterable[AskedExample]) -> Report:
+    async def run(self, examples: Iterable[AskedExample]) -> RunnerReport:
         """Asks for everything that the journal lacks.
 
         Returns:

@@ -30,7 +30,7 @@ from sbs_jax.teacher.journal import Journal
 from sbs_jax.teacher.plan import Asking, Plan
 from sbs_jax.teacher.progress import Watch
 from sbs_jax.teacher.prompts import PromptFile, load_prompts
-from sbs_jax.teacher.runner import Report, Runner
+from sbs_jax.teacher.runner import Runner, RunnerReport
 from sbs_jax.teacher.sampling import Sampling
 from sbs_jax.teacher.text import printable, say
 from sbs_jax.teacher.types import Backend
@@ -127,7 +127,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
         asked_with: tuple[PromptFile | FieldFile, ...] = (file, *field_files)
         for kept in asked_with:
             _keep_prompt_file(Path(session.output_dir), kept)
-        report, failure = Report(), None
+        report, failure = RunnerReport(), None
         if not session.offline:
             report, failure = _run(plan, session, journal, source, console)
         examples = derive_lib.stream_examples(source, session.limit)
@@ -176,7 +176,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
 
 def _run(
     plan: Plan, session: Session, journal: Journal, source: ExamplesFn, console: Console
-) -> tuple[Report, UserError | None]:
+) -> tuple[RunnerReport, UserError | None]:
     total = _total(source, session.limit)
     with Watch(total, session.flow, by_value=plan.by_value, console=console) as watch:
         # The backend blots out its own key; this is what the user put into the body.
@@ -227,7 +227,7 @@ def _total(source: ExamplesFn, limit: int) -> int | None:
     return min(number, limit) if limit else number
 
 
-def _status(report: Report, summary: derive_lib.Summary, failure: UserError | None) -> str:
+def _status(report: RunnerReport, summary: derive_lib.Summary, failure: UserError | None) -> str:
     if failure is not None:
         return f"stopped: {printable(str(failure), 300)}"
     if report.stopped:

@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from sbs_jax.experiments import table
-from sbs_jax.experiments.runs import Progress
+from sbs_jax.experiments.runs import RunProgress
 from sbs_jax.experiments.table import LiveTable
 
 
@@ -13,7 +13,7 @@ def shown(**options):
     with LiveTable(names, console) as live:
         live.rows["seed=1"].total = 20
         live.change("seed=1", table.RUNNING)
-        live.refresh({"seed=1": Progress(10, 1.25, 0.5)})
+        live.refresh({"seed=1": RunProgress(10, 1.25, 0.5)})
         live.change("seed=0", table.DONE, score=0.75)
         live.note("a sentence")
         live.change("seed=2", table.FAILED)

@@ -30,7 +30,7 @@ def test_links_and_adapters():
 
 def compiled(target=H100, peak=2**30, flops=989.4e12, exhausted=None, seconds=None):
     program = hlo.Program(flops, 0.0, ())
-    memory = None if exhausted else compiling.Memory(0, 0, peak // 2, 0, peak)
+    memory = None if exhausted else compiling.MemoryUse(0, 0, peak // 2, 0, peak)
     bound = roofline.bound(program, target)
     if seconds is not None:
         bound = dataclasses.replace(bound, compute=seconds)

@@ -14,7 +14,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.inference.serving.batcher import Batcher, More
 from sbs_jax.inference.serving.limits import RequestLimits
 from sbs_jax.inference.serving.metrics import Metrics
-from sbs_jax.inference.warming import Progress
+from sbs_jax.inference.warming import WarmUp
 
 if TYPE_CHECKING:
     from sbs_jax.inference.predictor import Predictor
@@ -47,7 +47,7 @@ class Service:
         self.max_chars = _CHARS_PER_TOKEN * predictor.input_length
         self._warm = self._draining = self._failed = False
         self._compiler: threading.Thread | None = None
-        self.progress = Progress(0, 0, answers=False)
+        self.progress = WarmUp(0, 0, answers=False)
         self._samples = itertools.count()
         self.batcher = Batcher(
             self._run,

@@ -14,7 +14,7 @@ from sbs_jax.inference.prompting import Prompting
 from sbs_jax.inference.serving import server
 from sbs_jax.inference.serving.limits import RequestLimits
 from sbs_jax.inference.serving.service import Service
-from sbs_jax.inference.warming import Progress
+from sbs_jax.inference.warming import WarmUp
 
 TIMEOUT = 60
 
@@ -36,8 +36,8 @@ class FakePredictor:
 
     def warm_up(self):
         while not self.warm.wait(0.01):
-            yield Progress(0, 0, answers=False)
-        yield Progress(1, 1, answers=True)
+            yield WarmUp(0, 0, answers=False)
+        yield WarmUp(1, 1, answers=True)
 
     def ask_label(self, text, candidates=None, *, rationale=""):
         if candidates is not None and len(set(candidates)) < len(candidates):

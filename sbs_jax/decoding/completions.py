@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -30,7 +29,7 @@ _PREFILL_TOKENS = 4096  # rows × columns that go through the network at once
 _PREFILL_COLUMNS = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Job:
     """One completion to generate.
 
@@ -49,17 +48,17 @@ class Job:
     stop: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Said:
     """A completion: its text, why it ended ('stop' or 'length'), tokens, their log-probability."""
 
     text: str = ""
     finish_reason: str = "length"
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = dataclasses.field(default_factory=list)
     logprob: float = 0.0
 
 
-@dataclass
+@dataclasses.dataclass
 class Work:
     """What the engine has computed, in tokens."""
 

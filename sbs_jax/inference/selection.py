@@ -90,11 +90,15 @@ class Selection:
         return (1.0 + half) / 2
 
 
+def texts_of(row: Mapping[str, Any]) -> list[Any]:
+    """Returns what stands for the rationales in a row of ``rationales.jsonl``, unchecked."""
+    several = row.get("llm_rationales")
+    return several if isinstance(several, list) and several else [row.get("llm_rationale", "")]
+
+
 def rationales_of(row: Mapping[str, Any]) -> list[str]:
     """Returns the rationales of a row of ``rationales.jsonl``; blank ones are left out."""
-    several = row.get("llm_rationales")
-    texts = several if isinstance(several, list) and several else [row.get("llm_rationale", "")]
-    return [text for text in texts if text.strip()]
+    return [text for text in texts_of(row) if text.strip()]
 
 
 def labels_of(row: Mapping[str, Any], source: str) -> list[str]:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     console = Console(highlight=False, markup=False)
     problems: list[str] = []
-    for section in (versions(problems), devices(problems), folders(problems), extras()):
+    for section in (versions(problems), devices(problems), folders(), extras()):
         for name, text in section:
             console.print(Text(f"{name:<18} {text}"), soft_wrap=True)
         console.print()
@@ -79,7 +79,7 @@ def devices(problems: list[str]) -> Iterator[tuple[str, str]]:
     yield "processors", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}"
 
 
-def folders(problems: list[str]) -> Iterator[tuple[str, str]]:
+def folders() -> Iterator[tuple[str, str]]:
     """Where compiled programs are kept."""
     folder = process.cache_folder()
     if process.is_writable(folder):

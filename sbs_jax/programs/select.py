@@ -31,6 +31,7 @@ from sbs_jax.inference.selection import (
     labels_of,
     rationales_of,
     selected_row,
+    texts_of,
 )
 from sbs_jax.json_files import read_jsonl
 from sbs_jax.partitioning.stopping import StopRequest
@@ -157,9 +158,7 @@ def read_rows(path: Path, label_source: str) -> Iterator[dict[str, Any]]:
         if row["id"] in seen:
             raise UserError(f"{where}: the id '{row['id']}' occurs twice.")
         seen.add(row["id"])
-        several = row.get("llm_rationales")
-        texts = several if isinstance(several, list) and several else [row.get("llm_rationale", "")]
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, str) for text in texts_of(row)):
             raise UserError(f"{where}: 'llm_rationale' and 'llm_rationales' must be texts.")
         field = "label" if label_source == GOLD else "llm_label"
         if not isinstance(row.get(field, ""), str):

@@ -10,6 +10,8 @@ from sbs_jax.errors import UserError
 from sbs_jax.inference.ctranslate2_programs import CTranslate2Programs
 from sbs_jax.inference.loader import Loader
 from sbs_jax.inference.programs import Strategy
+from sbs_jax.inference.prompting import PromptingOverrides
+from sbs_jax.partitioning.mesh import MeshSettings
 from tests.inference import toy
 
 pytest.importorskip("ctranslate2")
@@ -22,7 +24,7 @@ def model_dir(tmp_path_factory):
 
 
 def load(model_dir, engine="ctranslate2", **options):
-    options = {"batch_size": 8, "data_parallel": 8} | options
+    options = {"batch_size": 8, "mesh": MeshSettings(data_parallel=8)} | options
     return Loader(str(model_dir), engine=engine, **options).load()
 
 
@@ -51,7 +53,7 @@ def test_float32_answers_are_those_of_our_programs(model_dir):
 
 @pytest.mark.parametrize("method", ["joint", "sbs"])
 def test_the_decoders_prompt_and_joint_students(model_dir, method):
-    options = {"method": method, "prefix_side": "decoder"}
+    options = {"prompting": PromptingOverrides(method, prefix_side="decoder")}
     ours, theirs = load(model_dir, "jax", **options), load(model_dir, **options)
     for one, other in zip(ours.labels(TEXTS), theirs.labels(TEXTS), strict=True):
         assert (one.label, one.rationale) == (other.label, other.rationale)

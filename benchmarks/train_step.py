@@ -182,6 +182,7 @@ def make_batches(
     prefix_side: str,
     rows: int | None = None,
     lengths: Mapping[str, int] | None = None,
+    padding_free: bool = False,
 ) -> Made:
     """Returns packed batches: of so many rows if `rows` says so, else of whole examples."""
     with tempfile.TemporaryDirectory() as folder:
@@ -203,6 +204,7 @@ def make_batches(
         batching = dataclasses.replace(batching, feature_lengths=lengths)
     else:
         batching = pipeline.Batching(lengths, batch_size=rows)
+    batching = dataclasses.replace(batching, padding_free=padding_free)
     batches = pipeline.TrainBatches(records, batching, seed=arguments.seed)
     made, examples = [], []
     start = time.perf_counter()

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbs_jax.head_loss import Head
+from sbs_jax.models.attention_rows import BothRows
 from sbs_jax.models.drawing import draw_params
 from sbs_jax.models.interface import ModelConfig, network_of
 from sbs_jax.partitioning import rules as rules_lib
@@ -127,6 +128,7 @@ class Student:
         batch: Mapping[str, jax.Array],
         dropout_rng: jax.Array | None,
     ) -> jax.Array:
+        rows = BothRows.of(batch)
         return self.model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
@@ -134,6 +136,7 @@ class Student:
             encoder_segment_ids=batch["encoder_segment_ids"],
             decoder_segment_ids=batch["decoder_segment_ids"],
             decoder_source_ids=batch.get("decoder_source_ids"),
+            **({} if rows is None else {"rows": rows}),
             deterministic=dropout_rng is None,
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
             method=method,

@@ -120,36 +120,72 @@ class BatchMaker:
         batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
         if records.target_weights is not None:
             batch[WEIGHTS] = np.zeros((rows, self.row_targets), np.float32)
-        flat = {name: array.reshape(-1) for name, array in batch.items()}
-
         start = placement.row * self.row_inputs + placement.input_start
         # Several records of a row may have the same inputs in the same place.
         shared = records.source is not None
         once = np.unique(start, return_index=True)[1] if shared else np.s_[:]
-        source, goal, sizes = _gather(records.input_offsets, ids[once], start[once])
-        flat["encoder_input_tokens"][goal] = records.input_tokens[source]
-        flat["encoder_segment_ids"][goal] = np.repeat(placement.source[once], sizes)
-        self.fill.input_tokens += source.size
-
-        start = placement.row * self.row_targets + placement.target_start
-        source, goal, sizes = _gather(records.target_offsets, ids, start)
-        targets = records.target_tokens[source]
-        flat["decoder_target_tokens"][goal] = targets
-        flat["decoder_target_parts"][goal] = records.target_parts[source]
-        flat["decoder_segment_ids"][goal] = np.repeat(placement.segment, sizes)
-        if records.target_weights is not None:
-            flat[WEIGHTS][goal] = records.target_weights[source]
-        if records.source is not None:
-            flat["decoder_source_ids"][goal] = np.repeat(placement.source, sizes)
-        shifted = np.empty_like(targets)
-        shifted[1:] = targets[:-1]
-        shifted[np.cumsum(sizes) - sizes] = 0
-        flat["decoder_input_tokens"][goal] = shifted
-        self.fill.target_tokens += source.size
-
+        written = write_records(
+            records,
+            batch,
+            ids,
+            once,
+            start[once],
+            placement.row * self.row_targets + placement.target_start,
+            placement.source,
+            placement.segment,
+        )
+        self.fill.input_tokens += written[0]
+        self.fill.target_tokens += written[1]
         self.fill.rows += rows
         self.fill.records += ids.size
         return batch
+
+
+def write_records(
+    records: Records,
+    batch: Batch,
+    ids: np.ndarray,
+    once: np.ndarray | slice,
+    input_starts: np.ndarray,
+    target_starts: np.ndarray,
+    source: np.ndarray,
+    segment: np.ndarray,
+) -> tuple[int, int]:
+    """Writes records into the arrays of a batch, which hold zeros.
+
+    Args:
+      records: the records of a split.
+      batch: arrays of any shape; positions are counted through all of an array.
+      ids: integers [R], the records that are written.
+      once: which of them bring inputs along; the others share theirs.
+      input_starts: integers, where the inputs of each of these start.
+      target_starts: integers [R], where the targets of each start.
+      source: integers [R], the number of the segment of each record's inputs.
+      segment: integers [R], the number of the segment of its targets.
+
+    Returns:
+      The number of input tokens and of target tokens that were written.
+    """
+    flat = {name: array.reshape(-1) for name, array in batch.items()}
+    found, goal, sizes = _gather(records.input_offsets, ids[once], input_starts)
+    flat["encoder_input_tokens"][goal] = records.input_tokens[found]
+    flat["encoder_segment_ids"][goal] = np.repeat(source[once], sizes)
+    inputs = found.size
+
+    found, goal, sizes = _gather(records.target_offsets, ids, target_starts)
+    targets = records.target_tokens[found]
+    flat["decoder_target_tokens"][goal] = targets
+    flat["decoder_target_parts"][goal] = records.target_parts[found]
+    flat["decoder_segment_ids"][goal] = np.repeat(segment, sizes)
+    if records.target_weights is not None:
+        flat[WEIGHTS][goal] = records.target_weights[found]
+    if records.source is not None:
+        flat["decoder_source_ids"][goal] = np.repeat(source, sizes)
+    shifted = np.empty_like(targets)
+    shifted[1:] = targets[:-1]
+    shifted[np.cumsum(sizes) - sizes] = 0
+    flat["decoder_input_tokens"][goal] = shifted
+    return inputs, targets.size
 
 
 def _gather(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 
-from sbs_jax.data import batch_arrays, epochs
+from sbs_jax.data import batch_arrays, epochs, padding_free
 from sbs_jax.data.batch_arrays import Batch, BatchMaker, Fill, WindowRows
 from sbs_jax.data.packing import Placement
 from sbs_jax.data.records import Records
@@ -34,6 +34,9 @@ class Batching:
       pack: put several records into a row.
       examples_per_batch: the number of examples, each with all its records, in every batch, in as
         few rows as they fit into; `batch_size` is not used then. None makes batches of rows.
+      padding_free: let the tokens of all examples stand behind one another, without rows; see
+        `data.padding_free`. A batch has `examples_per_batch` examples, or about as many as
+        `batch_size` rows hold.
       num_microbatches: equal slices of a batch that are computed one after another, which saves
         memory; see `training.step.make_train_step`.
     """
@@ -42,6 +45,7 @@ class Batching:
     batch_size: int = 64
     pack: bool = True
     examples_per_batch: int | None = None
+    padding_free: bool = False
     num_microbatches: int = 1
 
     @property
@@ -72,6 +76,9 @@ class TrainBatches(Iterator[Batch]):
       shuffled. What is left over at the end of an epoch is filled up from the next one.
     * With `examples_per_batch`, a batch has exactly that many examples and as many rows as they
       need, rounded up to a multiple of `row_multiple` so that few shapes occur.
+    * With `padding_free`, a batch has `row_multiple` groups of tokens. Where `batch_size` says how
+      many examples it has, they are taken in windows of `padding_free.WINDOW` or more, and divided
+      among its batches so that all of these have about equally many tokens.
 
     Attributes:
       fill: how full the batches were that this object has made.
@@ -101,6 +108,8 @@ class TrainBatches(Iterator[Batch]):
         examples_per_batch = batching.examples_per_batch
         _check_positive("BATCH_SIZE", batching.batch_size if examples_per_batch is None else 1)
         _check_positive("EXAMPLES_PER_BATCH", examples_per_batch or 1)
+        if batching.padding_free and not batching.pack:
+            raise UserError("PADDING_FREE = True has no rows that PACK = False could speak of.")
         self._maker = BatchMaker(records, batching.lengths)
         self._starts = records.example_starts
         self._batch_size = batching.batch_size
@@ -126,11 +135,60 @@ class TrainBatches(Iterator[Batch]):
         if self._order.computed:
             self._identity.append("order computed")
         self._rows: WindowRows | None = None
+        self._sizes: padding_free.Sizes | None = None
+        self._examples: float | None = None  # of a padding-free batch
+        if batching.padding_free:
+            self._use_groups()
+
+    def _use_groups(self) -> None:
+        """Prepares for padding-free batches."""
+        lengths = (self._maker.row_inputs, self._maker.row_targets)
+        records, exactly = self._maker.records, self._examples_per_batch
+        examples = padding_free.examples_of(records, lengths, self._batch_size, exactly)
+        if round(examples) < self._row_multiple:
+            name = (
+                f"BATCH_SIZE = {self._batch_size}"
+                if exactly is None
+                else f"EXAMPLES_PER_BATCH = {exactly}"
+            )
+            raise UserError(
+                f"{name} makes padding-free batches of about {round(examples)} examples, fewer "
+                f"than their {self._row_multiple} parts (devices along `data` × "
+                "NUM_MICROBATCHES): choose a larger one."
+            )
+        sample = epochs.first_examples(records, padding_free.SAMPLE)
+        self._examples = examples
+        if exactly is None:
+            window = self._order.size / self._windows
+            self._examples = window / max(1, round(window / examples))
+            count = max(1, int(len(sample) / self._examples))
+            batches = self._divided(
+                sample[: round(count * self._examples)], np.random.default_rng(0)
+            )
+        else:
+            count = max(1, len(sample) // exactly)
+            batches = [
+                [sample[at % len(sample)] for at in range(start, start + exactly)]
+                for start in range(0, count * exactly, exactly)
+            ]
+        self._sizes = padding_free.propose(records, lengths[1], batches, self._row_multiple)
+        kinds = [(kind.inputs, kind.targets) for kind in self._sizes.kinds]
+        self._groups = padding_free.GroupMaker(records, kinds)
+        self._identity[0] = "padding-free"
+        if exactly is None:
+            # The batches of a window depend on how many it has.
+            self._identity.append(f"{examples:.6g} examples a batch")
+        self._batches: list[list[np.ndarray]] | None = None
 
     @property
-    def fill(self) -> Fill:
+    def sizes(self) -> padding_free.Sizes | None:
+        """The usual sizes of padding-free batches; None of others."""
+        return self._sizes
+
+    @property
+    def fill(self) -> Fill | padding_free.GroupFill:
         """How full the batches were so far."""
-        return self._maker.fill
+        return self._maker.fill if self._sizes is None else self._groups.fill
 
     def state(self) -> dict[str, Any]:
         """Returns the position of the next batch; JSON can hold it."""
@@ -157,12 +215,17 @@ class TrainBatches(Iterator[Batch]):
         self._epoch, self._example = int(state["epoch"]), int(state["example"])
         self._window, self._row = int(state["window"]), int(state["row"])
         self._order = self._shuffled()
-        self._rows = None
+        self._rows = self._batches = None
 
     def __next__(self) -> Batch:
         """Returns the next batch."""
-        if self._examples_per_batch is not None:
-            return self._next_examples(self._examples_per_batch)
+        wanted = self._examples_per_batch
+        if self._sizes is not None:
+            if wanted is None:
+                return self._grouped(self._next_divided())
+            return self._grouped(epochs.by_example(self._starts, self._taken(wanted)))
+        if wanted is not None:
+            return self._next_examples(wanted)
         return self._next_rows(self._batch_size)
 
     def _shuffled(self) -> epochs.Epoch:
@@ -173,7 +236,8 @@ class TrainBatches(Iterator[Batch]):
         self._example = self._window = self._row = 0
         self._order = self._shuffled()
 
-    def _next_examples(self, wanted: int) -> Batch:
+    def _taken(self, wanted: int) -> np.ndarray:
+        """Returns the ids of the records of the next examples."""
         chosen = []
         while wanted:
             taken = self._order.examples(self._example, self._example + wanted)
@@ -182,7 +246,10 @@ class TrainBatches(Iterator[Batch]):
             self._example += taken.size
             if self._example == self._order.size:
                 self._next_epoch()
-        ids = np.concatenate(chosen)
+        return np.concatenate(chosen)
+
+    def _next_examples(self, wanted: int) -> Batch:
+        ids = self._taken(wanted)
         placement = self._maker.place(ids, self._pack)
         rows = -(-placement.rows // self._row_multiple) * self._row_multiple
         return self._maker.make(ids, placement, rows)
@@ -206,15 +273,58 @@ class TrainBatches(Iterator[Batch]):
         placement = Placement.joined([piece[1] for piece in pieces], wanted)
         return self._maker.make(ids, placement, wanted)
 
+    def _next_divided(self) -> list[np.ndarray]:
+        """Returns the examples of the next batch of a window."""
+        if self._batches is None:
+            examples = epochs.by_example(self._starts, self._window_records())
+            rng = np.random.default_rng([self._seed, self._epoch, self._window + 1])
+            divided = self._divided(examples, rng)
+            self._batches = [divided[number] for number in rng.permutation(len(divided))]
+        batch = self._batches[self._row]
+        self._row += 1
+        if self._row == len(self._batches):
+            self._row, self._batches = 0, None
+            self._window += 1
+            if self._window == self._windows:
+                self._next_epoch()
+        return batch
+
+    def _divided(
+        self, examples: list[np.ndarray], rng: np.random.Generator
+    ) -> list[list[np.ndarray]]:
+        """Divides examples among batches of about `_examples` each."""
+        count = max(1, round(len(examples) / cast(float, self._examples)))
+        return padding_free.divide(self._maker.records, examples, count, rng)
+
+    def _grouped(self, examples: list[np.ndarray]) -> Batch:
+        """Returns the padding-free batch of examples."""
+        assert self._sizes is not None
+        parts = padding_free.split(self._maker.records, examples, self._row_multiple)
+        groups = [self._groups.place(ids) for ids in parts]
+        needed = max(group.parts_needed(self._sizes) for group in groups)
+        if self._examples_per_batch is None:
+            # These are made to be equal: what is smaller by chance is not worth another program.
+            needed = max(needed, padding_free.PARTS)
+        return self._groups.make(groups, self._sizes.scaled(needed))
+
     @property
     def _windows(self) -> int:
-        return -(-self._order.size // batch_arrays.WINDOW)
+        window = batch_arrays.WINDOW
+        if self._examples is not None:
+            window = max(
+                padding_free.WINDOW, round(padding_free.BATCHES_OF_WINDOW * self._examples)
+            )
+        return -(-self._order.size // window)
 
-    def _window_rows(self) -> WindowRows:
+    def _window_records(self) -> np.ndarray:
+        """Returns the ids of the records of the present window."""
         # Windows of equal size, so that none at the end is too small to pack well.
         bounds = np.linspace(0, self._order.size, self._windows + 1).astype(np.int64)
         examples = self._order.examples(bounds[self._window], bounds[self._window + 1])
-        ids = self._order.drawn(epochs.records_of(self._starts, examples))
+        return self._order.drawn(epochs.records_of(self._starts, examples))
+
+    def _window_rows(self) -> WindowRows:
+        ids = self._window_records()
         placement = self._maker.place(ids, self._pack)
         if self._pack:
             # Packing opens rows for the longest records first; batches must not come in that order.

@@ -23,7 +23,16 @@ def first_examples(records: Records, count: int) -> list[np.ndarray]:
     """
     starts = records.example_starts
     epoch = Epoch(records, starts, 0, 0)
-    ids = epoch.drawn(records_of(starts, epoch.examples(0, count)))
+    return by_example(starts, epoch.drawn(records_of(starts, epoch.examples(0, count))))
+
+
+def by_example(starts: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
+    """Splits ids of records where another example begins.
+
+    Args:
+      starts: the `Records.example_starts`.
+      ids: integers [R], the records of an example side by side.
+    """
     example = np.searchsorted(starts, ids, side="right")
     return np.split(ids, np.flatnonzero(np.diff(example)) + 1)
 

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_MIXING = 0.15
+"""Standard deviation of the logarithm of what `balance` multiplies sizes by."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -60,6 +63,33 @@ class Placement:
         return Placement(**joined, rows=rows)
 
 
+def balance(tokens: np.ndarray, parts: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Divides items into parts of about the same size in both dimensions.
+
+    Items are dealt out from large to small, each to the part whose larger load is then smallest.
+    So every part gets large and small items, like every other.
+
+    Args:
+      tokens: integers [E, 2], the sizes of the items; no column is all 0.
+      parts: how many there are to be.
+      rng: mixes the order somewhat, so that items of one size do not always meet; None does not.
+
+    Returns:
+      int64 [E], the part of each item.
+    """
+    share = tokens * (parts / tokens.sum(axis=0))
+    size = share.sum(axis=1)
+    if rng is not None:
+        size = size * np.exp(_MIXING * rng.standard_normal(size.size))
+    load = np.zeros((parts, 2))
+    part = np.zeros(size.size, np.int64)
+    for item in np.argsort(-size, kind="stable").tolist():
+        chosen = int((load + share[item]).max(axis=1).argmin())
+        load[chosen] += share[item]
+        part[item] = chosen
+    return part
+
+
 def one_per_row(count: int) -> Placement:
     """Returns the placement of `count` records that are not packed."""
     zeros = np.zeros(count, np.int64)
@@ -91,7 +121,7 @@ def share_inputs(
       The placement.
     """
     target_lengths = np.asarray(target_lengths, np.int64)
-    first = np.flatnonzero(_starts_group(sources, target_lengths, row_targets))
+    first = np.flatnonzero(starts_unit(sources, target_lengths, row_targets))
     sizes = np.diff(np.append(first, sources.size))
     group = np.repeat(np.arange(first.size), sizes)
     ends = np.cumsum(target_lengths)
@@ -116,8 +146,14 @@ def share_inputs(
     )
 
 
-def _starts_group(sources: np.ndarray, target_lengths: np.ndarray, limit: int) -> np.ndarray:
-    """Returns bool [R], where a new copy of the inputs is needed."""
+def starts_unit(sources: np.ndarray, target_lengths: np.ndarray, limit: int) -> np.ndarray:
+    """Returns bool [R]: where neighbours of one source no longer share a copy of their inputs.
+
+    Args:
+      sources: see `share_inputs`.
+      target_lengths: int64 [R].
+      limit: target tokens of the records that share one copy.
+    """
     starts = np.ones(sources.size, bool)
     starts[1:] = sources[1:] != sources[:-1]
     used = 0

@@ -13,8 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.errors import UserError
+from sbs_jax.models.attention_rows import AttentionRows
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.dropout import Seed, dropout
+from sbs_jax.models.dropout import Seed, dropout, seed_of_kind
 from sbs_jax.models.layers import Kernel, Matrix, multiply, project
 
 MASKED = -1e10
@@ -57,6 +58,43 @@ class Attention(nn.Module):
         """Attends from `inputs` to `memory`; see `attend`."""
         return self.attend(inputs, self.keys_values(memory), biases, seed)
 
+    def in_rows(
+        self,
+        inputs: Float[Array, "G N D"],
+        memory: Float[Array, "G M D"],
+        biases: Sequence[Sequence[Float[Array, "#B #H #Q L"]]],
+        seed: Seed | None,
+        rows: AttentionRows,
+        memory_rows: AttentionRows,
+    ) -> Float[Array, "G N D"]:
+        """Attends within the rows of a padding-free batch.
+
+        Args:
+          inputs: see `attend`.
+          memory: what the keys and values are made of.
+          biases: those of `attend`, for each kind of row.
+          seed: see `attend`.
+          rows: the rows of `inputs`.
+          memory_rows: the rows of `memory`.
+
+        Returns:
+          The output projection, in the activations' dtype.
+        """
+        config = self.config
+        projected = (
+            of.spread(project(x, kernel(), config))
+            for x, kernel, of in (
+                (inputs, self.query, rows),
+                (memory, self.key, memory_rows),
+                (memory, self.value, memory_rows),
+            )
+        )
+        mixed = []
+        for kind, (own, *heads) in enumerate(zip(biases, *projected, strict=True)):
+            queries, keys, values = map(self._split, heads)
+            mixed.append(self._mix(queries, (keys, values), own, seed_of_kind(seed, kind)))
+        return project(rows.gather(mixed), self.out(), config).reshape(inputs.shape)
+
     def keys_values(
         self, memory: Float[Array, "B L D"]
     ) -> tuple[Float[Array, "B H L K"], Float[Array, "B H L K"]]:
@@ -83,9 +121,20 @@ class Attention(nn.Module):
         Returns:
           The output projection, in the activations' dtype.
         """
+        queries = self._heads(inputs, self.query())
+        mixed = self._mix(queries, keys_values, biases, seed)
+        return project(mixed.reshape(*inputs.shape[:-1], -1), self.out(), self.config)
+
+    def _mix(
+        self,
+        queries: Float[Array, "B H Q K"],
+        keys_values: tuple[Float[Array, "B H L K"], Float[Array, "B H L K"]],
+        biases: Sequence[Float[Array, "#B #H #Q L"]],
+        seed: Seed | None,
+    ) -> Float[Array, "B Q HK"]:
+        """The values, mixed as the config says; heads side by side."""
         config = self.config
         keys, values = keys_values
-        queries = self._heads(inputs, self.query())
         if not config.dropout_attention_weights:
             seed = None
         dropped = seed is not None and config.dropout_rate > 0
@@ -93,8 +142,8 @@ class Attention(nn.Module):
             mixed = attend_with_cudnn(queries, keys, values, biases)
         else:
             mixed = self.attend_plainly(queries, keys, values, biases, seed)
-        mixed = mixed.swapaxes(1, 2).reshape(*inputs.shape[:-1], -1)
-        return project(mixed, self.out(), config)
+        mixed = mixed.swapaxes(1, 2)
+        return mixed.reshape(*mixed.shape[:2], -1)
 
     def attend_plainly(
         self,
@@ -115,13 +164,16 @@ class Attention(nn.Module):
         return jnp.einsum("bhql,bhlk->bhqk", weights, values)
 
     def _heads(self, x: Float[Array, "B L D"], kernel: Matrix) -> Float[Array, "B H L K"]:
-        """Projects and brings the heads forward: the products to come are then batched over rows.
+        """Projects, and splits into heads."""
+        return self._split(project(x, kernel, self.config))
+
+    def _split(self, x: Float[Array, "B L HK"]) -> Float[Array, "B H L K"]:
+        """Brings the heads forward: the products to come are then batched over rows.
 
         Left as [B, L, H, K], XLA:CPU makes the same copy, and less well (3 % of a training step).
         """
         config = self.config
-        heads = project(x, kernel, config).reshape(*x.shape[:-1], config.num_heads, config.head_dim)
-        heads = heads.swapaxes(1, 2)
+        heads = x.reshape(*x.shape[:-1], config.num_heads, config.head_dim).swapaxes(1, 2)
         return nn.with_logical_constraint(heads, ("batch", "heads", "length", "kv"))
 
 

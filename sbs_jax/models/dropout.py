@@ -32,6 +32,13 @@ def draw_seeds(key: jax.Array | None, count: int) -> Seeds:
     return list(jax.random.bits(key, (count, 2), jnp.uint32))
 
 
+def seed_of_kind(seed: Seed | None, kind: int) -> Seed | None:
+    """The seed of one of several arrays that one place drops; each gets masks of its own."""
+    if seed is None or kind == 0:
+        return seed
+    return seed.at[1].add(jnp.uint32(kind * 0x9E3779B9 % 2**32))
+
+
 def dropout(
     x: Float[Array, "*B L F"], seed: Seed | None, config: T5Config | LayerConfig
 ) -> Float[Array, "*B L F"]:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import padding_bias
+from sbs_jax.models.attention_rows import BothRows
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.dropout import Seeds, draw_seeds
 from sbs_jax.models.layers import TokenEmbedder
@@ -60,6 +61,7 @@ class Transformer(nn.Module):
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         decoder_source_ids: Int[Array, "B T"] | None = None,
+        rows: BothRows | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T D"]:
         """The decoder's last hidden states, the input of `logits`.
@@ -73,6 +75,8 @@ class Transformer(nn.Module):
             with its number. If None, a row is one sequence that attends to all that is not padding.
           decoder_source_ids: the encoder's segment that each decoder token attends to, where that
             is not the one of its own segment's number: several segments may share one.
+          rows: the rows in which the tokens of a padding-free batch attend. All arrays are then
+            [G, N], groups of tokens; segments are numbered within a group.
           deterministic: no dropout; otherwise an rng named `dropout` must be given.
 
         Returns:
@@ -80,7 +84,7 @@ class Transformer(nn.Module):
         """
         if encoder_segment_ids is None:
             encoder_segment_ids = segments_of(encoder_input_tokens)
-        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, deterministic)
+        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, deterministic, rows=rows)
         return self.decode_hidden(
             encoded,
             encoder_segment_ids,
@@ -88,6 +92,7 @@ class Transformer(nn.Module):
             decoder_segment_ids,
             deterministic,
             decoder_source_ids=decoder_source_ids,
+            rows=rows,
         )
 
     def input_segments(self, tokens: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -104,22 +109,27 @@ class Transformer(nn.Module):
         encoder_input_tokens: Int[Array, "B S"],
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         deterministic: bool = True,
+        *,
+        rows: BothRows | None = None,
     ) -> Float[Array, "B S D"]:
         """Runs the encoder; arguments as `hidden`."""
         if encoder_segment_ids is None:
             encoder_segment_ids = segments_of(encoder_input_tokens)
         embedded = self.embed(encoder_input_tokens)
-        return self.encode_embedded(embedded, encoder_segment_ids, deterministic)
+        return self.encode_embedded(embedded, encoder_segment_ids, deterministic, rows=rows)
 
     def encode_embedded(
         self,
         embedded: Float[Array, "B S D"],
         encoder_segment_ids: Int[Array, "B S"],
         deterministic: bool = True,
+        *,
+        rows: BothRows | None = None,
     ) -> Float[Array, "B S D"]:
         """Runs the encoder on the result of `embed`, of which a gradient may be wanted."""
         seeds = self._seeds(self.encoder.num_seeds, deterministic)
-        return self.encoder(embedded, encoder_segment_ids, seeds)
+        own = None if rows is None else rows.inputs
+        return self.encoder(embedded, encoder_segment_ids, seeds, own)
 
     def decode_hidden(
         self,
@@ -130,6 +140,7 @@ class Transformer(nn.Module):
         deterministic: bool = True,
         *,
         decoder_source_ids: Int[Array, "B T"] | None = None,
+        rows: BothRows | None = None,
     ) -> Float[Array, "B T D"]:
         """Runs the decoder on all positions at once; arguments as `hidden`."""
         return self.decoder(
@@ -139,6 +150,7 @@ class Transformer(nn.Module):
             decoder_segment_ids,
             self._seeds(self.decoder.num_seeds, deterministic),
             decoder_source_ids,
+            rows,
         )
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

@@ -20,8 +20,9 @@ from sbs_jax.models.attention import (
     padding_bias,
     segment_bias,
 )
+from sbs_jax.models.attention_rows import AttentionRows, BothRows, in_lines
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.dropout import Seeds, draw_seeds, dropout
+from sbs_jax.models.dropout import Seed, Seeds, draw_seeds, dropout
 from sbs_jax.models.layers import Kernel, Mlp, RMSNorm, project
 from sbs_jax.models.relative_position import RelativePositionBias
 
@@ -94,7 +95,7 @@ class Encoder(nn.Module):
         config = self.config
         if not config.relative_attention_per_layer:
             self.relpos_bias = RelativePositionBias(config, bidirectional=True)
-        self.layers = _layers(EncoderLayer, config, config.num_encoder_layers, broadcast=1)
+        self.layers = _layers(EncoderLayer, config, config.num_encoder_layers, broadcast=2)
         self.encoder_norm = RMSNorm(config)
 
     @property
@@ -103,16 +104,23 @@ class Encoder(nn.Module):
         return 2 + self.config.num_encoder_layers * EncoderLayer.num_seeds
 
     def __call__(
-        self, x: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], seeds: Seeds
+        self,
+        x: Float[Array, "B S D"],
+        segment_ids: Int[Array, "B S"],
+        seeds: Seeds,
+        rows: AttentionRows | None = None,
     ) -> Float[Array, "B S D"]:
-        """Encodes embedded tokens."""
+        """Encodes embedded tokens; see `Transformer.hidden`."""
         first, last, *seeds = seeds
-        biases: tuple[Array, ...] = (segment_bias(segment_ids, segment_ids),)
-        if not self.config.relative_attention_per_layer:
-            biases = (self.relpos_bias(x.shape[1]), *biases)
+        by_kind = (segment_ids,) if rows is None else rows.spread(segment_ids)
+        table = None if self.config.relative_attention_per_layer else self.relpos_bias
+        biases = tuple(_with_positions(table, segment_bias(ids, ids)) for ids in by_kind)
+        shape = x.shape
+        if rows is not None:
+            x = in_lines(x)
         x = dropout(x, first, self.config)
-        x = _through(self.layers, x, _batched(seeds, EncoderLayer.num_seeds), biases)
-        return dropout(self.encoder_norm(x), last, self.config)
+        x = _through(self.layers, x, _batched(seeds, EncoderLayer.num_seeds), biases, rows)
+        return dropout(self.encoder_norm(x), last, self.config).reshape(shape)
 
 
 class EncoderLayer(nn.Module):
@@ -136,13 +144,20 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(self.config)
 
     def __call__(
-        self, x: Float[Array, "B S D"], seeds: Seeds, biases: Biases
+        self,
+        x: Float[Array, "B S D"],
+        seeds: Seeds,
+        biases: Sequence[Biases],
+        rows: AttentionRows | None,
     ) -> Float[Array, "B S D"]:
-        """Applies the layer."""
+        """Applies the layer; there are biases for each kind of row."""
         if self.config.relative_attention_per_layer:
-            biases = (self.relpos_bias(x.shape[1]), *biases)
+            biases = [_with_positions(self.relpos_bias, *own) for own in biases]
         normed = self.pre_attention_layer_norm(x)
-        attended = self.attention(normed, normed, biases, seeds[0])
+        if rows is None:
+            attended = self.attention(normed, normed, biases[0], seeds[0])
+        else:
+            attended = self.attention.in_rows(normed, normed, biases, seeds[0], rows, rows)
         x += dropout(attended, seeds[1], self.config)
         mapped = self.mlp(self.pre_mlp_layer_norm(x), seeds[2])
         x += dropout(mapped, seeds[3], self.config)
@@ -163,7 +178,7 @@ class Decoder(nn.Module):
         config = self.config
         if not config.relative_attention_per_layer:
             self.relpos_bias = RelativePositionBias(config, bidirectional=False)
-        self.layers = _layers(DecoderLayer, config, config.num_decoder_layers, broadcast=3)
+        self.layers = _layers(DecoderLayer, config, config.num_decoder_layers, broadcast=4)
         self.decoder_norm = RMSNorm(config)
         if not config.logits_via_embedding:
             init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -185,23 +200,29 @@ class Decoder(nn.Module):
         segment_ids: Int[Array, "B T"] | None,
         seeds: Seeds,
         source_ids: Int[Array, "B T"] | None = None,
+        rows: BothRows | None = None,
     ) -> Float[Array, "B T D"]:
         """Decodes embedded tokens, all positions at once; see `Transformer.hidden`."""
-        length = x.shape[1]
         if segment_ids is None:
-            self_mask, cross_mask = causal_bias(length), padding_bias(encoder_segment_ids)
+            self_masks: tuple[Array, ...] = (causal_bias(x.shape[1]),)
+            cross_masks: tuple[Array, ...] = (padding_bias(encoder_segment_ids),)
         else:
-            self_mask = segment_bias(segment_ids, segment_ids, causal=True)
-            sources = segment_ids if source_ids is None else source_ids
-            cross_mask = segment_bias(sources, encoder_segment_ids)
-        self_biases: tuple[Array, ...] = (self_mask,)
-        if not self.config.relative_attention_per_layer:
-            self_biases = (self.relpos_bias(length), self_mask)
+            source_ids = segment_ids if source_ids is None else source_ids
+            ids = (encoder_segment_ids, segment_ids, source_ids)
+            by_kind = [ids] if rows is None else rows.spread(*ids)
+            self_masks = tuple(segment_bias(own, own, causal=True) for _, own, _ in by_kind)
+            cross_masks = tuple(segment_bias(source, inputs) for inputs, _, source in by_kind)
+        table = None if self.config.relative_attention_per_layer else self.relpos_bias
+        self_biases = tuple(_with_positions(table, mask) for mask in self_masks)
+        cross_biases = tuple((mask,) for mask in cross_masks)
         first, last, *seeds = seeds
+        shape = x.shape
+        if rows is not None:
+            x = in_lines(x)
         x = dropout(x, first, self.config)
         layer_seeds = _batched(seeds, DecoderLayer.num_seeds)
-        x = _through(self.layers, x, layer_seeds, encoded, self_biases, (cross_mask,))
-        return dropout(self.decoder_norm(x), last, self.config)
+        x = _through(self.layers, x, layer_seeds, encoded, self_biases, cross_biases, rows)
+        return dropout(self.decoder_norm(x), last, self.config).reshape(shape)
 
     def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The untied output head, float32."""
@@ -313,17 +334,29 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "B T D"],
         seeds: Seeds,
         encoded: Float[Array, "B S D"],
-        self_biases: Biases,
-        cross_biases: Biases,
+        self_biases: Sequence[Biases],
+        cross_biases: Sequence[Biases],
+        rows: BothRows | None,
     ) -> Float[Array, "B T D"]:
-        """Applies the layer to all positions."""
+        """Applies the layer to all positions; biases as in `EncoderLayer`."""
         if self.config.relative_attention_per_layer:
-            self_biases = (self.relpos_bias(x.shape[1]), *self_biases)
+            self_biases = [_with_positions(self.relpos_bias, *own) for own in self_biases]
         normed = self.pre_self_attention_layer_norm(x)
-        attended = self.self_attention(normed, normed, self_biases, seeds[0])
+        if rows is None:
+            attended = self.self_attention(normed, normed, self_biases[0], seeds[0])
+        else:
+            own = rows.targets
+            attended = self.self_attention.in_rows(normed, normed, self_biases, seeds[0], own, own)
         x += dropout(attended, seeds[1], self.config)
-        keys_values = self.encoder_keys_values(encoded)
-        return self._attend_encoder(x, keys_values, cross_biases, seeds[2:])
+        normed = self.pre_cross_attention_layer_norm(x)
+        if rows is None:
+            keys_values = self.encoder_keys_values(encoded)
+            attended = self._attend_encoder(normed, keys_values, cross_biases[0], seeds[2])
+        else:
+            attended = self.encoder_decoder_attention.in_rows(
+                normed, encoded, cross_biases, seeds[2], rows.targets, rows.inputs
+            )
+        return self._map(x, attended, seeds[3:])
 
     def encoder_keys_values(self, encoded: Float[Array, "B S D"]) -> KeysValues:
         """The keys and values of the encoder's output."""
@@ -345,29 +378,37 @@ class DecoderLayer(nn.Module):
             for old, new in zip(cached, self.self_attention.keys_values(normed), strict=True)
         )
         x += self.self_attention.attend(normed, (keys, values), self_biases, None)
-        seeds = draw_seeds(None, 4)
-        x = self._attend_encoder(x, encoder_keys_values, cross_biases, seeds)
-        return x, (keys, values)
+        normed = self.pre_cross_attention_layer_norm(x)
+        attended = self._attend_encoder(normed, encoder_keys_values, cross_biases, None)
+        return self._map(x, attended, draw_seeds(None, 3)), (keys, values)
 
     def _attend_encoder(
         self,
-        x: Float[Array, "B T D"],
+        normed: Float[Array, "B T D"],
         encoder_keys_values: KeysValues,
         biases: Biases,
-        seeds: Seeds,
+        seed: Seed | None,
     ) -> Float[Array, "B T D"]:
-        """The blocks after self-attention."""
-        normed = self.pre_cross_attention_layer_norm(x)
+        """Cross-attention."""
         # Decoding may have several rows for one encoded input. Here they are queries of one row,
         # so that the encoder's keys and values are neither repeated nor read more than once.
-        inputs = encoder_keys_values[0].shape[0]
-        attended = self.encoder_decoder_attention.attend(
-            normed.reshape(inputs, -1, x.shape[-1]), encoder_keys_values, biases, seeds[0]
-        ).reshape(x.shape)
-        x += dropout(attended, seeds[1], self.config)
-        mapped = self.mlp(self.pre_mlp_layer_norm(x), seeds[2])
-        x += dropout(mapped, seeds[3], self.config)
+        queries = normed.reshape(encoder_keys_values[0].shape[0], -1, normed.shape[-1])
+        attended = self.encoder_decoder_attention.attend(queries, encoder_keys_values, biases, seed)
+        return attended.reshape(normed.shape)
+
+    def _map(
+        self, x: Float[Array, "B T D"], attended: Float[Array, "B T D"], seeds: Seeds
+    ) -> Float[Array, "B T D"]:
+        """What comes after cross-attention."""
+        x += dropout(attended, seeds[0], self.config)
+        mapped = self.mlp(self.pre_mlp_layer_norm(x), seeds[1])
+        x += dropout(mapped, seeds[2], self.config)
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+
+
+def _with_positions(table: RelativePositionBias | None, mask: Float[Array, "#B 1 Q L"]) -> Biases:
+    """A mask, behind the biases of a table if there is one."""
+    return (mask,) if table is None else (table(mask.shape[-1]), mask)
 
 
 def _batched(seeds: Seeds, size: int) -> list[Seeds]:

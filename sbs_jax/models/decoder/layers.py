@@ -11,10 +11,11 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from sbs_jax.models.attention_rows import AttentionRows
 from sbs_jax.models.decoder.config import LayerConfig
 from sbs_jax.models.decoder.rotary import Rotation, rotate
 from sbs_jax.models.drawing import Initializer
-from sbs_jax.models.dropout import Seed, dropout
+from sbs_jax.models.dropout import Seed, dropout, seed_of_kind
 from sbs_jax.models.layers import (
     ACTIVATION_FUNCTIONS,
     multiply,
@@ -182,19 +183,52 @@ class Attention(nn.Module):
         self, x: Float[Array, "B Q D"], by: Rotation
     ) -> tuple[Float[Array, "B H Q K"], Float[Array, "B KV Q K"], Float[Array, "B KV Q K"]]:
         """Projects and rotates queries and keys, and projects values."""
+        key, value = self.keys_values(x)
+        return self._rotated_query(self.query(x), by), rotate(key, by), value
+
+    def _rotated_query(self, x: Float[Array, "B Q NK"], by: Rotation) -> Float[Array, "B H Q K"]:
+        """Splits projected queries into heads, and rotates and scales these."""
         config = self.config
-        query = self._heads(self.query(x), config.num_heads)
+        query = self._heads(x, config.num_heads)
         if config.qk_norm:
             query = self.query_norm(query)
-        query = rotate(query, by) * jnp.asarray(config.attention_scale, query.dtype)
-        key, value = self.keys_values(x)
-        return query, rotate(key, by), value
+        return rotate(query, by) * jnp.asarray(config.attention_scale, query.dtype)
 
     def keys_values(self, x: Float[Array, "B L D"]) -> KeysValues:
         """Projects keys, which are not rotated yet, and values."""
-        key = self._heads(self.key(x), self.config.num_kv_heads)
-        value = self._heads(self.value(x), self.config.num_kv_heads)
-        return self.key_norm(key) if self.config.qk_norm else key, value
+        return self._split_keys(self.key(x)), self._heads(self.value(x), self.config.num_kv_heads)
+
+    def _split_keys(self, x: Float[Array, "B L NK"]) -> Float[Array, "B KV L K"]:
+        """Splits projected keys into heads."""
+        key = self._heads(x, self.config.num_kv_heads)
+        return self.key_norm(key) if self.config.qk_norm else key
+
+    def in_rows(
+        self,
+        x: Float[Array, "M W D"],
+        rotations: Sequence[Rotation],
+        biases: Sequence[Float[Array, "#B #L L"]],
+        rows: AttentionRows,
+        seed: Seed | None,
+    ) -> Float[Array, "M W D"]:
+        """Attends within the rows of a padding-free batch, and projects the result.
+
+        Args:
+          x: groups of tokens, in any two leading axes.
+          rotations: those of each kind of row.
+          biases: added to the logits in each kind of row.
+          rows: where the tokens lie.
+          seed: drops attention weights.
+        """
+        queries, keys, values = (rows.spread(of(x)) for of in (self.query, self.key, self.value))
+        mixed = []
+        for kind, (by, bias) in enumerate(zip(rotations, biases, strict=True)):
+            query = self._rotated_query(queries[kind], by)
+            key = rotate(self._split_keys(keys[kind]), by)
+            value = self._heads(values[kind], self.config.num_kv_heads)
+            source = Keys(key, value, bias)
+            mixed.append(self._mix(query, (source,), seed_of_kind(seed, kind)))
+        return self.out(rows.gather(mixed)).reshape(x.shape)
 
     def attend(
         self, query: Float[Array, "R H Q K"], sources: Sequence[Keys], seed: Seed | None
@@ -207,6 +241,12 @@ class Attention(nn.Module):
             it decodes.
           seed: drops attention weights; used with one source only.
         """
+        return self.out(self._mix(query, sources, seed))
+
+    def _mix(
+        self, query: Float[Array, "R H Q K"], sources: Sequence[Keys], seed: Seed | None
+    ) -> Float[Array, "R Q HK"]:
+        """The values, mixed; heads side by side."""
         config = self.config
         rows, _, length, width = query.shape
         query = query.reshape(rows, config.num_kv_heads, config.groups, length, width)
@@ -230,7 +270,7 @@ class Attention(nn.Module):
             )
             mixed = jnp.asarray(summed / total, config.dtype)
         mixed = mixed.reshape(rows, config.num_heads, length, width).swapaxes(1, 2)
-        return self.out(mixed.reshape(rows, length, -1))
+        return mixed.reshape(rows, length, -1)
 
     def _heads(self, x: Float[Array, "B L NK"], count: int) -> Float[Array, "B N L K"]:
         heads = x.reshape(*x.shape[:-1], count, self.config.head_dim).swapaxes(1, 2)

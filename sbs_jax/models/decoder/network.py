@@ -28,11 +28,12 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import mask_bias
+from sbs_jax.models.attention_rows import BothRows
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.decoder.layers import Embedder, capped
-from sbs_jax.models.decoder.rows import Places, is_last, positions_in, without_end
+from sbs_jax.models.decoder.rows import Places, places_of, positions_in, without_end
 from sbs_jax.models.decoder.stack import Memory, Stack, extend_by_one
-from sbs_jax.models.dropout import draw_seeds
+from sbs_jax.models.dropout import Seeds, draw_seeds
 from sbs_jax.models.network import segments_of
 from sbs_jax.models.stacks import DecoderCache
 
@@ -77,6 +78,7 @@ class DecoderOnly(nn.Module):
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         decoder_source_ids: Int[Array, "B T"] | None = None,
+        rows: BothRows | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B T D"]:
         """The last hidden states of the targets' tokens, the input of `logits`.
@@ -91,6 +93,7 @@ class DecoderOnly(nn.Module):
             continues the text of its number. If None, a row is one branch of one text.
           decoder_source_ids: the text that each target's token continues, where that is not the
             one of its own segment's number: several branches may share one.
+          rows: see `models.network.Transformer.hidden`.
           deterministic: no dropout; otherwise an rng named `dropout` must be given.
 
         Returns:
@@ -98,9 +101,17 @@ class DecoderOnly(nn.Module):
         """
         if encoder_segment_ids is None:
             encoder_segment_ids = segments_of(encoder_input_tokens)
+        text_ids = without_end(encoder_input_tokens, encoder_segment_ids)
+        if rows is not None:
+            assert decoder_segment_ids is not None
+            if decoder_source_ids is None:
+                decoder_source_ids = decoder_segment_ids
+            tokens = (encoder_input_tokens, decoder_input_tokens)
+            ids = (text_ids, decoder_segment_ids, decoder_source_ids)
+            return self._hidden_in_rows(*tokens, *ids, rows, deterministic)
         return self.decode_hidden(
             self.embed(encoder_input_tokens),
-            without_end(encoder_input_tokens, encoder_segment_ids),
+            text_ids,
             decoder_input_tokens,
             decoder_segment_ids,
             deterministic,
@@ -146,29 +157,42 @@ class DecoderOnly(nn.Module):
             decoder_segment_ids = jnp.ones_like(decoder_input_tokens)
         if decoder_source_ids is None:
             decoder_source_ids = decoder_segment_ids
-        about = decoder_source_ids[:, :, None] == encoder_segment_ids[:, None, :]  # [B, T, S]
-        steps = positions_in(decoder_segment_ids)
-        # Of each target's token: the index of the last token of its text, and that one's position.
-        index = jnp.arange(encoder_segment_ids.shape[1])[None, None]
-        last = jnp.max(jnp.where(about, index, 0), axis=-1)
+        places, last = places_of(encoder_segment_ids, decoder_segment_ids, decoder_source_ids)
         start = jnp.take_along_axis(encoded, last[..., None], axis=1)
-        branches = jnp.where((steps == 0)[..., None], start, self.embed(decoder_input_tokens))
-        places = Places(
-            positions=jnp.concatenate(
-                [positions_in(encoder_segment_ids), about.sum(-1) - 1 + steps], axis=1
-            ),
-            examples=jnp.concatenate([encoder_segment_ids, decoder_source_ids], axis=1),
-            branches=jnp.concatenate(
-                [jnp.zeros_like(encoder_segment_ids), decoder_segment_ids], axis=1
-            ),
-            repeated=jnp.pad(is_last(encoder_segment_ids), ((0, 0), (0, steps.shape[1]))),
-        )
+        first = positions_in(decoder_segment_ids) == 0
+        branches = jnp.where(first[..., None], start, self.embed(decoder_input_tokens))
         x = jnp.concatenate([encoded, branches], axis=1)
-        seeds = draw_seeds(
-            None if deterministic else self.make_rng("dropout"), self.decoder.num_seeds
-        )
-        hidden = self.decoder(x, places.positions, places.visible(), seeds)
+        hidden = self.decoder(x, places.positions, places.visible(), self._seeds(deterministic))
         return hidden[:, encoded.shape[1] :]
+
+    def _hidden_in_rows(
+        self,
+        encoder_input_tokens: Int[Array, "G N"],
+        decoder_input_tokens: Int[Array, "G M"],
+        text_ids: Int[Array, "G N"],
+        decoder_segment_ids: Int[Array, "G M"],
+        decoder_source_ids: Int[Array, "G M"],
+        rows: BothRows,
+        deterministic: bool,
+    ) -> Float[Array, "G M D"]:
+        """`hidden` of a padding-free batch."""
+        by_kind = rows.spread(text_ids, decoder_segment_ids, decoder_source_ids)
+        places, lasts = zip(*(places_of(*ids) for ids in by_kind), strict=True)
+        # The token, within its group, that each target's start token stands for.
+        ends = [
+            jnp.take_along_axis(table.reshape(-1, table.shape[-1]), last, axis=1)
+            for table, last in zip(rows.inputs.tables, lasts, strict=True)
+        ]
+        start = jnp.take_along_axis(encoder_input_tokens, rows.targets.gather(ends), axis=1)
+        first = positions_in(decoder_segment_ids) == 0
+        tokens = jnp.where(first, start, decoder_input_tokens)
+        x = self.embed(jnp.concatenate([encoder_input_tokens, tokens], axis=1))
+        hidden = self.decoder.in_rows(x, places, rows.joined(), self._seeds(deterministic))
+        return hidden[:, encoder_input_tokens.shape[1] :]
+
+    def _seeds(self, deterministic: bool) -> Seeds:
+        key = None if deterministic else self.make_rng("dropout")
+        return draw_seeds(key, self.decoder.num_seeds)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The output head, float32, on any selection of hidden states."""

@@ -38,6 +38,32 @@ class Places(NamedTuple):
         )
 
 
+def places_of(
+    text_ids: Int[Array, "B S"], branch_ids: Int[Array, "B T"], source_ids: Int[Array, "B T"]
+) -> tuple[Places, Int[Array, "B T"]]:
+    """Where the tokens of rows of texts, followed by their branches, belong.
+
+    Args:
+      text_ids: the text of each token of the texts, from 1; 0 is padding.
+      branch_ids: the branch of each of the other tokens, from 1; 0 is padding.
+      source_ids: the text that each of these continues.
+
+    Returns:
+      The places, and for each token of the branches the index of the last token of its text.
+    """
+    about = source_ids[:, :, None] == text_ids[:, None, :]  # [B, T, S]
+    index = jnp.arange(text_ids.shape[1])[None, None]
+    last = jnp.max(jnp.where(about, index, 0), axis=-1)
+    steps = positions_in(branch_ids)
+    places = Places(
+        positions=jnp.concatenate([positions_in(text_ids), about.sum(-1) - 1 + steps], axis=1),
+        examples=jnp.concatenate([text_ids, source_ids], axis=1),
+        branches=jnp.concatenate([jnp.zeros_like(text_ids), branch_ids], axis=1),
+        repeated=jnp.pad(is_last(text_ids), ((0, 0), (0, steps.shape[1]))),
+    )
+    return places, last
+
+
 def positions_in(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     """Returns how many tokens of its own segment come before each; segments are contiguous."""
     index = jnp.arange(segment_ids.shape[1])[None]

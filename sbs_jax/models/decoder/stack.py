@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sbs_jax.models.attention import MASKED, mask_bias
+from sbs_jax.models.attention_rows import AttentionRows, in_lines
 from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 from sbs_jax.models.decoder.layers import (
     Attention,
@@ -26,6 +27,7 @@ from sbs_jax.models.decoder.layers import (
     wide_dtype,
 )
 from sbs_jax.models.decoder.rotary import Rotation, rotation
+from sbs_jax.models.decoder.rows import Places
 from sbs_jax.models.dropout import Seeds, draw_seeds, dropout
 from sbs_jax.models.stacks import KEPT, DecoderCache
 
@@ -144,6 +146,31 @@ class Stack(nn.Module):
             x = layer(x, views[self.config.is_local(number)], seeds_of(number, seeds))
         return dropout(self.decoder_norm(x), last, self.config)
 
+    def in_rows(
+        self,
+        x: Float[Array, "G N D"],
+        places: Sequence[Places],
+        rows: AttentionRows,
+        seeds: Seeds,
+    ) -> Float[Array, "G N D"]:
+        """Runs the tokens of a padding-free batch through all layers.
+
+        Args:
+          x: embedded tokens.
+          places: where the tokens of the rows of each kind belong.
+          rows: where the tokens attend.
+          seeds: those of all places that drop.
+        """
+        views = [self._views(own.positions, own.positions, own.visible(), None) for own in places]
+        first, last, *seeds = seeds
+        shape = x.shape
+        x = dropout(in_lines(x), first, self.config)
+        for number, layer in enumerate(self.layers):
+            local = self.config.is_local(number)
+            by_kind = [view[local] for view in views]
+            x = layer(x, None, seeds_of(number, seeds), in_rows=(rows, by_kind))
+        return dropout(self.decoder_norm(x), last, self.config).reshape(shape)
+
     def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The untied output head, float32."""
         return self.logits_dense(hidden)
@@ -249,11 +276,28 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        view: View,
+        view: View | None,
         seeds: Seeds,
         encoded: Float[Array, "B S D"] | None = None,
+        in_rows: tuple[AttentionRows, Sequence[View]] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Applies the layer to tokens that see one another, and an encoder's output if given."""
+        """Applies the layer to tokens that see one another, and an encoder's output if given.
+
+        Args:
+          x: tokens.
+          view: what they see; None in a padding-free batch.
+          seeds: the seeds of this layer.
+          encoded: the encoder's output.
+          in_rows: where the tokens of a padding-free batch attend, and what they see in each kind
+            of row.
+        """
+        if in_rows is not None:
+            rows, views = in_rows
+            normed = self.pre_self_attention_layer_norm(x)
+            rotations, biases = [own.rotation for own in views], [own.bias for own in views]
+            attended = self.self_attention.in_rows(normed, rotations, biases, rows, seeds[0])
+            return self._finish(x, attended, seeds[1:])
+        assert view is not None
         remembered = None if encoded is None else self.remember(encoded)
         return self._apply(x, view, None, 0, remembered, seeds)[0]
 
@@ -293,7 +337,6 @@ class Layer(nn.Module):
         remembered: KeysValues | None,
         seeds: Seeds,
     ) -> tuple[Float[Array, "R Q D"], KeysValues]:
-        config = self.config
         normed = self.pre_self_attention_layer_norm(x)
         query, *new = self.self_attention.queries_keys_values(normed, view.rotation)
         if cached is None:
@@ -310,14 +353,21 @@ class Layer(nn.Module):
             if cached is None:  # in training, where weights may be dropped
                 sources = (joined(*sources),)
         attended = self.self_attention.attend(query, sources, seeds[0])
+        return self._finish(x, attended, seeds[1:]), (keys, values)
+
+    def _finish(
+        self, x: Float[Array, "R Q D"], attended: Float[Array, "R Q D"], seeds: Seeds
+    ) -> Float[Array, "R Q D"]:
+        """What comes after attention."""
+        config = self.config
         if config.post_norms:
             attended = self.post_self_attention_layer_norm(attended)
-        x += dropout(attended, seeds[1], config)
-        mapped = self.mlp(self.pre_mlp_layer_norm(x), seeds[2])
+        x += dropout(attended, seeds[0], config)
+        mapped = self.mlp(self.pre_mlp_layer_norm(x), seeds[1])
         if config.post_norms:
             mapped = self.post_mlp_layer_norm(mapped)
-        x += dropout(mapped, seeds[3], config)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), (keys, values)
+        x += dropout(mapped, seeds[2], config)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed"))
 
 
 def as_prefix(cache: DecoderCache, length: Int[Array, ""]) -> Memory:

@@ -13,7 +13,8 @@ this one process. Compilation and making the batches are not timed; the cost of 
 Our rows have the lengths of TASK_FEATURE_LENGTHS = 'auto', unless --row_lengths gives others. With
 `--batches=exact` (EXAMPLES_PER_BATCH) our steps have the very examples of the peer's; with
 `--batches=windows` (BATCH_SIZE) as many rows, filled better, hold other numbers of examples from
-step to step, and the ratio is that of examples a second.
+step to step, and the ratio is that of examples a second. `--batches=padding_free` (PADDING_FREE)
+has as many examples as these rows would hold if they were full.
 """
 
 from __future__ import annotations
@@ -120,6 +121,15 @@ class Made:
         """The number of rows of each batch."""
         return [len(batch["encoder_segment_ids"]) for batch in self.batches]
 
+    @property
+    def shapes(self) -> list[str]:
+        """The shapes of each batch: rows or groups, and tokens of inputs and targets."""
+        return [
+            " × ".join(map(str, (*batch["encoder_segment_ids"].shape, targets)))
+            for batch in self.batches
+            for targets in batch["decoder_segment_ids"].shape[1:]
+        ]
+
 
 def our_side(made: Made, config: T5Config, seed: int) -> Side:
     """The step that `sbs_jax.programs.train.train` jits, on one device."""
@@ -206,7 +216,8 @@ def make_batches(
         batching = pipeline.Batching(lengths, batch_size=rows)
     batching = dataclasses.replace(batching, padding_free=padding_free)
     batches = pipeline.TrainBatches(records, batching, seed=arguments.seed)
-    made, examples = [], []
+    made: list[Batch] = []
+    examples = []
     start = time.perf_counter()
     for _ in range(count):
         before = batches.fill.records
@@ -227,18 +238,23 @@ def compare(dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
         if side == "encoder"
         else make_batches(dataset, arguments, count, prefix_side="encoder")
     )
-    if arguments.batches == "windows":
-        rows = round(statistics.mean(made.rows))
+    if arguments.batches != "exact":
         made = make_batches(
-            dataset, arguments, count, prefix_side=side, rows=rows, lengths=made.lengths
+            dataset,
+            arguments,
+            count,
+            prefix_side=side,
+            rows=round(statistics.mean(made.rows)),
+            lengths=made.lengths,
+            padding_free=arguments.batches == "padding_free",
         )
     config = dataclasses.replace(CPU_SMALL, dropout_rate=arguments.dropout)
     products = dataclasses.replace(config, product_dtype=arguments.product_dtype)
     ours = our_side(made, products, arguments.seed)
     peer = peer_side(theirs, config, arguments.seed, arguments.peer_attention)
 
-    # Our batches have few numbers of rows, and each is compiled once.
-    first_of_shape = {rows: number for number, rows in enumerate(made.rows)}
+    # Our batches have few shapes, and each is compiled once.
+    first_of_shape = {shape: number for number, shape in enumerate(made.shapes)}
     for number in first_of_shape.values():
         ours.step(number)
     for number in range(arguments.steps):
@@ -315,7 +331,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--release_dir", required=True, help="the authors' released data: svamp/, cqa/")
     add("--datasets", nargs="+", default=list(DATA_SETS), choices=DATA_SETS)
     add("--examples", type=int, default=16, help="a step; the published batch has 64")
-    add("--batches", default="exact", choices=["exact", "windows"])
+    add("--batches", default="exact", choices=["exact", "windows", "padding_free"])
     add("--prefix_side", default="encoder", choices=["encoder", "decoder"])
     add("--blocks", type=int, default=6, help="timed blocks of each side")
     add("--steps", type=int, default=5, help="steps in a block")

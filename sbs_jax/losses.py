@@ -170,6 +170,16 @@ def part_weights(
     raw = raw_weights(
         target_parts, segment_ids, normalization, names=names, token_weights=token_weights
     )
+    return normalized(raw, target_parts, names=names)
+
+
+def normalized(
+    raw: Float[Array, "B T"],
+    target_parts: Int[Array, "B T"],
+    *,
+    names: Sequence[str] = parts_lib.NAMES,
+) -> Float[Array, "B T"]:
+    """`raw_weights` of the whole batch, scaled so that those of each part sum to 1."""
     weights = jnp.zeros_like(raw)
     for part in range(1, len(names) + 1):
         mine = jnp.where(target_parts == part, raw, 0.0)

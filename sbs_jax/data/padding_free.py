@@ -383,7 +383,7 @@ def divide(
 
 def _tokens(records: Records, examples: Sequence[np.ndarray]) -> np.ndarray:
     """The input and target tokens [E, 2] of examples, shared inputs counted once."""
-    sizes = [ids.size for ids in examples]
+    sizes = np.array([ids.size for ids in examples], np.int64)
     first = np.cumsum(sizes) - sizes
     ids = np.concatenate(list(examples))
     inputs, targets = records.lengths_of(ids)

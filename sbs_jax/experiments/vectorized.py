@@ -278,6 +278,11 @@ def _check_alike(first: Assembly, lane: Lane) -> None:
             "the optimizer": remake and (remake.func.__name__, remake.keywords),
         }
 
+    if other.config.batching.padding_free:
+        raise UserError(
+            f"{lane.run.name}: PADDING_FREE = True gives runs batches of different sizes, where "
+            "one program needs equal ones; leave it or --vectorize out."
+        )
     for (name, ours), theirs in zip(shared(first).items(), shared(other).values(), strict=True):
         if ours != theirs:
             raise UserError(

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from sbs_jax.checkpoints import folders, loading, networks, record
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager, restore_params
-from sbs_jax.data import auto_lengths, pipeline
+from sbs_jax.data import auto_lengths, padding_free, pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import array_shapes, row_lengths
 from sbs_jax.data.batching import AUTO, Batching, TrainBatches
@@ -33,6 +33,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.interface import default_prefix_side
+from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import check_batch_size
 from sbs_jax.programs import resuming
@@ -112,7 +113,9 @@ class Assembly:
         if self._student is not None:
             return self._student
         batching, mesh = self.config.batching, self._mesh or self.config.mesh.make()
-        if batching.examples_per_batch is None:
+        if batching.padding_free and isinstance(self.config.model_config, T5Gemma2Config):
+            raise UserError("PADDING_FREE = True is not for T5Gemma 2; leave it out.")
+        if batching.examples_per_batch is None and not batching.padding_free:
             check_batch_size(batching.batch_size, mesh, batching.num_microbatches)
         return Student(self.config.model_config, mesh, fsdp=self.config.mesh.fsdp)
 
@@ -152,7 +155,9 @@ class Assembly:
         return placement.jit_train_step(self.student, step, self.abstract_state)
 
     def abstract_batch(self, rows: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch; no data is read, unless row lengths are left to it.
+        """Shapes and dtypes of a batch.
+
+        No data is read, unless row lengths or the sizes of padding-free batches are left to it.
 
         Args:
           rows: the rows of the batch; by default BATCH_SIZE.
@@ -161,7 +166,12 @@ class Assembly:
           UserError: `rows` is not given, and EXAMPLES_PER_BATCH leaves the number of rows to the
             data.
         """
-        batching = self.batching
+        batching, shared = self.batching, self._choice.settings.prefix_side == "decoder"
+        if batching.padding_free:
+            sizes, groups = self.batches().sizes, self._row_multiple
+            assert sizes is not None
+            all_shapes = padding_free.batch_shapes(sizes, groups, shared_inputs=shared)
+            return {n: jax.ShapeDtypeStruct(shape, np.int32) for n, shape in all_shapes.items()}
         if rows is None and batching.examples_per_batch is not None:
             raise UserError(
                 f"EXAMPLES_PER_BATCH = {batching.examples_per_batch} leaves the number of rows of "
@@ -170,7 +180,7 @@ class Assembly:
         shapes = array_shapes(
             row_lengths(batching.lengths),
             batching.batch_size if rows is None else rows,
-            shared_inputs=self._choice.settings.prefix_side == "decoder",
+            shared_inputs=shared,
         )
         return {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
 
@@ -283,15 +293,17 @@ class Assembly:
         Raises:
           UserError: there are no records, or an argument is out of its range.
         """
-        batching = self.batching
-        if row_multiple is None:
-            row_multiple = self.student.mesh.shape["data"] * batching.num_microbatches
         return TrainBatches(
             self.records if records is None else records,
-            batching,
+            self.batching,
             seed=self.config.seed,
-            row_multiple=row_multiple,
+            row_multiple=self._row_multiple if row_multiple is None else row_multiple,
         )
+
+    @property
+    def _row_multiple(self) -> int:
+        """Into how many equal parts the mesh and the microbatches cut a batch."""
+        return self.student.mesh.shape["data"] * self.config.batching.num_microbatches
 
     def evaluator(
         self, splits: Sequence[str] | None = None, *, whole: bool = False, **options: Any

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
@@ -17,6 +18,7 @@ from sbs_jax.planning.report import in_bytes, verdict
 from sbs_jax.programs.assembly import Assembly
 
 ROWS_SHOWN = 2
+SEQUENCES_SHOWN = 16  # of each
 
 
 def show(run: Assembly, batch: Mapping[str, np.ndarray], console: Console | None = None) -> None:
@@ -55,7 +57,9 @@ def describe_mesh(mesh: Mesh) -> str:
 
 def memory_lines(run: Assembly, batch: Mapping[str, np.ndarray]) -> list[str]:
     """Bytes on one device: parameters, optimizer, and XLA's plan for the rest of the step."""
-    abstract_batch = run.abstract_batch(len(batch["decoder_target_tokens"]))
+    abstract_batch = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()
+    }
     state = run.abstract_state
     step: Any = run.step_fn  # of `Student.jit`
     compiled = compile_program(
@@ -85,14 +89,15 @@ def batch_lines(
     targets = batch["decoder_target_tokens"].shape[1]
     filled = np.count_nonzero(batch["encoder_segment_ids"]) / (rows * inputs)
     target_filled = np.count_nonzero(batch["decoder_segment_ids"]) / (rows * targets)
+    name = "group" if "encoder_rows_0" in batch else "row"
     lines = [
-        f"first batch: {rows} rows of {inputs} input and {targets} target tokens, "
-        f"{filled:.0%} and {target_filled:.0%} full"
+        f"first batch: {rows} {name}{'s' if rows != 1 else ''} of {inputs} input and {targets} "
+        f"target tokens, {filled:.0%} and {target_filled:.0%} full"
     ]
     for row in range(min(rows, ROWS_SHOWN)):
         segments = int(batch["decoder_segment_ids"][row].max())
-        lines.append(f"row {row}: {segments} sequences")
-        for segment in range(1, segments + 1):
+        lines.append(f"{name} {row}: {segments} sequences")
+        for segment in range(1, min(segments, SEQUENCES_SHOWN) + 1):
             target = batch["decoder_segment_ids"][row] == segment
             sources = batch.get("decoder_source_ids", batch["decoder_segment_ids"])[row]
             source = batch["encoder_segment_ids"][row] == sources[target][0]

@@ -226,6 +226,8 @@ class Planned:
         from sbs_jax.planning import search as search_lib
 
         batching = self.run.batching
+        if batching.padding_free:
+            raise UserError("--search compares batches of rows; set PADDING_FREE to False for it.")
         if batching.examples_per_batch is not None:
             raise UserError(
                 "EXAMPLES_PER_BATCH leaves the number of rows to the data; set BATCH_SIZE instead."

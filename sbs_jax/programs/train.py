@@ -52,7 +52,7 @@ def train(
         batching = run.batching
         if config.batching.feature_lengths == AUTO:
             progress.note(f"TASK_FEATURE_LENGTHS = 'auto': {dict(batching.lengths)}")
-        fill = pipeline.measure_fill(run.records, batching.lengths, batching.pack)
+        fill = batches.sizes or pipeline.measure_fill(run.records, batching.lengths, batching.pack)
         progress.note(f"batches: {fill}")
         mesh_text = dry_run_lib.describe_mesh(student.mesh)
         progress.note(f"{student.num_params:,} parameters on {mesh_text}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +14,7 @@ from sbs_jax import head_loss, losses
 from sbs_jax import parts as parts_lib
 from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.head_loss import Head
+from sbs_jax.models.attention_rows import BothRows
 from sbs_jax.parts import Part
 from sbs_jax.training import balancing as balancing_lib
 from sbs_jax.training.balancing import Balancing
@@ -287,14 +288,28 @@ def _balanced(
 
 
 def _with_weights(batch: Batch, loss: Loss) -> dict[str, jax.Array]:
-    weights = losses.part_weights(
-        batch["decoder_target_parts"],
-        batch["decoder_segment_ids"],
-        loss.normalizations,
-        names=loss.names,
-        token_weights=batch.get("decoder_token_weights"),
-    )
-    return {**batch, "loss_weights": weights}
+    parts, token_weights = batch["decoder_target_parts"], batch.get("decoder_token_weights")
+    options: dict[str, Any] = {"names": loss.names}
+    rows = BothRows.of(batch)
+    if rows is None:
+        ids = batch["decoder_segment_ids"]
+        raw = losses.raw_weights(
+            parts, ids, loss.normalizations, token_weights=token_weights, **options
+        )
+    else:
+        # Example means compare all tokens of a row with one another, so the rows are short ones.
+        spread = rows.targets.spread
+        weighed: Sequence[jax.Array | None] = [None] * len(rows.targets.tables)
+        if token_weights is not None:
+            weighed = spread(token_weights)
+        columns = zip(spread(parts), spread(batch["decoder_segment_ids"]), weighed, strict=True)
+        raw = rows.targets.gather(
+            [
+                losses.raw_weights(own, ids, loss.normalizations, token_weights=some, **options)
+                for own, ids, some in columns
+            ]
+        )
+    return {**batch, "loss_weights": losses.normalized(raw, parts, **options)}
 
 
 def _microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:

@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--release_dir", required=True)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--padding_free", action="store_true", help="no rows: PADDING_FREE")
     parser.add_argument("--product_dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,7 +127,9 @@ def main() -> None:
     records = load_records(task, "train", {"inputs": UNCUT, "targets": UNCUT})
     proposed = auto_lengths.propose(records, Batching("auto", examples_per_batch=EXAMPLES))
     print(proposed)
-    batching = Batching(proposed.lengths, examples_per_batch=EXAMPLES)
+    batching = Batching(
+        proposed.lengths, examples_per_batch=EXAMPLES, padding_free=args.padding_free
+    )
     batches = TrainBatches(records, batching, seed=0)
 
     config = source.config
@@ -158,11 +161,15 @@ def main() -> None:
         theirs = peer.step(batch)
         if first is None:
             first = ours, theirs
-        shape = batch["encoder_input_tokens"].shape
+        shape = tuple(array.shape for array in batch.values())
         if shape in compiled:
             seconds["sbs_jax"].append(spent)
             seconds["transformers"].append(time.process_time() - before)
         compiled.add(shape)
+    print(
+        f"{len(compiled)} shapes, inputs {batches.fill.inputs:.0%} and targets "
+        f"{batches.fill.targets:.0%} full"
+    )
     print(f"loss of the first step: {first[0]:.5f} and {first[1]:.5f}")
     for name, values in seconds.items():
         median = statistics.median(values)

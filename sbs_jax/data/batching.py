@@ -305,6 +305,8 @@ class TrainBatches(Iterator[Batch]):
         if self._examples_per_batch is None:
             # These are made to be equal: what is smaller by chance is not worth another program.
             needed = max(needed, padding_free.PARTS)
+        elif self._examples_per_batch < padding_free.FEW:
+            needed += needed % 2
         return self._groups.make(groups, self._sizes.scaled(needed))
 
     @property

@@ -44,6 +44,9 @@ WINDOW = 2048
 BATCHES_OF_WINDOW = 16
 """Batches that a window has at least, so that they mix."""
 
+FEW = 32
+"""Batches of fewer examples differ so much that their sizes are rounded more coarsely."""
+
 PARTS = 16
 """A batch that has no room in the usual sizes, or could do with smaller ones, has a multiple of one
 in so many parts of them, so that few sizes are compiled."""

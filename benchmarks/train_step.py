@@ -1,7 +1,7 @@
 """Training speed: sbs_jax's step against the published method in PyTorch, on real examples.
 
-    python benchmarks/train_step.py --release_dir=PATH [--examples=64] [--batches=windows]
-        [--prefix_side=decoder] [--datasets svamp cqa] [--json=FILE]
+    python benchmarks/train_step.py --release_dir=PATH [--examples=64] [--prefix_side=decoder]
+        [--batches windows padding_free] [--datasets svamp cqa] [--json=FILE]
 
 The peer is the published method: Hugging Face's `T5ForConditionalGeneration`, two padded forward
 passes (label and rationale), α-weighted loss with α = 0.5, gradients clipped to norm 1, AdamW. Ours
@@ -11,9 +11,9 @@ example is its label and its rationale), in float32, with one thread each on one
 this one process. Compilation and making the batches are not timed; the cost of packing is printed.
 
 Our rows have the lengths of TASK_FEATURE_LENGTHS = 'auto', unless --row_lengths gives others. With
-`--batches=exact` (EXAMPLES_PER_BATCH) our steps have the very examples of the peer's; with
-`--batches=windows` (BATCH_SIZE) as many rows, filled better, hold other numbers of examples from
-step to step, and the ratio is that of examples a second. `--batches=padding_free` (PADDING_FREE)
+`--batches exact` (EXAMPLES_PER_BATCH) our steps have the very examples of the peer's; with
+`windows` (BATCH_SIZE) as many rows, filled better, hold other numbers of examples from
+step to step, and the ratio is that of examples a second. `padding_free` (PADDING_FREE)
 has as many examples as these rows would hold if they were full.
 """
 
@@ -70,9 +70,9 @@ DATA_SETS = ("svamp", "cqa")
 Batch = Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Side:
-    """One of the two programs that are timed.
+    """One of the programs that are timed.
 
     Attributes:
       name: for the table.
@@ -226,70 +226,80 @@ def make_batches(
     return Made(made, examples, lengths, (time.perf_counter() - start) / count)
 
 
-def compare(dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times both sides by turns on one data set."""
+def compare(dataset: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times all sides by turns on one data set; returns a result for each kind of our batches."""
     count = arguments.blocks * arguments.steps
     given = arguments.row_lengths
     lengths = dict(zip(("inputs", "targets"), given, strict=True)) if given else None
     side = arguments.prefix_side
-    made = make_batches(dataset, arguments, count, prefix_side=side, lengths=lengths)
+    exact = make_batches(dataset, arguments, count, prefix_side=side, lengths=lengths)
     theirs = (
-        made
+        exact
         if side == "encoder"
         else make_batches(dataset, arguments, count, prefix_side="encoder")
     )
-    if arguments.batches != "exact":
-        made = make_batches(
-            dataset,
-            arguments,
-            count,
-            prefix_side=side,
-            rows=round(statistics.mean(made.rows)),
-            lengths=made.lengths,
-            padding_free=arguments.batches == "padding_free",
-        )
     config = dataclasses.replace(CPU_SMALL, dropout_rate=arguments.dropout)
     products = dataclasses.replace(config, product_dtype=arguments.product_dtype)
-    ours = our_side(made, products, arguments.seed)
     peer = peer_side(theirs, config, arguments.seed, arguments.peer_attention)
+    made, ours = {}, {}
+    for batches in arguments.batches:
+        made[batches] = (
+            exact
+            if batches == "exact"
+            else make_batches(
+                dataset,
+                arguments,
+                count,
+                prefix_side=side,
+                rows=round(statistics.mean(exact.rows)),
+                lengths=exact.lengths,
+                padding_free=batches == "padding_free",
+            )
+        )
+        ours[batches] = our_side(made[batches], products, arguments.seed)
 
     # Our batches have few shapes, and each is compiled once.
-    first_of_shape = {shape: number for number, shape in enumerate(made.shapes)}
-    for number in first_of_shape.values():
-        ours.step(number)
+    shapes = {}
+    for batches, one in ours.items():
+        shapes[batches] = {shape: number for number, shape in enumerate(made[batches].shapes)}
+        for number in shapes[batches].values():
+            one.step(number)
     for number in range(arguments.steps):
         peer.step(number)
     for block in range(arguments.blocks):
         numbers = range(block * arguments.steps, (block + 1) * arguments.steps)
-        order = (ours, peer) if block % 2 else (peer, ours)
-        losses = {each.name: each.run_block(numbers) for each in order}
-    return {
-        "dataset": dataset,
-        "prefix_side": side,
-        "batches": arguments.batches,
-        "product_dtype": arguments.product_dtype,
-        "row_lengths": dict(made.lengths),
-        "shapes": sorted(first_of_shape),
-        "steps": count,
-        "packing_seconds_per_step": made.seconds,
-        "sides": {
-            each.name: {
-                "examples_per_step": statistics.mean(each.examples),
-                "examples_per_second": 1 / statistics.median(each.wall),
-                "examples_per_cpu_second": 1 / statistics.median(each.cpu),
-                "fill": each.fill,
-                "last_loss": losses[each.name][-1],
-            }
-            for each in (ours, peer)
-        },
-        # Of neighbouring blocks, so that what else the machine does falls on both.
-        "ratio_examples_per_second": statistics.median(
-            theirs / mine for mine, theirs in zip(ours.wall, peer.wall, strict=True)
-        ),
-        "ratio_examples_per_cpu_second": statistics.median(
-            theirs / mine for mine, theirs in zip(ours.cpu, peer.cpu, strict=True)
-        ),
-    }
+        order = [peer, *ours.values()]
+        losses = {each: each.run_block(numbers) for each in order[:: -1 if block % 2 else 1]}
+    return [
+        {
+            "dataset": dataset,
+            "prefix_side": side,
+            "batches": batches,
+            "product_dtype": arguments.product_dtype,
+            "row_lengths": dict(exact.lengths),
+            "shapes": sorted(shapes[batches]),
+            "steps": count,
+            "packing_seconds_per_step": made[batches].seconds,
+            "sides": {
+                each.name: {
+                    "examples_per_step": statistics.mean(each.examples),
+                    "examples_per_second": 1 / statistics.median(each.wall),
+                    "examples_per_cpu_second": 1 / statistics.median(each.cpu),
+                    "fill": each.fill,
+                    "last_loss": losses[each][-1],
+                }
+                for each in (one, peer)
+            },
+            # Of neighbouring blocks, so that what else the machine does falls on both.
+            "ratio_examples_per_second": statistics.median(
+                theirs / mine for mine, theirs in zip(one.wall, peer.wall, strict=True)
+            ),
+            "ratio_examples_per_cpu_second": statistics.median(
+                theirs / mine for mine, theirs in zip(one.cpu, peer.cpu, strict=True)
+            ),
+        }
+        for batches, one in ours.items()
+    ]
 
 
 def show(results: Sequence[Mapping[str, Any]], console: rich.console.Console) -> None:
@@ -331,7 +341,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--release_dir", required=True, help="the authors' released data: svamp/, cqa/")
     add("--datasets", nargs="+", default=list(DATA_SETS), choices=DATA_SETS)
     add("--examples", type=int, default=16, help="a step; the published batch has 64")
-    add("--batches", default="exact", choices=["exact", "windows", "padding_free"])
+    kinds = ["exact", "windows", "padding_free"]
+    add("--batches", nargs="+", default=["exact"], choices=kinds, help="one after the other")
     add("--prefix_side", default="encoder", choices=["encoder", "decoder"])
     add("--blocks", type=int, default=6, help="timed blocks of each side")
     add("--steps", type=int, default=5, help="steps in a block")
@@ -351,7 +362,9 @@ def main() -> int:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     try:
-        results = [compare(dataset, arguments) for dataset in arguments.datasets]
+        results = [
+            result for dataset in arguments.datasets for result in compare(dataset, arguments)
+        ]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

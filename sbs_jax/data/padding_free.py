@@ -346,8 +346,7 @@ def propose(
     longest = np.maximum(records.longest_lengths, np.concatenate(units).max(axis=0))
     kinds = choose_kinds(units, (round_up(longest[0]), round_up(longest[1])))
     placed = [GroupMaker(records, kinds).place(ids) for ids in parts]
-    # One row more than any of these needs, so that hardly a batch has no room.
-    rows = np.max([group.rows for group in placed], axis=0) + 1
+    rows = np.max([group.rows for group in placed], axis=0) + SPARE_ROWS
     return Sizes(
         round_up(max(group.inputs for group in placed) + 1),
         round_up(max(group.targets for group in placed) + 1),
@@ -404,8 +403,11 @@ def _unit_lengths(records: Records, ids: np.ndarray, most_targets: int) -> np.nd
     return np.stack([inputs[first], np.add.reduceat(targets, first)], axis=1)
 
 
-COMPARED = 4
-"""Groups that are packed to compare kinds of rows."""
+COMPARED = 512
+"""Units that are packed to compare kinds of rows, at least; or those of all groups."""
+
+SPARE_ROWS = 1
+"""Rows of each kind that no group of the sample needs, so that hardly a batch has no room."""
 
 
 def choose_kinds(
@@ -413,7 +415,7 @@ def choose_kinds(
 ) -> tuple[tuple[int, int], ...]:
     """Chooses the lengths of rows: those whose attention costs least, S² + S · T + T² a row.
 
-    All groups have as many rows of a kind as the one that needs most of them.
+    All groups have as many rows of a kind as the one that needs most of them, and spare ones.
 
     Args:
       batches: the input and target tokens [U, 2] of the units of some groups.
@@ -422,11 +424,13 @@ def choose_kinds(
     Returns:
       Pairs of lengths, the cheapest row first; `longest` is the last.
     """
+    before = np.cumsum([0, *map(len, batches)])
+    compared = [units for units, count in zip(batches, before, strict=False) if count < COMPARED]
 
     @functools.cache
     def cost(kinds: tuple[tuple[int, int], ...]) -> int:
-        used = np.array([_rows_of(units, kinds) for units in batches[:COMPARED]])
-        return int(used.max(axis=0) @ [_row_cost(kind) for kind in kinds])
+        used = np.array([_rows_of(units, kinds) for units in compared])
+        return int((used.max(axis=0) + SPARE_ROWS) @ [_row_cost(kind) for kind in kinds])
 
     chosen: tuple[tuple[int, int], ...] = (longest,)
     while len(chosen) < MOST_KINDS:

@@ -20,13 +20,31 @@ from tests.toy import CONFIG, DECODER, LAYERS
 
 LENGTHS = {"inputs": 64, "targets": 56}
 
-RECORDS = make_records(examples=40, inputs=60, targets=50)
-RECORDS = dataclasses.replace(
-    RECORDS,
-    input_tokens=2 + RECORDS.input_tokens % 60,
-    target_tokens=2 + RECORDS.target_tokens % 60,
+
+def records_of(**options):
+    """Records of few enough tokens for the toy networks, of very different lengths."""
+    records = make_records(examples=40, inputs=60, targets=50, **options)
+    return dataclasses.replace(
+        records,
+        input_tokens=2 + records.input_tokens % 60,
+        target_tokens=2 + records.target_tokens % 60,
+    )
+
+
+RECORDS = records_of()
+SHARED = records_of(records_of=lambda index: (1, 1, 3)[index % 3])
+SHARED = dataclasses.replace(
+    SHARED,
+    source=SHARED.example.astype(np.int64),
+    # Records of one example have the same inputs.
+    input_tokens=2
+    + (
+        np.arange(SHARED.input_tokens.size)
+        - np.repeat(SHARED.input_offsets[:-1], SHARED.input_lengths)
+        + 7 * np.repeat(SHARED.example, SHARED.input_lengths)
+    ).astype(np.int32)
+    % 60,
 )
-SHARED = dataclasses.replace(RECORDS, source=RECORDS.example.astype(np.int64))
 WEIGHED = dataclasses.replace(
     RECORDS,
     target_weights=1 + np.arange(RECORDS.target_tokens.size, dtype=np.float32) % 3,

@@ -206,8 +206,11 @@ class GroupMaker:
         self.fill = GroupFill()
 
     def place(self, ids: np.ndarray) -> Group:
-        """Returns the group of the records `ids` [R]."""
+        """Returns the group of the records `ids` [R], of which there may be none."""
         records = self.records
+        if not ids.size:
+            nowhere = Placement(ids, ids, ids, ids, ids, 0)
+            return Group(ids, ids, nowhere, ids, ids, (0,) * len(self.kinds), 0, 0)
         inputs, targets = records.lengths_of(ids)
         first, unit = units_of(records, ids, targets, self.kinds[-1][1])
         sums = np.add.reduceat(targets, first)
@@ -341,7 +344,7 @@ def propose(
     Returns:
       The sizes of a group in which these batches have room.
     """
-    parts = [group for batch in batches for group in split(records, batch, groups)]
+    parts = [ids for batch in batches for ids in split(records, batch, groups) if ids.size]
     units = [_unit_lengths(records, ids, most_targets) for ids in parts]
     longest = np.maximum(records.longest_lengths, np.concatenate(units).max(axis=0))
     kinds = choose_kinds(units, (round_up(longest[0]), round_up(longest[1])))
@@ -360,12 +363,14 @@ def split(records: Records, examples: Sequence[np.ndarray], count: int) -> list[
     Args:
       records: the records of a split.
       examples: the ids of the records of each example.
-      count: the number of parts, at most that of the examples.
+      count: the number of parts.
 
     Returns:
-      The ids of the records of each part; the examples of a part keep their order.
+      The ids of the records of each part; the examples of a part keep their order. Parts are empty
+      where there are fewer examples than parts.
     """
-    return [np.concatenate(part) for part in divide(records, examples, count)]
+    none = np.zeros(0, np.int64)
+    return [np.concatenate([none, *part]) for part in divide(records, examples, count)]
 
 
 def divide(

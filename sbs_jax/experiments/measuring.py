@@ -26,6 +26,12 @@ def rows(config: config_lib.GinConfig) -> float:
     config.apply()
     # One seed for all runs, so that an estimate does not depend on SEED.
     run = dataclasses.replace(gin.get_bindings(runs_lib.TRAIN)["config"], seed=0)
-    batches = assemble(run, writes=False).batches(row_multiple=1)
+    assembly = assemble(run, writes=False)
+    batches = assembly.batches(row_multiple=1)
+    if batches.sizes is not None:
+        # As many rows as would have room for these tokens.
+        lengths = assembly.batching.lengths
+        sizes = batches.sizes
+        return max(sizes.inputs / lengths["inputs"], sizes.targets / lengths["targets"])
     counts = [len(next(batches)["decoder_target_tokens"]) for _ in range(BATCHES)]
     return sum(counts) / len(counts)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sbs_jax.data.batching import Batching, TrainBatches
+from sbs_jax.data.padding_free import GroupMaker, split
 from sbs_jax.errors import UserError
 from sbs_jax.models.dropout import random_mask, seed_of_kind
 from sbs_jax.partitioning.distributed import to_global
@@ -221,13 +222,26 @@ def test_mistakes_are_named():
         batches(RECORDS, 8, examples_per_batch=None, batch_size=1)
 
 
-def test_an_example_that_has_no_room_gets_larger_sizes():
-    maker = batches(RECORDS, examples_per_batch=None, batch_size=4)
-    tight = dataclasses.replace(maker.sizes, inputs=32)
-    maker._sizes = tight
-    batch = next(maker)
-    assert batch["encoder_segment_ids"].shape[1] > 32
-    assert batch["encoder_segment_ids"][0, -1] == 0
+def test_a_group_without_examples_changes_nothing():
+    usual = batches(RECORDS).sizes
+    maker = GroupMaker(RECORDS, [(kind.inputs, kind.targets) for kind in usual.kinds])
+    some, none = (maker.place(np.arange(count)) for count in (9, 0))
+    sizes = usual.scaled(some.parts_needed(usual))
+    both, alone = maker.make([some, none], sizes), maker.make([some], sizes)
+    assert_equal(trained(CONFIG, both, num_microbatches=2), trained(CONFIG, alone))
+    assert [ids.tolist() for ids in split(RECORDS, [np.arange(2)], 3)] == [[0, 1], [], []]
+
+
+def test_a_group_that_has_no_room_gets_larger_sizes():
+    usual = batches(RECORDS).sizes
+    maker = GroupMaker(RECORDS, [(kind.inputs, kind.targets) for kind in usual.kinds])
+    group = maker.place(np.arange(len(RECORDS)))
+    assert not group.fits(usual)
+    parts = group.parts_needed(usual)
+    assert parts > 16
+    assert group.fits(usual.scaled(parts))
+    assert not group.fits(usual.scaled(parts - 1))
+    assert len(unpack(maker.make([group], usual.scaled(parts)))) == len(RECORDS)
 
 
 def test_attention_is_computed_in_short_rows_alone():

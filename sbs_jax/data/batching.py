@@ -209,8 +209,8 @@ class TrainBatches(Iterator[Batch]):
         if list(state["identity"]) != self._identity:
             raise UserError(
                 "The checkpoint's position in the data belongs to other data or settings (the "
-                "examples, the vocabulary, TASK_FEATURE_LENGTHS, SEED or packing have changed): "
-                "restore these, or start in a new MODEL_DIR."
+                "examples, the vocabulary, TASK_FEATURE_LENGTHS, SEED, PADDING_FREE or packing "
+                "have changed): restore these, or start in a new MODEL_DIR."
             )
         self._epoch, self._example = int(state["epoch"]), int(state["example"])
         self._window, self._row = int(state["window"]), int(state["row"])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -110,6 +110,16 @@ def batch_shapes(sizes: Sizes, groups: int, *, shared_inputs: bool) -> dict[str,
     for number, kind in enumerate(sizes.kinds):
         shapes[f"encoder_rows_{number}"] = (groups, kind.rows, kind.inputs)
         shapes[f"decoder_rows_{number}"] = (groups, kind.rows, kind.targets)
+    return shapes
+
+
+def row_shapes(batch: Mapping[str, np.ndarray]) -> list[tuple[int, int, int]]:
+    """How many rows of each kind a batch has, and their lengths S and T; [] if it is of rows."""
+    shapes: list[tuple[int, int, int]] = []
+    while (name := f"encoder_rows_{len(shapes)}") in batch:
+        groups, rows, inputs = batch[name].shape
+        targets = batch[f"decoder_rows_{len(shapes)}"].shape[2]
+        shapes.append((groups * rows, inputs, targets))
     return shapes
 
 

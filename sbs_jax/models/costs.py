@@ -6,6 +6,8 @@ for a step as for a forward pass. What is computed again under `remat` is not co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.configs import ModelConfig
 from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
@@ -62,6 +64,38 @@ def _layered_params(config: DecoderConfig | T5Gemma2Config) -> int:
         layers = config.num_encoder_layers + config.num_decoder_layers
         return layers * layer + 3 * config.emb_dim + embeddings
     return config.num_layers * layer + config.emb_dim + embeddings
+
+
+def padding_free_flops(
+    config: ModelConfig,
+    groups: int,
+    inputs: int,
+    targets: int,
+    rows: Sequence[tuple[int, int, int]],
+) -> float:
+    """Floating-point operations of a training step on a padding-free batch.
+
+    Args:
+      config: the student's dimensions.
+      groups: the groups of the batch.
+      inputs: input tokens of a group.
+      targets: target tokens of a group.
+      rows: of each kind of row, how many there are and their lengths, S and T.
+    """
+    whole = step_flops(config, groups, inputs, targets)
+    whole -= attention_flops(config, groups, inputs, targets)
+    return whole + sum(attention_flops(config, *kind) for kind in rows)
+
+
+def attention_flops(config: ModelConfig, rows: float, inputs: int, targets: int) -> float:
+    """The share of `step_flops` between the tokens of a row."""
+    width = config.num_heads * config.head_dim
+    both = targets * (inputs + targets)
+    if isinstance(config, DecoderConfig):
+        pairs = config.num_layers * (inputs + targets) ** 2
+    else:
+        pairs = config.num_encoder_layers * inputs**2 + config.num_decoder_layers * both
+    return 3.0 * rows * 4 * pairs * width
 
 
 def step_flops(config: ModelConfig, rows: float, inputs: int, targets: int) -> float:

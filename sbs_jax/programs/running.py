@@ -13,6 +13,7 @@ import numpy as np
 from sbs_jax import files
 from sbs_jax.checkpoints import folders, loading, record
 from sbs_jax.checkpoints.manager import CheckpointManager
+from sbs_jax.data import padding_free
 from sbs_jax.data.batching import AUTO, TrainBatches
 from sbs_jax.models import costs
 from sbs_jax.models.interface import config_to_json
@@ -196,9 +197,14 @@ def _write_records(
 
 def _count(run: Assembly, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
     """What the record says of a numpy batch; see `training.loop.batch_counts`."""
-    rows, targets = batch["decoder_target_tokens"].shape
-    inputs = batch["encoder_input_tokens"].shape[1]
-    flops = costs.step_flops(run.config.model_config, rows, inputs, targets)
+    shape = (*batch["encoder_input_tokens"].shape, batch["decoder_target_tokens"].shape[1])
+    kinds = padding_free.row_shapes(batch)
+    config = run.config.model_config
+    flops = (
+        costs.padding_free_flops(config, *shape, kinds)
+        if kinds
+        else costs.step_flops(config, *shape)
+    )
     return batch_counts(batch) | {FLOPS: flops}
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.experiments import cost, measuring, runs
+from sbs_jax.models.costs import padding_free_flops
 from sbs_jax.models.decoder.config import DecoderConfig
 from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 from sbs_jax.partitioning.mesh import make_mesh
@@ -56,6 +57,16 @@ def test_flops_are_what_xla_counts(config):
     counted = jax.jit(jax.grad(loss)).lower(student.abstract_params).cost_analysis()["flops"]
     # XLA also counts what is no product of matrices.
     assert cost.step_flops(config, 4, 96, 48) == pytest.approx(counted, rel=0.25)
+
+
+@pytest.mark.parametrize("config", [GATED, DECODER, T5GEMMA2], ids=["t5", "decoder", "t5gemma2"])
+def test_flops_without_rows_are_those_of_rows_but_for_attention(config):
+    """Two groups of 3 rows each, all full: the same tokens and the same pairs of them."""
+    rows = [(2, 96, 48), (4, 96, 48)]
+    found = padding_free_flops(config, 2, 3 * 96, 3 * 48, rows)
+    assert found == pytest.approx(cost.step_flops(config, 6, 96, 48), rel=1e-12)
+    shorter = padding_free_flops(config, 2, 3 * 96, 3 * 48, [(12, 48, 24)])
+    assert shorter < found
 
 
 def test_a_configuration_tells_its_cost_without_being_applied():

@@ -197,13 +197,13 @@ def _write_records(
 
 def _count(run: Assembly, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
     """What the record says of a numpy batch; see `training.loop.batch_counts`."""
-    shape = (*batch["encoder_input_tokens"].shape, batch["decoder_target_tokens"].shape[1])
-    kinds = padding_free.row_shapes(batch)
-    config = run.config.model_config
+    rows, targets = batch["decoder_target_tokens"].shape
+    inputs = batch["encoder_input_tokens"].shape[1]
+    config, kinds = run.config.model_config, padding_free.row_shapes(batch)
     flops = (
-        costs.padding_free_flops(config, *shape, kinds)
+        costs.padding_free_flops(config, rows, inputs, targets, kinds)
         if kinds
-        else costs.step_flops(config, *shape)
+        else costs.step_flops(config, rows, inputs, targets)
     )
     return batch_counts(batch) | {FLOPS: flops}
 

@@ -77,7 +77,7 @@ class TrainBatches(Iterator[Batch]):
     * With `examples_per_batch`, a batch has exactly that many examples and as many rows as they
       need, rounded up to a multiple of `row_multiple` so that few shapes occur.
     * With `padding_free`, a batch has `row_multiple` groups of tokens. Where `batch_size` says how
-      many examples it has, they are taken in windows of `padding_free.WINDOW` or more, and divided
+      many examples it has, they are taken in windows of `batch_arrays.WINDOW` or more, and divided
       among its batches so that all of these have about equally many tokens.
 
     Attributes:
@@ -144,7 +144,12 @@ class TrainBatches(Iterator[Batch]):
         """Prepares for padding-free batches."""
         lengths = (self._maker.row_inputs, self._maker.row_targets)
         records, exactly = self._maker.records, self._examples_per_batch
-        examples = padding_free.examples_of(records, lengths, self._batch_size, exactly)
+        sample = epochs.first_examples(records, padding_free.SAMPLE)
+        examples = (
+            padding_free.examples_of(records, sample, lengths, self._batch_size)
+            if exactly is None
+            else float(exactly)
+        )
         if round(examples) < self._row_multiple:
             name = (
                 f"BATCH_SIZE = {self._batch_size}"
@@ -156,7 +161,6 @@ class TrainBatches(Iterator[Batch]):
                 f"than their {self._row_multiple} parts (devices along `data` × "
                 "NUM_MICROBATCHES): choose a larger one."
             )
-        sample = epochs.first_examples(records, padding_free.SAMPLE)
         self._examples = examples
         if exactly is None:
             window = self._order.size / self._windows
@@ -313,9 +317,7 @@ class TrainBatches(Iterator[Batch]):
     def _windows(self) -> int:
         window = batch_arrays.WINDOW
         if self._examples is not None:
-            window = max(
-                padding_free.WINDOW, round(padding_free.BATCHES_OF_WINDOW * self._examples)
-            )
+            window = max(window, round(padding_free.BATCHES_OF_WINDOW * self._examples))
         return -(-self._order.size // window)
 
     def _window_records(self) -> np.ndarray:

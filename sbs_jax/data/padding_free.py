@@ -22,15 +22,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from sbs_jax.data.batch_arrays import WEIGHTS, Batch, array_shapes, place_records, write_records
-from sbs_jax.data.epochs import first_examples
 from sbs_jax.data.packing import Placement, balance, pack, starts_unit
 from sbs_jax.data.records import Records
+from sbs_jax.row_tables import MULTIPLE, table_name
 
 SAMPLE = 1024
 """Examples whose lengths decide on the sizes of batches."""
-
-MULTIPLE = 16
-"""Lengths of rows and numbers of tokens are multiples of it, for the sake of vector units."""
 
 MOST_KINDS = 3
 """Kinds of rows; each is a product more in every attention, and is compiled."""
@@ -38,11 +35,14 @@ MOST_KINDS = 3
 WORTH = 0.95
 """One kind more must make the cost of attention so many times as high, at most."""
 
-WINDOW = 2048
-"""Examples that are shuffled first and then divided among batches; more for large batches."""
-
 BATCHES_OF_WINDOW = 16
 """Batches that a window has at least, so that they mix."""
+
+COMPARED = 512
+"""Units that are packed to compare kinds of rows, at least; or those of all groups."""
+
+SPARE_ROWS = 1
+"""Rows of each kind that no group of the sample needs, so that hardly a batch has no room."""
 
 FEW = 32
 """Batches of fewer examples differ so much that their sizes are rounded more coarsely."""
@@ -108,17 +108,17 @@ def batch_shapes(sizes: Sizes, groups: int, *, shared_inputs: bool) -> dict[str,
         **array_shapes((sizes.inputs, sizes.targets), groups, shared_inputs=shared_inputs)
     }
     for number, kind in enumerate(sizes.kinds):
-        shapes[f"encoder_rows_{number}"] = (groups, kind.rows, kind.inputs)
-        shapes[f"decoder_rows_{number}"] = (groups, kind.rows, kind.targets)
+        shapes[table_name("encoder", number)] = (groups, kind.rows, kind.inputs)
+        shapes[table_name("decoder", number)] = (groups, kind.rows, kind.targets)
     return shapes
 
 
 def row_shapes(batch: Mapping[str, np.ndarray]) -> list[tuple[int, int, int]]:
     """How many rows of each kind a batch has, and their lengths S and T; [] if it is of rows."""
     shapes: list[tuple[int, int, int]] = []
-    while (name := f"encoder_rows_{len(shapes)}") in batch:
+    while (name := table_name("encoder", len(shapes))) in batch:
         groups, rows, inputs = batch[name].shape
-        targets = batch[f"decoder_rows_{len(shapes)}"].shape[2]
+        targets = batch[table_name("decoder", len(shapes))].shape[2]
         shapes.append((groups * rows, inputs, targets))
     return shapes
 
@@ -287,7 +287,7 @@ class GroupMaker:
         ):
             kind, row, place = group.kind[records], group.placement.row[records], places[records]
             for number in range(len(self.kinds)):
-                table = arrays[f"{side}_rows_{number}"]
+                table = arrays[table_name(side, number)]
                 table[...] = arrays[f"{side}_segment_ids"].size - 1
                 mine = kind == number
                 count = sizes[mine]
@@ -319,22 +319,22 @@ def units_of(
 
 def examples_of(
     records: Records,
+    sample: Sequence[np.ndarray],
     row_lengths: tuple[int, int],
     batch_size: int,
-    examples_per_batch: int | None,
 ) -> float:
-    """About how many examples a batch has.
+    """About how many examples `batch_size` rows hold that are full of inputs or of targets.
 
     Args:
       records: the records of a training split.
+      sample: the ids of the records of some examples.
       row_lengths: input and target tokens of a row.
-      batch_size: rows; a batch has as many examples as these hold if they are full of inputs or
-        of targets, and no more than an epoch has.
-      examples_per_batch: the number that is wanted; None leaves it to `batch_size`.
+      batch_size: rows.
+
+    Returns:
+      At least 1, and no more than an epoch has.
     """
-    if examples_per_batch is not None:
-        return examples_per_batch
-    units = [_unit_lengths(records, ids, row_lengths[1]) for ids in first_examples(records, SAMPLE)]
+    units = [_unit_lengths(records, ids, row_lengths[1]) for ids in sample]
     mean = np.mean([own.sum(axis=0) for own in units], axis=0)
     wanted = float((batch_size * np.array(row_lengths) / mean).min())
     return max(1.0, min(wanted, records.example_starts.size - 1))
@@ -416,13 +416,6 @@ def _unit_lengths(records: Records, ids: np.ndarray, most_targets: int) -> np.nd
     inputs, targets = records.lengths_of(ids)
     first, _ = units_of(records, ids, targets, most_targets)
     return np.stack([inputs[first], np.add.reduceat(targets, first)], axis=1)
-
-
-COMPARED = 512
-"""Units that are packed to compare kinds of rows, at least; or those of all groups."""
-
-SPARE_ROWS = 1
-"""Rows of each kind that no group of the sample needs, so that hardly a batch has no room."""
 
 
 def choose_kinds(

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from sbs_jax.data.padding_free import row_shapes
 from sbs_jax.data.vocabulary import decode_tokens
 from sbs_jax.parts import NAMES, part_words
 from sbs_jax.planning.compiling import compile_program
@@ -89,7 +90,7 @@ def batch_lines(
     targets = batch["decoder_target_tokens"].shape[1]
     filled = np.count_nonzero(batch["encoder_segment_ids"]) / (rows * inputs)
     target_filled = np.count_nonzero(batch["decoder_segment_ids"]) / (rows * targets)
-    name = "group" if "encoder_rows_0" in batch else "row"
+    name = "group" if row_shapes(batch) else "row"
     lines = [
         f"first batch: {rows} {name}{'s' if rows != 1 else ''} of {inputs} input and {targets} "
         f"target tokens, {filled:.0%} and {target_filled:.0%} full"

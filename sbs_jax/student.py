@@ -29,6 +29,9 @@ class Program(Protocol):
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """Traces it for arguments or their shapes; the result has `compile`."""
 
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """Traces it for arguments or their shapes; the result has `jaxpr`."""
+
 
 class Student:
     """A network laid out on a mesh; see `models.interface` for what it has to offer.
@@ -183,7 +186,12 @@ class Student:
             with self.context():
                 return jitted.lower(*args, **kwargs)
 
-        call.lower = lower  # type: ignore[attr-defined]  # as what `jax.jit` returns has
+        def trace(*args: Any, **kwargs: Any) -> Any:
+            with self.context():
+                return jitted.trace(*args, **kwargs)
+
+        # As what `jax.jit` returns has.
+        call.lower, call.trace = lower, trace  # type: ignore[attr-defined]
         return cast(Program, call)
 
     @contextlib.contextmanager

@@ -50,8 +50,11 @@ class RecordTexts(NamedTuple):
     weighing: str = ""
 
 
-class _Encodes(Protocol):
-    def encode(self, s: str) -> Any: ...
+class Encodes(Protocol):
+    """A vocabulary, as far as texts are encoded with it."""
+
+    def encode(self, s: str) -> Any:
+        """Returns the tokens of a text."""
 
 
 class RecordMaker:
@@ -202,7 +205,7 @@ def encoder_prefix(settings: DataSettings, target: Target) -> str:
     return fill(target.prefix, settings.texts)
 
 
-def decoder_prompt(settings: DataSettings, target: Target, vocabulary: _Encodes) -> list[int]:
+def decoder_prompt(settings: DataSettings, target: Target, vocabulary: Encodes) -> list[int]:
     """Returns the tokens that the decoder is given before it writes `target`; none by default."""
     if settings.prefix_side != "decoder":
         return []

@@ -140,9 +140,7 @@ class ContinuousDecoder:
         outputs: dict[int, Output] = {}
         rows = shapes.fit(min(len(requests), row_counts[-1]), row_counts)
         # All pools but the last are full: one number of rows is compiled.
-        multiple = self._chunk(rows)
-        most = ENCODED_TOKENS * self.programs.row_multiple // lengths[-1]
-        pool_rows = (min(rows, max(most // multiple, 1) * multiple),)
+        pool_rows = (self._pool_rows(rows, lengths[-1]),)
         every = shapes.finer(lengths)
         # A step that sees some columns of padding costs little, another length's programs much.
         needed = {shapes.fit(len(request.tokens), lengths) for request in requests}
@@ -250,6 +248,27 @@ class ContinuousDecoder:
           length: the one length that `stream` is given.
         """
         self.programs.compile(params, rows, self._chunk(rows), length + self._prompt_columns)
+
+    def arguments(self, params: Any, rows: int, length: int) -> dict[str, tuple[Any, ...]]:
+        """The shapes in which a call runs its programs if all slots are in use, and inputs long.
+
+        Args:
+          params: the student's parameters on its mesh, or their shapes.
+          rows: the number of slots.
+          length: the largest of the possible numbers of encoded tokens.
+
+        Returns:
+          See `SlotPrograms.arguments`.
+        """
+        chunk, pool_rows = self._chunk(rows), self._pool_rows(rows, length)
+        columns = length + self._prompt_columns
+        return self.programs.arguments(params, rows, chunk, columns, pool_rows)
+
+    def _pool_rows(self, rows: int, length: int) -> int:
+        """How many inputs of up to `length` tokens are encoded at a time for so many slots."""
+        chunk = self._chunk(rows)
+        most = ENCODED_TOKENS * self.programs.row_multiple // length
+        return min(rows, max(most // chunk, 1) * chunk)
 
     def _chunk(self, rows: int) -> int:
         """How many of so many slots are refilled at a time."""

@@ -131,7 +131,7 @@ class SlotPrograms:
         self._draws = draws
         jit, replicated = network.jit, network.replicated
         # Fixed, so that a program is not compiled again for what another one has returned.
-        memory, slots = _shardings(network)
+        memory, slots = self._shardings = _shardings(network)
         self.empty = jit(self._empty_fn, static_argnums=(0, 1), out_shardings=slots)
         self.grow = jit(self._grow_fn, static_argnums=1, out_shardings=slots)
         self.encode = jit(self._encode_fn, static_argnums=2, out_shardings=memory)
@@ -161,6 +161,40 @@ class SlotPrograms:
         )
         _compiled(self.insert, params, slots, memory, taken)
         _compiled(self.advance, params, slots, np.int32(chunk))
+
+    def arguments(
+        self, params: Any, rows: int, chunk: int, length: int, pool_rows: int
+    ) -> dict[str, tuple[Any, ...]]:
+        """The shapes in which programs are called; nothing is compiled.
+
+        Args:
+          params: the student's parameters on its mesh, or their shapes.
+          rows: the number of slots.
+          chunk: how many inputs are inserted at a time.
+          length: the number of encoded tokens.
+          pool_rows: how many inputs are encoded at a time.
+
+        Returns:
+          The arguments of `encode`, `insert` and `advance`, by their names.
+        """
+        tokens = jax.ShapeDtypeStruct((pool_rows, length), jnp.int32)
+        memory, slots = (
+            jax.tree.map(_placed, shardings, shapes)
+            for shardings, shapes in zip(
+                self._shardings,
+                (
+                    jax.eval_shape(lambda p, t: self._encode_fn(p, t, length), params, tokens),
+                    jax.eval_shape(lambda: self._empty_fn(rows, length)),
+                ),
+                strict=True,
+            )
+        )
+        numbers, samples = np.zeros(chunk, np.int32), np.zeros(chunk, np.uint32)
+        return {
+            "encode": (params, tokens, length),
+            "insert": (params, slots, memory, Taken(numbers, samples, numbers)),
+            "advance": (params, slots, np.int32(chunk)),
+        }
 
     def _reads_as(self, other: SlotPrograms) -> bool:
         """Whether inputs get into slots by the same programs."""
@@ -326,6 +360,13 @@ def _shardings(network: OnMesh) -> tuple[Any, Slots]:
     # Of shardings, in the places of the arrays.
     fields: dict[str, Any] = {"step": on(), "written": on(None, "data"), **rows}
     return memory, Slots(memory=memory, cache=cache, **fields)
+
+
+def _placed(sharding: NamedSharding, shapes: Any) -> Any:
+    """Shapes with the sharding that all of their arrays have."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
 
 
 def _compiled(program: Any, *args: Any) -> Any:

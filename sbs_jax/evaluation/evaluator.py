@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from sbs_jax import host_memory, losses, metrics, remote
 from sbs_jax.data import pipeline
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.decoding import shapes
-from sbs_jax.decoding.continuous import ContinuousDecoder, Request
+from sbs_jax.decoding.continuous import Request
 from sbs_jax.errors import UserError, require_at_least
-from sbs_jax.evaluation.loss_step import make_loss_step
+from sbs_jax.evaluation.programs import EvalPrograms
 from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.metrics import Value
 from sbs_jax.partitioning.distributed import to_global
@@ -26,9 +25,6 @@ from sbs_jax.scores import calculator, classes, overlap
 from sbs_jax.scores.faithfulness import agreements
 from sbs_jax.scores.voting import vote
 from sbs_jax.student import Student
-
-LOSS_TOKENS = 8192
-"""How many tokens, of inputs and targets, a device computes losses of at a time, or one row's."""
 
 
 class Evaluation(NamedTuple):
@@ -102,7 +98,15 @@ class Evaluator:
         require_at_least(
             1, EVAL_STEPS=eval_steps, EVAL_BATCH_SIZE=batch_size, MAX_DECODE_LENGTH=max_decode_len
         )
-        rows = shapes.round_up(batch_size, student.mesh.shape["data"])
+        self._parts = task.method.names
+        self._programs = EvalPrograms(
+            student,
+            feature_lengths,
+            batch_size=batch_size,
+            parts=self._parts,
+            loss_normalization=loss_normalization,
+            max_decode_len=max_decode_len,
+        )
         self._mesh, self._prepare = student.mesh, prepare
         self._with_rationales = with_rationales
         self._vocabulary = task.vocabulary
@@ -113,33 +117,13 @@ class Evaluator:
                 split,
                 f"{split}-{part.name}" if task.is_mixture else split,
                 feature_lengths,
-                rows,
+                self._programs.rows,
                 eval_steps,
                 pack,
             )
             for split in splits
             for part, _ in task.parts
         ]
-        self._rows = rows
-        self._lengths = shapes.input_lengths(feature_lengths["inputs"])
-        # The splits of a task have the same prompts, and so the same programs.
-        decoder = functools.partial(
-            ContinuousDecoder,
-            student,
-            max_decode_len=max_decode_len or feature_lengths["targets"],
-        )
-        common = decoder()
-        self._decoder = functools.cache(lambda prompt: decoder(prompt=prompt, like=common))
-        self._parts = task.method.names
-        self._loss_step = student.jit(
-            make_loss_step(
-                student.hidden,
-                head=student.head,
-                loss_normalization=loss_normalization,
-                names=self._parts,
-            ),
-            out_shardings=student.replicated,
-        )
 
     @property
     def size_text(self) -> str:
@@ -227,19 +211,16 @@ class Evaluator:
         """Decodes the student's greedy answer to each row of inputs, behind `prompt`."""
         host_memory.return_freed_memory()
         requests = [Request(row[: np.count_nonzero(row)].tolist()) for row in inputs]
-        decoder = self._decoder(tuple(prompt.tolist()))
-        # No more slots than inputs: those would only be computed in vain.
-        rows = shapes.round_up(min(self._rows, len(requests)), self._mesh.shape["data"])
-        outputs = decoder(params, requests, (rows,), self._lengths)
+        decoder, rows = self._programs.decoder(prompt.tolist()), self._programs.slots(len(requests))
+        outputs = decoder(params, requests, (rows,), self._programs.lengths)
         return [self._vocabulary.decode(shapes.until_end(output.tokens)) for output in outputs]
 
     def _losses(self, params: Any, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Value]:
         host_memory.return_freed_memory()
-        groups = self._mesh.shape["data"]
-        slices = itertools.chain.from_iterable(_slices(batch, groups) for batch in batches)
+        slices = itertools.chain.from_iterable(self._slices(batch) for batch in batches)
         # Summed on the host in float64, so that a split's size costs no precision.
         fetched = jax.device_get(
-            [self._loss_step(params, to_global(part, self._mesh)) for part in slices]
+            [self._programs.losses(params, to_global(part, self._mesh)) for part in slices]
         )
         result: dict[str, Value] = {}
         for part in self._parts:
@@ -254,21 +235,14 @@ class Evaluator:
         # A log line shows the first few: the losses of both parts, then the rest.
         return dict(sorted(result.items(), key=lambda item: not item[0].endswith("_loss")))
 
-
-def _slices(batch: Mapping[str, np.ndarray], groups: int) -> Iterator[dict[str, np.ndarray]]:
-    """Cuts a batch into equal slices of few tokens, the last one filled up with empty rows.
-
-    Args:
-      batch: arrays [B, …].
-      groups: the number of rows of a slice is a multiple of it.
-    """
-    rows, targets = batch["decoder_target_tokens"].shape
-    most = max(LOSS_TOKENS // (batch["encoder_input_tokens"].shape[1] + targets), 1) * groups
-    size = shapes.round_up(-(-rows // -(-rows // most)), groups)
-    for start in range(0, rows, size):
-        cut = {name: array[start : start + size] for name, array in batch.items()}
-        missing = size - min(size, rows - start)
-        yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in cut.items()}
+    def _slices(self, batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Cuts a batch into equal slices of few tokens, the last one filled up with empty rows."""
+        rows, inputs = batch["encoder_input_tokens"].shape
+        size = self._programs.loss_rows(rows, inputs, batch["decoder_target_tokens"].shape[1])
+        for start in range(0, rows, size):
+            cut = {name: array[start : start + size] for name, array in batch.items()}
+            missing = size - min(size, rows - start)
+            yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in cut.items()}
 
 
 def write_predictions(

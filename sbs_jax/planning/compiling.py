@@ -54,6 +54,7 @@ class Compiled:
         whole batch, without what is computed a second time.
       num_devices: the number of devices of the mesh.
       bound: the least time of an execution; None without a target.
+      beside_bytes: the bytes of what else is there on one device while the program runs.
     """
 
     name: str
@@ -67,12 +68,13 @@ class Compiled:
     model_flops: float
     num_devices: int
     bound: roofline.Bound | None
+    beside_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int | None:
         """The most memory in use on one device; None where only XLA's refusal is known."""
         if self.memory is not None:
-            return self.memory.peak
+            return self.memory.peak + self.beside_bytes
         used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", self.exhausted or "")
         return round(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)) if used else None
 
@@ -116,6 +118,8 @@ def compile_program(
     target: Target | None = None,
     opt_state: Any = (),
     model_flops: float = 0.0,
+    resident: Any = (),
+    turns: int = 1,
 ) -> Compiled:
     """Compiles a program; that it is too large for the memory is an answer, not an error.
 
@@ -127,11 +131,15 @@ def compile_program(
       target: whose devices these are; None for those of this machine.
       opt_state: the optimizer's abstract state, with shardings.
       model_flops: see `Compiled`.
+      resident: abstract arrays with shardings that are on the devices while the program runs,
+        whether it is called with them or not.
+      turns: see `hlo.read_program`.
 
     Returns:
       What is known of it.
     """
     exhausted = memory = program = bound = None
+    beside = 0
     start = time.monotonic()
     try:
         compiled = lower().compile()
@@ -143,7 +151,10 @@ def compile_program(
     devices = list(mesh.devices.flat)
     if exhausted is None:
         memory = memory_of(compiled.memory_analysis())
-        program = hlo.read_program(compiled.as_text(), len(devices))
+        program = hlo.read_program(compiled.as_text(), len(devices), turns=turns)
+        if memory is not None:
+            # A program is not called with those of its arguments that it does not read.
+            beside = max(0, device_bytes(resident) - memory.arguments)
         if target is not None:
             bound = roofline.bound(program, target, hosts_of(devices, target))
     return Compiled(
@@ -158,6 +169,7 @@ def compile_program(
         model_flops=model_flops,
         num_devices=len(devices),
         bound=bound,
+        beside_bytes=beside,
     )
 
 

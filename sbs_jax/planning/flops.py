@@ -24,10 +24,11 @@ def count_flops(function: Callable[..., Any], *arguments: Any, turns: int = 1) -
     >>> count_flops(lambda a: a @ a.T, x)
     2048.0
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, turns)
+    return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, turns)
 
 
-def _of_jaxpr(jaxpr: Any, turns: int) -> float:
+def of_jaxpr(jaxpr: Any, turns: int = 1) -> float:
+    """The same of a function that was traced already."""
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -40,13 +41,13 @@ def _of_jaxpr(jaxpr: Any, turns: int) -> float:
         times = {"scan": equation.params.get("length", 1), "while": turns}.get(name, 1)
         branches = equation.params.get("branches") if name == "cond" else None
         if branches is not None:
-            total += max(_of_jaxpr(branch.jaxpr, turns) for branch in branches)
+            total += max(of_jaxpr(branch.jaxpr, turns) for branch in branches)
             continue
         for inner in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
         ):
             if hasattr(inner, "eqns"):
-                total += times * _of_jaxpr(inner, turns)
+                total += times * of_jaxpr(inner, turns)
             elif hasattr(inner, "jaxpr"):
-                total += times * _of_jaxpr(inner.jaxpr, turns)
+                total += times * of_jaxpr(inner.jaxpr, turns)
     return total

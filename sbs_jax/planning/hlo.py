@@ -45,13 +45,14 @@ class Program:
         return dict(total)
 
 
-def read_program(text: str, num_devices: int = 1) -> Program:
+def read_program(text: str, num_devices: int = 1, *, turns: int = 1) -> Program:
     """Reads the text of a compiled program (`jax.stages.Compiled.as_text`).
 
     Args:
       text: XLA's optimized HLO.
       num_devices: the number of devices of the program; the size of a group that is not written
         down.
+      turns: how often a loop counts whose end depends on data.
 
     Returns:
       What one device does in one execution.
@@ -60,7 +61,7 @@ def read_program(text: str, num_devices: int = 1) -> Program:
     flops = traffic = 0.0
     found: collections.Counter[Collective] = collections.Counter()
     pieces: dict[str, tuple[int, Collective]] = {}
-    for name, times, is_inner in _executions(computations, entry):
+    for name, times, is_inner in _executions(computations, entry, turns):
         computation = computations[name]
         for instruction in computation.values():
             flops += times * hlo_costs.flops(instruction, computation)
@@ -86,7 +87,7 @@ def read_program(text: str, num_devices: int = 1) -> Program:
 
 
 def _executions(
-    computations: dict[str, Computation], entry: str
+    computations: dict[str, Computation], entry: str, turns: int = 1
 ) -> Iterator[tuple[str, int, bool]]:
     """Each computation that is called, how often, and whether it is a part of one instruction."""
     pending = [(entry, 1, False)]
@@ -102,12 +103,12 @@ def _executions(
                     inner = is_inner
                 trips = 1
                 if instruction.opcode == "while":
-                    trips = _trip_count(instruction, computations)
+                    trips = _trip_count(instruction, computations, turns)
                 for callee in re.findall(r"[\w.\-]+", called):
                     pending.append((callee, times * trips, inner))
 
 
-def _trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
+def _trip_count(loop: Instruction, computations: dict[str, Computation], turns: int) -> int:
     known = _TRIPS.search(loop.rest)
     if known:
         return int(known[1])
@@ -121,4 +122,5 @@ def _trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
         for value in instruction.operands[:1]
         if value.isdecimal()
     ]
-    return max(constants, default=1)
+    # Where data decide, there is none but the 0 of sums.
+    return max(filter(None, constants), default=turns)

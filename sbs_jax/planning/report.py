@@ -40,6 +40,8 @@ def lines(one: Compiled) -> list[str]:
     if one.memory is not None:
         found.append(f"  activations and other temporaries {in_bytes(one.memory.temporaries)}")
         found.append(f"  generated code {in_bytes(one.memory.code)}")
+    if one.beside_bytes:
+        found.append(f"  on the device meanwhile, but not read {in_bytes(one.beside_bytes)}")
     found.append(f"  {verdict(one)}")
     if one.program is not None:
         found.append(
@@ -97,6 +99,7 @@ def as_json(one: Compiled) -> dict[str, Any]:
         "optimizer_bytes": one.optimizer_bytes,
         "temporary_bytes": None if one.memory is None else one.memory.temporaries,
         "code_bytes": None if one.memory is None else one.memory.code,
+        "beside_bytes": one.beside_bytes,
         "flops": None if program is None else program.flops,
         "model_flops": _share(one),
         "memory_traffic_bytes": None if program is None else program.traffic,

@@ -26,16 +26,19 @@ from sbs_jax.data import auto_lengths, padding_free, pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import array_shapes, row_lengths
 from sbs_jax.data.batching import AUTO, Batching, TrainBatches
+from sbs_jax.data.record_texts import Encodes, decoder_prompt
 from sbs_jax.data.resolving import ResolvedTask, resolve_task
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
+from sbs_jax.evaluation.programs import EvalPrograms
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.interface import default_prefix_side
 from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.partitioning.mesh import check_batch_size
+from sbs_jax.parts import NAMES
 from sbs_jax.programs import resuming
 from sbs_jax.programs.train_config import TrainConfig
 from sbs_jax.student import Student
@@ -160,14 +163,15 @@ class Assembly:
         No data is read, unless row lengths or the sizes of padding-free batches are left to it.
 
         Args:
-          rows: the rows of the batch; by default BATCH_SIZE.
+          rows: the rows of a batch of rows; by default it is as the run trains on it, padding-free
+            or of BATCH_SIZE rows.
 
         Raises:
           UserError: `rows` is not given, and EXAMPLES_PER_BATCH leaves the number of rows to the
             data.
         """
         batching, shared = self.batching, self._choice.settings.prefix_side == "decoder"
-        if batching.padding_free:
+        if rows is None and batching.padding_free:
             sizes, groups = self.batches().sizes, self._row_multiple
             assert sizes is not None
             all_shapes = padding_free.batch_shapes(sizes, groups, shared_inputs=shared)
@@ -319,22 +323,51 @@ class Assembly:
           UserError: a split cannot be read, or a setting is out of its range.
         """
         own = self.config.evaluation
-        student, lora = self.student, self.config.lora
-        if lora is not None:
-            # Merged once: each token that is decoded would go through all adapters.
-            config, fsdp = lora_lib.without(student.config), self.config.mesh.fsdp
-            student = Student(config, student.mesh, fsdp=fsdp)
-            options["prepare"] = lora_lib.merging(student.jit, lora)
+        if self.config.lora is not None:
+            options["prepare"] = lora_lib.merging(self.eval_student.jit, self.config.lora)
         return Evaluator(
-            student,
+            self.eval_student,
             self.task,
             self.batching.lengths,
             splits=own.splits if splits is None else splits,
-            batch_size=own.batch_size or self.config.batching.batch_size,
             eval_steps=None if whole else own.steps,
-            loss_normalization=self.loss.normalizations,
+            **self._eval_options,
             **options,
         )
+
+    @functools.cached_property
+    def eval_student(self) -> Student:
+        """The network that is evaluated: one without adapters.
+
+        They are merged into it once: each token that is decoded would go through all of them.
+        """
+        student = self.student
+        if self.config.lora is None:
+            return student
+        config = lora_lib.without(student.config)
+        return Student(config, student.mesh, fsdp=self.config.mesh.fsdp)
+
+    def eval_programs(self) -> EvalPrograms:
+        """The programs of `evaluator`, of which none is compiled yet; no data is read."""
+        return EvalPrograms(
+            self.eval_student,
+            self.batching.lengths,
+            parts=self._choice.method.names,
+            **self._eval_options,
+        )
+
+    @property
+    def _eval_options(self) -> dict[str, Any]:
+        own = self.config.evaluation
+        return {
+            "batch_size": own.batch_size or self.config.batching.batch_size,
+            "loss_normalization": self.loss.normalizations,
+        }
+
+    def label_prompt(self, vocabulary: Encodes) -> list[int]:
+        """Returns what the decoder is given before it writes a label, as `vocabulary` counts it."""
+        target = self._choice.method.target_of(NAMES[0])
+        return decoder_prompt(self._choice.settings, target, vocabulary)
 
     @functools.cached_property
     def evaluate(self) -> EvaluateFn | None:

@@ -30,7 +30,9 @@ from sbs_jax.experiments import runs
 from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.planning import targets
 
-PROGRAMS = ("train", "eval", "decode")
+PROGRAMS = {"train": ("train",), "eval": ("eval",), "decode": ("encode", "insert", "advance")}
+"""What `--programs` names, and the programs that each of these is."""
+
 _MAX_COMPILES = 12
 
 
@@ -93,7 +95,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, flags_lib.Flags]:
 
 def _names(flags: argparse.Namespace) -> list[str]:
     """The programs that are compiled without `--search`."""
-    text = PROGRAMS[0] if flags.programs is None else flags.programs
+    text = "train" if flags.programs is None else flags.programs
     return [name.strip() for name in text.split(",")]
 
 
@@ -110,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         "--programs",
         metavar="NAMES",
         help="what to compile, separated by commas: train (if the flag is left out), eval (the "
-        "losses of a batch), decode (the greatest length of answers to a batch).",
+        "losses of a batch), decode (the programs that answer inputs in an evaluation).",
     )
     result.add_argument(
         "--search",
@@ -208,7 +210,7 @@ class Planned:
         from sbs_jax.planning import isolation, report
 
         print(_title(self._lay_out(None), self.target), flush=True)
-        for name in names:
+        for name in (part for group in names for part in PROGRAMS[group]):
             try:
                 compiled = self.compiled(name, None)
             except isolation.CompilerCrash as crash:
@@ -289,9 +291,12 @@ class Planned:
         Raises:
           CompilerCrash: the process that compiled it died.
         """
+        from sbs_jax.planning import isolation, run_programs
+
         if self.command is None:
-            return self._compile(self._lay_out(layout), name)
-        from sbs_jax.planning import isolation
+            assembly = self._lay_out(layout)
+            chosen = run_programs.find(assembly, name)
+            return chosen.compile(assembly.student.mesh, self.target)
 
         asked = None if layout is None else dataclasses.asdict(layout)
         return isolation.compile_apart(self.command, {"program": name, "layout": asked})
@@ -311,58 +316,6 @@ class Planned:
             ),
             batching=dataclasses.replace(run.batching, num_microbatches=layout.microbatches),
             model_config=dataclasses.replace(run.model_config, remat=layout.remat),
-        )
-
-    def _compile(self, assembly: Any, name: str) -> Any:
-        """Compiles one program of a run."""
-        import jax
-
-        from sbs_jax.planning import compiling, flops
-
-        student, state, batch = assembly.student, assembly.abstract_state, assembly.abstract_batch()
-
-        def forward() -> float:
-            return flops.count_flops(
-                lambda params, batch: student.apply(params, batch, None), state.params, batch
-            )
-
-        common = {"mesh": student.mesh, "target": self.target, "params": state.params}
-        if name == "train":
-            return compiling.compile_program(
-                "train step",
-                lambda: assembly.step_fn.lower(state, batch),
-                opt_state=state.opt_state,
-                # The gradient of a product is two products.
-                model_flops=3 * forward(),
-                **common,
-            )
-        if name == "eval":
-            from sbs_jax.evaluation.loss_step import make_loss_step
-
-            step = student.jit(
-                make_loss_step(student.hidden, head=student.head), out_shardings=student.replicated
-            )
-            return compiling.compile_program(
-                "eval step",
-                lambda: step.lower(state.params, batch),
-                model_flops=forward(),
-                **common,
-            )
-        from sbs_jax.decoding.greedy import greedy_decode
-        from sbs_jax.partitioning.rules import batch_sharding
-
-        inputs = batch["encoder_input_tokens"]
-        tokens = jax.ShapeDtypeStruct(
-            inputs.shape, inputs.dtype, sharding=batch_sharding(student.mesh)
-        )
-        length = assembly.batching.lengths["targets"]
-        function = functools.partial(greedy_decode, student.model, max_decode_len=length)
-        decode = student.jit(function, out_shardings=student.replicated)
-        return compiling.compile_program(
-            "greedy decoding of a batch",
-            lambda: decode.lower(state.params, tokens),
-            model_flops=flops.count_flops(function, state.params, tokens, turns=length),
-            **common,
         )
 
 

@@ -1,5 +1,7 @@
 """Slots that are refilled give the tokens of decoding batch by batch, on meshes, in any order."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -103,6 +105,33 @@ def test_a_decoder_reads_its_prompt_behind_the_text():
     plain = ContinuousDecoder(made, prompt=(5, 7), like=decoder, **options)
     assert plain.programs.insert is decoder.programs.insert
     assert plain.programs.advance is not decoder.programs.advance
+
+
+def test_programs_are_called_in_the_shapes_that_plans_compile_them_for():
+    network = Student(CONFIG, make_mesh(devices=jax.devices()[:2]))
+    params = network.placed_params
+    decoder = ContinuousDecoder(network, max_decode_len=LENGTH, prompt=(5, 7))
+    expected = decoder.arguments(params, 16, LENGTHS[-1])
+    _, slots, memory, _ = expected["insert"]
+    ended = [np.zeros(slots.written.shape if name == "written" else 16, np.int32)
+             for name in ("active", "starts", "written", "scores")]  # fmt: skip
+    results = {"empty": slots, "encode": memory, "insert": slots, "advance": (slots, ended)}
+    called = {}
+
+    def fake(name, *args):
+        called.setdefault(name, args)
+        return results[name]
+
+    for name in results:
+        setattr(decoder.programs, name, functools.partial(fake, name))
+    decoder(params, [Request([3] * LENGTHS[-1])] * 40, (16,), LENGTHS)
+    assert called.pop("empty") == (16, LENGTHS[-1])
+    assert list(called) == list(expected)
+    for name, args in called.items():
+        assert jax.tree.structure(args) == jax.tree.structure(expected[name])
+        pairs = zip(jax.tree.leaves(args), jax.tree.leaves(expected[name]), strict=True)
+        assert all(np.shape(given) == np.shape(mine) for given, mine in pairs)
+    assert called["encode"][1].shape == (16, 32) and called["insert"][3].rows.shape == (4,)
 
 
 def test_requests_join_while_others_are_decoded():

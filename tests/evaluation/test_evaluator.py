@@ -13,7 +13,7 @@ from sbs_jax.data.settings import DataSettings
 from sbs_jax.decoding import shapes
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.errors import UserError
-from sbs_jax.evaluation import evaluator as evaluator_lib
+from sbs_jax.evaluation import programs as programs_lib
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.scores import overlap
@@ -120,7 +120,7 @@ def test_losses_are_means_over_the_whole_split(student, params, normalization, m
         {"batch_size": 5, "pack": False},  # cut into slices of 2 rows, the last one filled up
     ):
         if options["batch_size"] == 5:
-            monkeypatch.setattr(evaluator_lib, "LOSS_TOKENS", 2 * sum(toy.LENGTHS.values()) + 1)
+            monkeypatch.setattr(programs_lib, "LOSS_TOKENS", 2 * sum(toy.LENGTHS.values()) + 1)
         result = _evaluator(student, loss_normalization=normalization, **options)(params).metrics
         result = result["validation"]
         assert result["label_loss"] == pytest.approx(label, rel=1e-5)

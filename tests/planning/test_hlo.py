@@ -40,6 +40,18 @@ def test_what_a_loop_saves_is_written_and_read_once():
     assert traffic(64) < 4.5 * traffic(16)
 
 
+def test_a_loop_whose_end_depends_on_data_counts_as_often_as_is_said():
+    def until_all_are_negative(x, kernel):
+        return jax.lax.while_loop(lambda x: jnp.sum(x > 0) > 0, lambda x: jnp.sin(x @ kernel), x)
+
+    arguments = [jax.ShapeDtypeStruct((8, 8), jnp.float32)] * 2
+    text = jax.jit(until_all_are_negative).lower(*arguments).compile().as_text()
+    once = 2 * 8 * 8 * 8
+    assert hlo.read_program(text).flops == once
+    assert hlo.read_program(text, turns=5).flops == 5 * once
+    assert flops.count_flops(until_all_are_negative, *arguments, turns=5) == 5 * once
+
+
 def test_recomputation_counts_as_often_as_it_happens():
     def layer(x, kernel):
         return jnp.tanh(jnp.tanh(x @ kernel) @ kernel)

@@ -63,7 +63,9 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
     assert "1,836,800 parameters on the devices of this machine (data 8 × model 1)" in printed
     assert "train step (compiled in" in printed
     assert "all-gather" in printed
-    step, decoding = map(json.loads, (tmp_path / "plan.jsonl").read_text().splitlines())
+    step, encode, insert, advance = map(
+        json.loads, (tmp_path / "plan.jsonl").read_text().splitlines()
+    )
     # Most parameters are cut in eight, and AdamW has two moments of each.
     assert 4 * 1_836_800 / 8 < step["parameter_bytes"] < 1.2 * 4 * 1_836_800 / 8
     assert step["optimizer_bytes"] == pytest.approx(2 * step["parameter_bytes"], rel=1e-3)
@@ -71,4 +73,13 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
     assert known <= step["peak_bytes"] < 1.1 * known
     assert step["fits"] is None
     assert step["bound_seconds"] is None
-    assert decoding["program"] == "greedy decoding of a batch"
+    assert [one["program"] for one in (encode, insert, advance)] == [
+        "encoding of 8 inputs",
+        "insertion of 8 encoded inputs into 8 slots",
+        "decoding of 32 tokens in 8 slots",
+    ]
+    for one in (encode, insert, advance):
+        # All of the parameters are there whether a program reads them or not.
+        assert one["peak_bytes"] >= one["parameter_bytes"]
+        assert one["flops"] >= 0.95 * one["model_flops"]
+    assert advance["flops"] > 0 and insert["flops"] == 0

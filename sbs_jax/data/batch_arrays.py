@@ -48,30 +48,41 @@ class Fill:
     """How full batches are.
 
     Attributes:
-      row_inputs: input tokens that a row has room for.
-      row_targets: target tokens that a row has room for.
-      rows: the number of rows so far, empty ones included.
+      rows: the number of rows so far, empty ones included; of groups where batches have no rows.
       records: the number of records in them.
       input_tokens: the number of input tokens in them that are not padding.
       target_tokens: the number of target tokens in them that are not padding.
+      input_places: the number of input tokens, padding included.
+      target_places: the number of target tokens, padding included.
     """
 
-    row_inputs: int
-    row_targets: int
     rows: int = 0
     records: int = 0
     input_tokens: int = 0
     target_tokens: int = 0
+    input_places: int = 0
+    target_places: int = 0
+
+    def count(
+        self, rows: int, records: int, tokens: tuple[int, int], row_lengths: tuple[int, int]
+    ) -> None:
+        """Counts some more rows; the pairs are of inputs and targets."""
+        self.rows += rows
+        self.records += records
+        self.input_tokens += tokens[0]
+        self.target_tokens += tokens[1]
+        self.input_places += rows * row_lengths[0]
+        self.target_places += rows * row_lengths[1]
 
     @property
     def inputs(self) -> float:
         """Share of the encoder's tokens that are not padding, 0 to 1."""
-        return self.input_tokens / max(1, self.rows * self.row_inputs)
+        return self.input_tokens / max(1, self.input_places)
 
     @property
     def targets(self) -> float:
         """Share of the decoder's tokens that are not padding, 0 to 1."""
-        return self.target_tokens / max(1, self.rows * self.row_targets)
+        return self.target_tokens / max(1, self.target_places)
 
     def __str__(self) -> str:
         return (
@@ -88,7 +99,7 @@ class BatchMaker:
         self.row_inputs, self.row_targets = row_lengths(feature_lengths)
         if not records.fits((self.row_inputs, self.row_targets)):
             raise ValueError("records are longer than these feature lengths: load them with these")
-        self.fill = Fill(self.row_inputs, self.row_targets)
+        self.fill = Fill()
 
     def place(self, ids: np.ndarray, packed: bool) -> Placement:
         """Returns the placement of the records `ids` [R]."""
@@ -134,10 +145,7 @@ class BatchMaker:
             placement.source,
             placement.segment,
         )
-        self.fill.input_tokens += written[0]
-        self.fill.target_tokens += written[1]
-        self.fill.rows += rows
-        self.fill.records += ids.size
+        self.fill.count(rows, ids.size, written, lengths)
         return batch
 
 
@@ -274,12 +282,15 @@ def array_shapes(
 
 
 class WindowRows:
-    """The placed records of one window, to be had by row."""
+    """Placed records in the order of their rows; the length is the number of rows."""
 
     def __init__(self, ids: np.ndarray, placement: Placement) -> None:
         by_row = np.argsort(placement.row, kind="stable")
         self.ids = ids[by_row]
         self.placement = placement.take(by_row)
+
+    def __len__(self) -> int:
+        return self.placement.rows
 
     def slice(self, start: int, stop: int, to_row: int) -> tuple[np.ndarray, Placement]:
         """Returns the records of rows `start` .. `stop`, moved to row `to_row` and after."""
@@ -302,7 +313,6 @@ def measure_fill(records: Records, feature_lengths: Mapping[str, int], pack: boo
     inputs, targets = records.lengths_of(ids)
     # Inputs that several records share lie in one place.
     _, once = np.unique(np.stack([placement.row, placement.source]), axis=1, return_index=True)
-    fill = maker.fill
-    fill.rows, fill.records = placement.rows, ids.size
-    fill.input_tokens, fill.target_tokens = int(inputs[once].sum()), int(targets.sum())
-    return fill
+    tokens = int(inputs[once].sum()), int(targets.sum())
+    maker.fill.count(placement.rows, ids.size, tokens, (maker.row_inputs, maker.row_targets))
+    return maker.fill

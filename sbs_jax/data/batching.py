@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
-from sbs_jax.data import batch_arrays, epochs, padding_free
-from sbs_jax.data.batch_arrays import Batch, BatchMaker, Fill, WindowRows
-from sbs_jax.data.packing import Placement
+from sbs_jax.data import epochs
+from sbs_jax.data.batch_arrays import Batch, BatchMaker, Fill, WindowRows, row_lengths
+from sbs_jax.data.example_stream import ExampleStream, Position
+from sbs_jax.data.padding_free.batches import ExactBatches, TokenBatches
+from sbs_jax.data.padding_free.sizes import Sizes
 from sbs_jax.data.records import Records
+from sbs_jax.data.row_batches import ExampleBatches, RowBatches
 from sbs_jax.errors import UserError
 
 AUTO: Final = "auto"
@@ -60,6 +63,25 @@ class Batching:
         return self.feature_lengths
 
 
+class BatchStream(Protocol):
+    """What makes the next batch of an `ExampleStream`; each kind of batches has a class."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The kind of batches, and what their order depends on besides lengths and seed."""
+
+    @property
+    def fill(self) -> Fill:
+        """How full the batches were so far."""
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The usual sizes of padding-free batches; None of others."""
+
+    def __next__(self) -> Batch:
+        """Returns the next batch."""
+
+
 class TrainBatches(Iterator[Batch]):
     """Endless batches of training records.
 
@@ -71,17 +93,8 @@ class TrainBatches(Iterator[Batch]):
     says: one task's examples come several times before another's have all come. Each task goes
     through its own examples in orders of its own, and on where the epoch before stopped.
 
-    * With `batch_size`, a batch has that many rows. Packed, the shuffled examples are taken in
-      windows of `batch_arrays.WINDOW`; the records of a window are packed together and its rows
-      shuffled. What is left over at the end of an epoch is filled up from the next one.
-    * With `examples_per_batch`, a batch has exactly that many examples and as many rows as they
-      need, rounded up to a multiple of `row_multiple` so that few shapes occur.
-    * With `padding_free`, a batch has `row_multiple` groups of tokens. Where `batch_size` says how
-      many examples it has, they are taken in windows of `batch_arrays.WINDOW` or more, and divided
-      among its batches so that all of these have about equally many tokens.
-
-    Attributes:
-      fill: how full the batches were that this object has made.
+    How examples become batches is said in `row_batches.RowBatches` and `ExampleBatches`, and of
+    padding-free ones in `padding_free.batches.TokenBatches` and `ExactBatches`.
     """
 
     def __init__(
@@ -96,9 +109,10 @@ class TrainBatches(Iterator[Batch]):
 
         Args:
           records: the records of a training split.
-          batching: see the class.
+          batching: how they become batches.
           seed: decides the order of the examples, together with the epoch.
-          row_multiple: see the class.
+          row_multiple: into how many equal parts batches are cut: the number of rows is a multiple
+            of it where the examples decide on it, and the number of groups of padding-free batches.
 
         Raises:
           UserError: there are no records, or an argument is out of its range.
@@ -110,99 +124,34 @@ class TrainBatches(Iterator[Batch]):
         _check_positive("EXAMPLES_PER_BATCH", examples_per_batch or 1)
         if batching.padding_free and not batching.pack:
             raise UserError("PADDING_FREE = True has no rows that PACK = False could speak of.")
-        self._maker = BatchMaker(records, batching.lengths)
-        self._starts = records.example_starts
-        self._batch_size = batching.batch_size
-        self._examples_per_batch = examples_per_batch
-        self._row_multiple = row_multiple
-        self._seed = seed
-        self._pack = batching.pack
-        rows = "examples" if examples_per_batch else "packed" if batching.pack else "single"
-        lengths = (self._maker.row_inputs, self._maker.row_targets)
-        self._identity = [rows, int(seed), *lengths, records.fingerprint()]
+        self._examples = ExampleStream(records, seed)
+        self._batches = _batch_stream(self._examples, batching, row_multiple)
+        kind, *more = self._batches.identity
+        lengths = row_lengths(batching.lengths)
+        self._identity = [kind, int(seed), *lengths, records.fingerprint()]
         if records.source is not None:
             self._identity.append("inputs encoded once")
         if epochs.draws(records):
             self._identity.append("one rationale an epoch")
         if records.mixture:
             self._identity.append([list(task) for task in records.mixture])
-        self._epoch = 0
-        # Position in the epoch: an example, or else a window and a row of it.
-        self._example = 0
-        self._window = 0
-        self._row = 0
-        self._order = self._shuffled()
-        if self._order.computed:
+        if self._examples.order_is_computed:
             self._identity.append("order computed")
-        self._rows: WindowRows | None = None
-        self._sizes: padding_free.Sizes | None = None
-        self._examples: float | None = None  # of a padding-free batch
-        if batching.padding_free:
-            self._use_groups()
-
-    def _use_groups(self) -> None:
-        """Prepares for padding-free batches."""
-        lengths = (self._maker.row_inputs, self._maker.row_targets)
-        records, exactly = self._maker.records, self._examples_per_batch
-        sample = epochs.first_examples(records, padding_free.SAMPLE)
-        examples = (
-            padding_free.examples_of(records, sample, lengths, self._batch_size)
-            if exactly is None
-            else float(exactly)
-        )
-        if round(examples) < self._row_multiple:
-            name = (
-                f"BATCH_SIZE = {self._batch_size}"
-                if exactly is None
-                else f"EXAMPLES_PER_BATCH = {exactly}"
-            )
-            raise UserError(
-                f"{name} makes padding-free batches of about {round(examples)} examples, fewer "
-                f"than their {self._row_multiple} parts (devices along `data` × "
-                "NUM_MICROBATCHES): choose a larger one."
-            )
-        self._examples = examples
-        if exactly is None:
-            window = self._order.size / self._windows
-            self._examples = window / max(1, round(window / examples))
-            count = max(1, int(len(sample) / self._examples))
-            batches = self._divided(
-                sample[: round(count * self._examples)], np.random.default_rng(0)
-            )
-        else:
-            count = max(1, len(sample) // exactly)
-            batches = [
-                [sample[at % len(sample)] for at in range(start, start + exactly)]
-                for start in range(0, count * exactly, exactly)
-            ]
-        self._sizes = padding_free.propose(records, lengths[1], batches, self._row_multiple)
-        kinds = [(kind.inputs, kind.targets) for kind in self._sizes.kinds]
-        self._groups = padding_free.GroupMaker(records, kinds)
-        self._identity[0] = "padding-free"
-        if exactly is None:
-            # The batches of a window depend on how many it has.
-            self._identity.append(f"{examples:.6g} examples a batch")
-        self._batches: list[list[np.ndarray]] | None = None
+        self._identity += more
 
     @property
-    def sizes(self) -> padding_free.Sizes | None:
+    def sizes(self) -> Sizes | None:
         """The usual sizes of padding-free batches; None of others."""
-        return self._sizes
+        return self._batches.sizes
 
     @property
-    def fill(self) -> Fill | padding_free.GroupFill:
-        """How full the batches were so far."""
-        return self._maker.fill if self._sizes is None else self._groups.fill
+    def fill(self) -> Fill:
+        """How full the batches were that this object has made."""
+        return self._batches.fill
 
     def state(self) -> dict[str, Any]:
         """Returns the position of the next batch; JSON can hold it."""
-        return {
-            "epoch": self._epoch,
-            "example": self._example,
-            "window": self._window,
-            "row": self._row,
-            "identity": self._identity,
-        }
+        return {**dataclasses.asdict(self._examples.at), "identity": self._identity}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes to a position that `state` returned, perhaps in another process.
@@ -216,126 +165,24 @@ class TrainBatches(Iterator[Batch]):
                 "examples, the vocabulary, TASK_FEATURE_LENGTHS, SEED, PADDING_FREE or packing "
                 "have changed): restore these, or start in a new MODEL_DIR."
             )
-        self._epoch, self._example = int(state["epoch"]), int(state["example"])
-        self._window, self._row = int(state["window"]), int(state["row"])
-        self._order = self._shuffled()
-        self._rows = self._batches = None
+        self._examples.go_to(Position.of(state))
 
     def __next__(self) -> Batch:
         """Returns the next batch."""
-        wanted = self._examples_per_batch
-        if self._sizes is not None:
-            if wanted is None:
-                return self._grouped(self._next_divided())
-            return self._grouped(epochs.by_example(self._starts, self._taken(wanted)))
-        if wanted is not None:
-            return self._next_examples(wanted)
-        return self._next_rows(self._batch_size)
+        return next(self._batches)
 
-    def _shuffled(self) -> epochs.Epoch:
-        return epochs.Epoch(self._maker.records, self._starts, self._seed, self._epoch)
 
-    def _next_epoch(self) -> None:
-        self._epoch += 1
-        self._example = self._window = self._row = 0
-        self._order = self._shuffled()
-
-    def _taken(self, wanted: int) -> np.ndarray:
-        """Returns the ids of the records of the next examples."""
-        chosen = []
-        while wanted:
-            taken = self._order.examples(self._example, self._example + wanted)
-            chosen.append(self._order.drawn(epochs.records_of(self._starts, taken)))
-            wanted -= taken.size
-            self._example += taken.size
-            if self._example == self._order.size:
-                self._next_epoch()
-        return np.concatenate(chosen)
-
-    def _next_examples(self, wanted: int) -> Batch:
-        ids = self._taken(wanted)
-        placement = self._maker.place(ids, self._pack)
-        rows = -(-placement.rows // self._row_multiple) * self._row_multiple
-        return self._maker.make(ids, placement, rows)
-
-    def _next_rows(self, wanted: int) -> Batch:
-        pieces: list[tuple[np.ndarray, Placement]] = []
-        filled = 0
-        while filled < wanted:
-            if self._rows is None:
-                self._rows = self._window_rows()
-            taken = min(wanted - filled, self._rows.placement.rows - self._row)
-            pieces.append(self._rows.slice(self._row, self._row + taken, filled))
-            filled += taken
-            self._row += taken
-            if self._row == self._rows.placement.rows:
-                self._row, self._rows = 0, None
-                self._window += 1
-                if self._window == self._windows:
-                    self._next_epoch()
-        ids = np.concatenate([piece[0] for piece in pieces])
-        placement = Placement.joined([piece[1] for piece in pieces], wanted)
-        return self._maker.make(ids, placement, wanted)
-
-    def _next_divided(self) -> list[np.ndarray]:
-        """Returns the examples of the next batch of a window."""
-        if self._batches is None:
-            examples = epochs.by_example(self._starts, self._window_records())
-            rng = np.random.default_rng([self._seed, self._epoch, self._window + 1])
-            divided = self._divided(examples, rng)
-            self._batches = [divided[number] for number in rng.permutation(len(divided))]
-        batch = self._batches[self._row]
-        self._row += 1
-        if self._row == len(self._batches):
-            self._row, self._batches = 0, None
-            self._window += 1
-            if self._window == self._windows:
-                self._next_epoch()
-        return batch
-
-    def _divided(
-        self, examples: list[np.ndarray], rng: np.random.Generator
-    ) -> list[list[np.ndarray]]:
-        """Divides examples among batches of about `_examples` each."""
-        count = max(1, round(len(examples) / cast(float, self._examples)))
-        return padding_free.divide(self._maker.records, examples, count, rng)
-
-    def _grouped(self, examples: list[np.ndarray]) -> Batch:
-        """Returns the padding-free batch of examples."""
-        assert self._sizes is not None
-        parts = padding_free.split(self._maker.records, examples, self._row_multiple)
-        groups = [self._groups.place(ids) for ids in parts]
-        needed = max(group.parts_needed(self._sizes) for group in groups)
-        if self._examples_per_batch is None:
-            # These are made to be equal: what is smaller by chance is not worth another program.
-            needed = max(needed, padding_free.PARTS)
-        elif self._examples_per_batch < padding_free.FEW:
-            needed += needed % 2
-        return self._groups.make(groups, self._sizes.scaled(needed))
-
-    @property
-    def _windows(self) -> int:
-        window = batch_arrays.WINDOW
-        if self._examples is not None:
-            window = max(window, round(padding_free.BATCHES_OF_WINDOW * self._examples))
-        return -(-self._order.size // window)
-
-    def _window_records(self) -> np.ndarray:
-        """Returns the ids of the records of the present window."""
-        # Windows of equal size, so that none at the end is too small to pack well.
-        bounds = np.linspace(0, self._order.size, self._windows + 1).astype(np.int64)
-        examples = self._order.examples(bounds[self._window], bounds[self._window + 1])
-        return self._order.drawn(epochs.records_of(self._starts, examples))
-
-    def _window_rows(self) -> WindowRows:
-        ids = self._window_records()
-        placement = self._maker.place(ids, self._pack)
-        if self._pack:
-            # Packing opens rows for the longest records first; batches must not come in that order.
-            rng = np.random.default_rng([self._seed, self._epoch, self._window + 1])
-            new_number = rng.permutation(placement.rows)
-            placement = dataclasses.replace(placement, row=new_number[placement.row])
-        return WindowRows(ids, placement)
+def _batch_stream(examples: ExampleStream, batching: Batching, row_multiple: int) -> BatchStream:
+    """Returns what makes batches of the kind that `batching` asks for."""
+    count, maker = batching.examples_per_batch, BatchMaker(examples.records, batching.lengths)
+    if batching.padding_free:
+        lengths = (maker.row_inputs, maker.row_targets)
+        if count is None:
+            return TokenBatches(examples, lengths, batching.batch_size, row_multiple)
+        return ExactBatches(examples, lengths, count, row_multiple)
+    if count is None:
+        return RowBatches(examples, maker, batching.batch_size, batching.pack)
+    return ExampleBatches(examples, maker, count, batching.pack, row_multiple)
 
 
 class EvalBatches:
@@ -376,11 +223,11 @@ class EvalBatches:
         return self._maker.fill
 
     def __len__(self) -> int:
-        return -(-self._rows.placement.rows // self._batch_size)
+        return -(-len(self._rows) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches; the iteration may be repeated."""
-        for start in range(0, self._rows.placement.rows, self._batch_size):
+        for start in range(0, len(self._rows), self._batch_size):
             ids, placement = self._rows.slice(start, start + self._batch_size, 0)
             yield self._maker.make(ids, placement, self._batch_size)
 

@@ -22,10 +22,11 @@ from jax.sharding import Mesh
 from sbs_jax.checkpoints import folders, loading, networks, record
 from sbs_jax.checkpoints import lora as lora_lib
 from sbs_jax.checkpoints.manager import CheckpointManager, restore_params
-from sbs_jax.data import auto_lengths, padding_free, pipeline
+from sbs_jax.data import auto_lengths, pipeline
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.batch_arrays import array_shapes, row_lengths
 from sbs_jax.data.batching import AUTO, Batching, TrainBatches
+from sbs_jax.data.padding_free.sizes import batch_shapes
 from sbs_jax.data.record_texts import Encodes, decoder_prompt
 from sbs_jax.data.resolving import ResolvedTask, resolve_task
 from sbs_jax.data.settings import DataSettings
@@ -174,7 +175,7 @@ class Assembly:
         if rows is None and batching.padding_free:
             sizes, groups = self.batches().sizes, self._row_multiple
             assert sizes is not None
-            all_shapes = padding_free.batch_shapes(sizes, groups, shared_inputs=shared)
+            all_shapes = batch_shapes(sizes, groups, shared_inputs=shared)
             return {n: jax.ShapeDtypeStruct(shape, np.int32) for n, shape in all_shapes.items()}
         if rows is None and batching.examples_per_batch is not None:
             raise UserError(

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from sbs_jax.data.padding_free import row_shapes
 from sbs_jax.data.vocabulary import decode_tokens
 from sbs_jax.parts import NAMES, part_words
 from sbs_jax.planning.compiling import compile_program
 from sbs_jax.planning.report import in_bytes, verdict
 from sbs_jax.programs.assembly import Assembly
+from sbs_jax.row_tables import row_shapes
 
 ROWS_SHOWN = 2
 SEQUENCES_SHOWN = 16  # of each

@@ -13,7 +13,6 @@ import numpy as np
 from sbs_jax import files
 from sbs_jax.checkpoints import folders, loading, record
 from sbs_jax.checkpoints.manager import CheckpointManager
-from sbs_jax.data import padding_free
 from sbs_jax.data.batching import AUTO, TrainBatches
 from sbs_jax.models import costs
 from sbs_jax.models.interface import config_to_json
@@ -21,6 +20,7 @@ from sbs_jax.partitioning.stopping import StopRequest
 from sbs_jax.programs import resuming
 from sbs_jax.programs.assembly import Assembly
 from sbs_jax.progress import Progress
+from sbs_jax.row_tables import row_shapes
 from sbs_jax.training import loop
 from sbs_jax.training.loop import FLOPS, EvaluateFn, Finished, StepFn, batch_counts
 from sbs_jax.training.mlflow_log import MlflowLog
@@ -199,7 +199,7 @@ def _count(run: Assembly, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
     """What the record says of a numpy batch; see `training.loop.batch_counts`."""
     rows, targets = batch["decoder_target_tokens"].shape
     inputs = batch["encoder_input_tokens"].shape[1]
-    config, kinds = run.config.model_config, padding_free.row_shapes(batch)
+    config, kinds = run.config.model_config, row_shapes(batch)
     flops = (
         costs.padding_free_flops(config, rows, inputs, targets, kinds)
         if kinds

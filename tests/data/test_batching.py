@@ -113,6 +113,29 @@ def test_a_position_in_other_data_is_refused(change):
         other.restore(state)
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind", "more"),
+    [
+        (MODES[0], "packed", []),
+        (MODES[1], "single", []),
+        (MODES[2], "examples", []),
+        ({"padding_free": True, "examples_per_batch": 8}, "padding-free", []),
+        ({"padding_free": True, "batch_size": 4}, "padding-free", ["10.929 examples a batch"]),
+    ],
+)
+def test_saved_positions_of_former_versions_stay_good(mode, kind, more):
+    """What a checkpoint holds of the data decides whether a run can be resumed."""
+    state = train(make_records(), mode).state()
+    fingerprint = make_records().fingerprint()
+    assert state == {
+        "epoch": 0,
+        "example": 0,
+        "window": 0,
+        "row": 0,
+        "identity": [kind, 0, 40, 24, fingerprint, *more],
+    }
+
+
 def test_batch_size_may_change_on_restart():
     running = train(make_records(), {"batch_size": 4})
     next(running)

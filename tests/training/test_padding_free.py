@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sbs_jax.data.batching import Batching, TrainBatches
-from sbs_jax.data.padding_free import GroupMaker, split
+from sbs_jax.data.padding_free.groups import GroupMaker, split
 from sbs_jax.errors import UserError
 from sbs_jax.models.dropout import random_mask, seed_of_kind
 from sbs_jax.partitioning.distributed import to_global

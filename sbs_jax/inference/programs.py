@@ -74,6 +74,9 @@ class Programs:
       labels: writes labels of an open label set, greedily, with their log-probabilities.
       outputs: writes, greedily, the answer of a student that explains itself with its label.
       rationales: writes rationales; None if these are searched for by `beam`.
+      tree: `(candidates)`, what `ranking` wants of labels' tokens that all rows share.
+      ranking: `(params, batch, tree)`; see `rank_shared` and, with None for a tree, `rank_own`.
+      searching: `(params, batch)`; see `search`.
     """
 
     def __init__(
@@ -100,11 +103,11 @@ class Programs:
             for kind, tokens in prompts.items()
         }
         jit = functools.partial(student.jit, out_shardings=student.replicated)
-        self._rank = jit(self._rank_fn)
-        self._search = jit(self._search_fn)
+        self.ranking = jit(self._rank_fn)
+        self.searching = jit(self._search_fn)
         self._saliency = jit(self._saliency_fn)
         self._best = functools.cache(lambda count: jit(functools.partial(self._best_fn, count)))
-        self._shared = functools.cache(self._tree)
+        self.tree = functools.cache(self._tree)
         decoder = functools.partial(ContinuousDecoder, student, max_decode_len=max_decode_len)
         self.labels = decoder(prompt=prompts[LABEL_KIND], scored=True)
         self.outputs = decoder(prompt=prompts[LABEL_KIND], like=self.labels)
@@ -129,25 +132,25 @@ class Programs:
         self, params: Any, batch: Arrays, candidates: tuple[tuple[int, ...], ...]
     ) -> jax.Array:
         """Log-probabilities float32 [B, C] of candidates that all rows share."""
-        return self._rank(params, batch, self._shared(candidates))
+        return self.ranking(params, batch, self.tree(candidates))
 
     def rank_own(self, params: Any, batch: Arrays) -> jax.Array:
         """Log-probabilities float32 [B, C] of `batch['candidates']`, int32 [B, C, T]."""
-        return self._rank(params, batch, None)
+        return self.ranking(params, batch, None)
 
     def compile_rank(
         self, params: Any, batch: Arrays, shared: tuple[tuple[int, ...], ...] | None
     ) -> None:
         """Compiles `rank_shared`, or without shared candidates `rank_own`; runs nothing."""
-        self._rank.lower(params, batch, None if shared is None else self._shared(shared)).compile()
+        self.ranking.lower(params, batch, None if shared is None else self.tree(shared)).compile()
 
     def compile_search(self, params: Any, batch: Arrays) -> None:
         """Compiles `search`; runs nothing."""
-        self._search.lower(params, batch).compile()
+        self.searching.lower(params, batch).compile()
 
     def search(self, params: Any, batch: Arrays) -> jax.Array:
         """Returns the rationales int32 [B, T] that a beam search finds."""
-        return self._search(params, batch)
+        return self.searching(params, batch)
 
     def saliency(self, params: Any, batch: Arrays) -> jax.Array:
         """Gradient × input float32 [B, S] of `batch['targets']`, int32 [B, T]."""

@@ -34,6 +34,7 @@ from sbs_jax.data.vocabulary import require_fit
 from sbs_jax.errors import UserError
 from sbs_jax.evaluation.evaluator import Evaluator, write_predictions
 from sbs_jax.evaluation.programs import EvalPrograms
+from sbs_jax.inference.prompting import Prompting, prompting_from
 from sbs_jax.models.config import T5Config
 from sbs_jax.models.interface import default_prefix_side
 from sbs_jax.models.t5gemma2.config import T5Gemma2Config
@@ -364,6 +365,27 @@ class Assembly:
             "batch_size": own.batch_size or self.config.batching.batch_size,
             "loss_normalization": self.loss.normalizations,
         }
+
+    def prompting(self, **overrides: Any) -> Prompting:
+        """Returns how a student of the run is asked; `overrides` that are None change nothing."""
+        info = self._choice.info
+        trained = vars(self._choice.settings) | {"method": info and info.method}
+        return prompting_from(trained, **overrides)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the task declares.
+
+        Raises:
+          UserError: it declares none.
+        """
+        info = self._choice.info
+        if info is None or not info.dataset.labels:
+            raise UserError(
+                f"CANDIDATES = 'task', but the task {self._choice.name} declares no labels: list "
+                "them, as in CANDIDATES = ['yes', 'no']."
+            )
+        return info.dataset.labels
 
     def label_prompt(self, vocabulary: Encodes) -> list[int]:
         """Returns what the decoder is given before it writes a label, as `vocabulary` counts it."""

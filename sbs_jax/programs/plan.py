@@ -30,8 +30,7 @@ from sbs_jax.experiments import runs
 from sbs_jax.files import atomic_write_jsonl
 from sbs_jax.planning import targets
 
-PROGRAMS = {"train": ("train",), "eval": ("eval",), "decode": ("encode", "insert", "advance")}
-"""What `--programs` names, and the programs that each of these is."""
+PROGRAMS = ("train", "eval", "decode", "infer")
 
 _MAX_COMPILES = 12
 
@@ -42,14 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = sys.argv[1:] if argv is None else None
     argv = list(sys.argv[1:] if argv is None else argv)
     own, flags = parse(argv)
-    config = config_lib.read(
-        flags.gin_file,
-        flags.gin_bindings,
-        # Nothing is written anywhere.
-        [("MODEL_DIR", "plan"), *flags.gin],
-        flags.gin_search_paths,
-        target=runs.TRAIN,
-    )
+    # Nothing is written to the one, or read from the other.
+    config = _read(flags, ["MODEL_DIR"])
+    if "CHECKPOINT_PATH" in config.used_macros:
+        config = _read(flags, ["MODEL_DIR", "CHECKPOINT_PATH"])
     if flags.help:
         shared = help_text("python -m sbs_jax.plan", __doc__ or "", flags, config)
         print(f"{shared}\n\nflags of a plan:{parser().format_help().partition('options:')[2]}")
@@ -67,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if own.json is not None and found:
             atomic_write_jsonl(own.json, found)
     return 0
+
+
+def _read(flags: flags_lib.Flags, unused: Sequence[str]) -> config_lib.GinConfig:
+    """Reads the gin files and flags; macros that must have a value, but are not used, have one."""
+    return config_lib.read(
+        flags.gin_file,
+        flags.gin_bindings,
+        [*((name, "plan") for name in unused), *flags.gin],
+        flags.gin_search_paths,
+        target=runs.TRAIN,
+    )
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, flags_lib.Flags]:
@@ -112,7 +118,8 @@ def parser() -> argparse.ArgumentParser:
         "--programs",
         metavar="NAMES",
         help="what to compile, separated by commas: train (if the flag is left out), eval (the "
-        "losses of a batch), decode (the programs that answer inputs in an evaluation).",
+        "losses of a batch), decode (what decodes answers in an evaluation), infer (what answers "
+        "with the trained student; --gin_file=runs/predictor.gin says how).",
     )
     result.add_argument(
         "--search",
@@ -210,12 +217,12 @@ class Planned:
         from sbs_jax.planning import isolation, report
 
         print(_title(self._lay_out(None), self.target), flush=True)
-        for name in (part for group in names for part in PROGRAMS[group]):
+        for name in (part for group in names for part in self._parts(group)):
             try:
                 compiled = self.compiled(name, None)
             except isolation.CompilerCrash as crash:
                 raise UserError(
-                    f"--target={self.target.name}: {crash} while it compiled '{name}', which is "
+                    f"--target={self.target.name}: {crash} while it compiled {name}, which is "
                     "an error of its own; other values of REMAT, MODEL_PARALLEL, FSDP or "
                     "BATCH_SIZE may pass."
                 ) from None
@@ -285,17 +292,44 @@ class Planned:
         run = dataclasses.replace(self.run, **changes)
         return assemble(run, mesh=make_mesh(data, model, self.devices), writes=False)
 
+    def _parts(self, group: str) -> Sequence[str]:
+        """What a name of `PROGRAMS` stands for, as `compiled` wants it."""
+        if group in ("train", "eval"):  # Made here, too, the one might read the data twice.
+            return [group]
+        return [f"{group}/{part}" for part in self._group(group, self._lay_out(None))]
+
+    def _group(self, group: str, assembly: Any) -> dict[str, Any]:
+        from sbs_jax.programs import plan_programs
+
+        if group != "infer":
+            return plan_programs.MAKERS[group](assembly)
+        from sbs_jax.inference.loader import Loader
+        from sbs_jax.programs.plan_answers import answering
+
+        try:
+            import gin
+
+            make = gin.get_configurable(Loader)
+        except ValueError:  # No gin file has named it.
+            make = Loader
+        return answering(assembly, make(checkpoint_path="plan"))
+
     def compiled(self, name: str, layout: Any) -> Any:
         """Compiles one program of the run, laid out as `layout` or, None, as it is configured.
+
+        Args:
+          name: one of `PROGRAMS`, or `GROUP/PROGRAM` for one of several that it stands for.
+          layout: a `planning.search.Layout`, or None.
 
         Raises:
           CompilerCrash: the process that compiled it died.
         """
-        from sbs_jax.planning import isolation, run_programs
+        from sbs_jax.planning import isolation
 
         if self.command is None:
+            group, _, part = name.partition("/")
             assembly = self._lay_out(layout)
-            chosen = run_programs.find(assembly, name)
+            chosen = self._group(group, assembly)[part or group]
             return chosen.compile(assembly.student.mesh, self.target)
 
         asked = None if layout is None else dataclasses.asdict(layout)

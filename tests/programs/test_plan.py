@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from sbs_jax.errors import UserError
+from sbs_jax.programs import plan
 from sbs_jax.programs.plan import main
 
 RUN = [
@@ -22,8 +24,8 @@ RUN = [
     [
         (["--target=h1000:8"], "did you mean h100?"),
         (["--target=v5e:5x5"], "even numbers"),
-        (["--programs=train,test"], "choose among train, eval, decode"),
-        (["--programs="], "choose among train, eval, decode"),
+        (["--programs=train,test"], "choose among train, eval, decode, infer"),
+        (["--programs="], "choose among train, eval, decode, infer"),
         (["--max_compiles=0"], "--max_compiles=0 must be at least 1"),
         (["--max_compiles=x"], "argument --max_compiles: invalid int value: 'x'"),
         (["--max_compiles=2"], "add --search, or leave it out"),
@@ -55,6 +57,34 @@ def test_help_lists_its_flags(capsys):
     assert "BATCH_SIZE" in printed
 
 
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([], ["encode", "insert", "advance-labels", "advance-rationales"]),
+        (["--gin_file=runs/predictor.gin", "--gin.RATIONALE_DECODING=beam"],
+         ["search", "encode", "insert", "advance-labels"]),
+        (["--gin.CANDIDATES=['yes', 'no']", "--gin_file=runs/predictor.gin"],
+         ["rank", "encode", "insert", "advance-rationales"]),
+    ],
+)  # fmt: skip
+def test_gin_files_of_an_inference_say_what_it_runs(flags, parts, monkeypatch, capsys):
+    found = []
+
+    def compiled(planned, name, layout):
+        found.append(name)
+        raise UserError("that is enough")
+
+    def parts_of(planned, group, original=plan.Planned._parts):
+        found.extend(original(planned, group))
+        return found[:1]
+
+    monkeypatch.setattr(plan.Planned, "_parts", parts_of)
+    monkeypatch.setattr(plan.Planned, "compiled", compiled)
+    assert main([*RUN, "--programs=infer", *flags]) == 1
+    assert found == [f"infer/{part}" for part in [*parts, parts[0]]]
+    assert "that is enough" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
     flags = ["--gin.FSDP=True", "--programs=train,decode", f"--json={tmp_path / 'plan.jsonl'}"]
@@ -76,7 +106,7 @@ def test_a_plan_for_the_devices_at_hand(tmp_path, capsys):
     assert [one["program"] for one in (encode, insert, advance)] == [
         "encoding of 8 inputs",
         "insertion of 8 encoded inputs into 8 slots",
-        "decoding of 32 tokens in 8 slots",
+        "decoding of answers, 32 tokens in 8 slots",
     ]
     for one in (encode, insert, advance):
         # All of the parameters are there whether a program reads them or not.

@@ -1,14 +1,20 @@
-"""The programs of a run, ready to be compiled: the training step, and those of an evaluation."""
+"""The programs of a run, ready to be compiled: the training step, and those of an evaluation.
+
+`plan_answers` has those of a student that is trained.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
+from sbs_jax.decoding.continuous import ContinuousDecoder
 from sbs_jax.planning import compiling, flops
 from sbs_jax.planning.targets import Target
+from sbs_jax.programs.assembly import Assembly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +56,8 @@ class RunProgram:
         )
 
 
-def training(assembly: Any) -> dict[str, RunProgram]:
-    """The training step of a run (`programs.assembly.Assembly`)."""
+def training(assembly: Assembly) -> dict[str, RunProgram]:
+    """The training step of a run."""
     student, state, batch = assembly.student, assembly.abstract_state, assembly.abstract_batch()
 
     def forward_and_backward() -> float:
@@ -70,7 +76,7 @@ def training(assembly: Any) -> dict[str, RunProgram]:
     }
 
 
-def losses(assembly: Any) -> dict[str, RunProgram]:
+def losses(assembly: Assembly) -> dict[str, RunProgram]:
     """The losses of an evaluation, of as many rows as it computes them of at a time."""
     programs, student = assembly.eval_programs(), assembly.eval_student
     lengths, params = assembly.batching.lengths, student.placed_params
@@ -87,22 +93,35 @@ def losses(assembly: Any) -> dict[str, RunProgram]:
     }
 
 
-def decoding(assembly: Any) -> dict[str, RunProgram]:
-    """What decodes the labels of an evaluation: slots that are all in use, inputs of full length.
+def decoding(assembly: Assembly) -> dict[str, RunProgram]:
+    """What decodes the labels of an evaluation: all slots in use, inputs of full length."""
+    programs, student = assembly.eval_programs(), assembly.eval_student
+    decoder = programs.decoder(assembly.label_prompt(WordTokens(student.config.vocab_size)))
+    return decoder_programs(
+        decoder, student.placed_params, programs.rows, programs.lengths[-1], "answers"
+    )
 
-    An evaluation calls these three by turns; see `decoding.continuous`.
+
+def decoder_programs(
+    decoder: ContinuousDecoder, params: Any, rows: int, longest: int, what: str
+) -> dict[str, RunProgram]:
+    """The programs of a continuous batch, which are called by turns.
+
+    Args:
+      decoder: what decodes.
+      params: the abstract parameters, with shardings.
+      rows: the number of slots, all of which are in use.
+      longest: the number of tokens of all inputs.
+      what: what is decoded, in a word.
     """
-    programs, params = assembly.eval_programs(), assembly.eval_student.placed_params
-    decoder = programs.decoder(assembly.label_prompt(_Words()))
-    rows, longest = programs.rows, programs.lengths[-1]
     arguments = decoder.arguments(params, rows, longest)
     _, slots, pool, taken = arguments["insert"]
     steps, count = decoder.max_decode_len, taken.rows.shape[0]
-    inputs = arguments["encode"][1].shape[0]
+    inputs = pool.bias.shape[0]
     names = {
         "encode": f"encoding of {inputs} inputs",
         "insert": f"insertion of {count} encoded inputs into {rows} slots",
-        "advance": f"decoding of {steps} tokens in {rows} slots",
+        "advance": f"decoding of {what}, {steps} tokens in {rows} slots",
     }
 
     def made(name: str) -> RunProgram:
@@ -122,21 +141,28 @@ def decoding(assembly: Any) -> dict[str, RunProgram]:
     return {name: made(name) for name in names}
 
 
-def find(assembly: Any, name: str) -> RunProgram:
-    """The program of a run that is called `name` within a plan."""
-    makers = {"train": training, "eval": losses}
-    return makers.get(name, decoding)(assembly)[name]
+MAKERS: dict[str, Callable[[Assembly], dict[str, RunProgram]]] = {
+    "train": training,
+    "eval": losses,
+    "decode": decoding,
+}
+"""What makes the programs of a run that a plan names."""
 
 
-class _Words:
-    """Stands for a vocabulary that may not be there: a token for each word and each mark.
+class WordTokens:
+    """Stands for a vocabulary that need not be there: a token for each word and each mark.
 
-    The prompts that it is asked for are a few common words.
+    What it is asked for, prompts and labels, are a few common words.
     """
 
+    def __init__(self, size: int) -> None:
+        """Takes the size of the vocabulary."""
+        self._size = size
+
     def encode(self, s: str) -> list[int]:
-        """Returns a token, which is no real one, for each word and each mark."""
-        return [2] * len(re.findall(r"\w+|[^\w\s]", s))
+        """Returns a token for each word and each mark; of different words mostly another one."""
+        words = re.findall(r"\w+|[^\w\s]", s)
+        return [2 + zlib.crc32(word.encode()) % (self._size - 2) for word in words]
 
 
 def _forward(student: Any, params: Any, batch: Any) -> float:

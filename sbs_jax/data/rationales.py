@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax import remote_copies
+from sbs_jax.data.rationale_file import rationale_field, read_rationales
 from sbs_jax.data.release import Example, add_fields, changed, rationale_texts
 from sbs_jax.errors import UserError
-from sbs_jax.json_files import read_jsonl
 
 
 def join_rationales(
@@ -33,7 +33,7 @@ def join_rationales(
       `release.own_fields` of their examples.
 
     Raises:
-      UserError: the file is malformed, names an id twice, or an id with another input.
+      UserError: the file is malformed, or names an id with another input.
     """
     if isinstance(path, Mapping):
         for field, one in path.items():
@@ -88,20 +88,12 @@ def _read(path: str, file: Path, modified: int) -> dict[str, dict[str, Any]]:
     """Reads the rows by id; `modified` is the file's time of change, so that a new one is read."""
     del modified
     rows: dict[str, dict[str, Any]] = {}
-    for line, row in read_jsonl(file):
-        where = f"RATIONALES_FILE = {path}, line {line}"
-        if not isinstance(row.get("id"), str):
-            raise UserError(f"{where}: field 'id' must be a text.")
-        if row["id"] in rows:
-            raise UserError(f"{where}: the id '{row['id']}' occurs twice.")
-        rationale = row.get("llm_rationales") or row.get("llm_rationale", "")
-        texts = rationale if isinstance(rationale, list) else [rationale]
-        label = row.get("llm_label", "")
-        if not isinstance(label, str) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{where}: 'llm_label' and 'llm_rationale' must be texts.")
-        rows[row["id"]] = {"llm_label": label, "llm_rationale": rationale, "fields": row}
+    for _, row in read_rationales(file, path):
+        rows[row["id"]] = {
+            "llm_label": row.get("llm_label", ""),
+            "llm_rationale": rationale_field(row),
+            "fields": row,
+        }
         if isinstance(row.get("input"), str):
             rows[row["id"]]["input"] = row["input"]
-    if not rows:
-        raise UserError(f"RATIONALES_FILE = {path}: holds no rows.")
     return rows

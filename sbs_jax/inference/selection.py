@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sbs_jax.data.rationale_file import rationale_field, texts_of
 from sbs_jax.errors import UserError
 
 GOLD, TEACHER = LABEL_SOURCES = ("gold", "teacher")
@@ -90,12 +91,6 @@ class Selection:
         return (1.0 + half) / 2
 
 
-def texts_of(row: Mapping[str, Any]) -> list[Any]:
-    """Returns what stands for the rationales in a row of ``rationales.jsonl``, unchecked."""
-    several = row.get("llm_rationales")
-    return several if isinstance(several, list) and several else [row.get("llm_rationale", "")]
-
-
 def rationales_of(row: Mapping[str, Any]) -> list[str]:
     """Returns the rationales of a row of ``rationales.jsonl``; blank ones are left out."""
     return [text for text in texts_of(row) if text.strip()]
@@ -108,11 +103,10 @@ def labels_of(row: Mapping[str, Any], source: str) -> list[str]:
       row: a row of ``rationales.jsonl``.
       source: ``gold``: its ``label``; ``teacher``: what the teacher said with each rationale.
     """
-    texts = row.get("llm_rationales")
+    texts, labels = texts_of(row), row.get("llm_labels")
     if source == GOLD:
         return [row["label"]] * len(rationales_of(row))
-    labels = row.get("llm_labels")
-    if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
+    if isinstance(labels, list) and len(texts) == len(labels):
         return [label for label, text in zip(labels, texts, strict=True) if text.strip()]
     return [row.get("llm_label", "")] * len(rationales_of(row))
 
@@ -145,7 +139,7 @@ def selected_row(
     new["llm_rationale"] = "" if best is None else texts[best]
     if best is not None:
         new["llm_label"] = labels[best]
-    if isinstance(row.get("llm_rationales"), list):
+    if isinstance(rationale_field(row), list) or "llm_rationales" in row:
         new["llm_rationales"] = [texts[place] for place in places]
         if isinstance(row.get("llm_labels"), list):
             new["llm_labels"] = [labels[place] for place in places]

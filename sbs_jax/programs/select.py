@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from sbs_jax.data.rationale_file import read_rationales, require_text
 from sbs_jax.errors import UserError
 from sbs_jax.files import atomic_write_jsonl, atomic_write_text, refuse_remote
 from sbs_jax.inference.loader import Loader
@@ -31,7 +32,6 @@ from sbs_jax.inference.selection import (
     labels_of,
     rationales_of,
     selected_row,
-    texts_of,
 )
 from sbs_jax.json_files import read_jsonl
 from sbs_jax.partitioning.stopping import StopRequest
@@ -88,9 +88,8 @@ def select(
             f"OUTPUT_DIR = {output_dir} is the folder of RATIONALES_FILE, which would be "
             "overwritten; name another folder."
         )
+    # Before anything slow.
     explained = [bool(rationales_of(row)) for row in read_rows(source, label_source)]
-    if not explained:  # before anything slow
-        raise UserError(f"RATIONALES_FILE = {rationales_file}: holds no rows.")
     if not any(explained):
         raise UserError(
             f"RATIONALES_FILE = {rationales_file}: no row has a rationale in 'llm_rationale' or "
@@ -144,22 +143,14 @@ def select(
 
 
 def read_rows(path: Path, label_source: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a teacher's `rationales.jsonl`.
+    """Yields the rows of a teacher's `rationales.jsonl` that can be scored.
 
     Raises:
-      UserError: the file cannot be read, or a line is malformed; names it.
+      UserError: the file cannot be read, or a row is malformed, or has no input or no label to
+        score its rationales by; names the line.
     """
-    seen: set[str] = set()
-    for number, row in read_jsonl(path):
-        where = f"RATIONALES_FILE = {path}, line {number}"
-        for field in ("id", "input"):
-            if not isinstance(row.get(field), str) or not row[field]:
-                raise UserError(f"{where}: field '{field}' must be a text.")
-        if row["id"] in seen:
-            raise UserError(f"{where}: the id '{row['id']}' occurs twice.")
-        seen.add(row["id"])
-        if not all(isinstance(text, str) for text in texts_of(row)):
-            raise UserError(f"{where}: 'llm_rationale' and 'llm_rationales' must be texts.")
+    for where, row in read_rationales(path):
+        require_text(row, "input", where)
         field = "label" if label_source == GOLD else "llm_label"
         if not isinstance(row.get(field, ""), str):
             raise UserError(f"{where}: field '{field}' must be a text.")

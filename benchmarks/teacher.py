@@ -73,7 +73,7 @@ def ours(url: str, number: int, concurrency: int) -> dict:
     from sbs_jax.teacher.derive import stream_examples
     from sbs_jax.teacher.flow import Flow
     from sbs_jax.teacher.journal import Journal
-    from sbs_jax.teacher.plan import Asking, Plan
+    from sbs_jax.teacher.plan import Asking, RequestPlan
     from sbs_jax.teacher.progress import Watch
     from sbs_jax.teacher.prompts import load_prompts
     from sbs_jax.teacher.runner import Runner
@@ -81,7 +81,7 @@ def ours(url: str, number: int, concurrency: int) -> dict:
     from sbs_jax.teacher.session import run_async
 
     backend = OpenAICompatBackend("mock", url)
-    plan = Plan(load_prompts("svamp"), Sampling(), Asking(), model="mock")
+    plan = RequestPlan(load_prompts("svamp"), Sampling(), Asking(), model="mock")
     flow = Flow(concurrency=concurrency)
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal:
         watch = Watch(number, flow, by_value=True, console=quiet())
@@ -221,7 +221,7 @@ def ours_local(path: str, prompts: list[str], new: int, share: bool, engines: di
     """Returns seconds for all prompts, once compiled."""
     import jax
 
-    from sbs_jax.checkpoints.decoder_tokenizer import Tokenizer
+    from sbs_jax.checkpoints.decoder_tokenizer import CompletionTokenizer
     from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint
     from sbs_jax.decoding.completions import CompletionEngine, Job
     from sbs_jax.partitioning.mesh import make_mesh
@@ -229,7 +229,7 @@ def ours_local(path: str, prompts: list[str], new: int, share: bool, engines: di
     if share not in engines:
         checkpoint = open_checkpoint(path)
         mesh = make_mesh(devices=jax.devices()[:1])
-        tokenizer = Tokenizer(checkpoint)
+        tokenizer = CompletionTokenizer(checkpoint)
         engines[share] = CompletionEngine(
             checkpoint.config,
             load_params(checkpoint, mesh),

@@ -19,7 +19,7 @@ _ENDS = (
 )
 
 
-class Tokenizer:
+class CompletionTokenizer:
     """Encodes prompts and decodes completions.
 
     Attributes:

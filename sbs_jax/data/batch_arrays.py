@@ -30,7 +30,7 @@ from sbs_jax.data.packing import Placement, one_per_row, pack, share_inputs
 from sbs_jax.data.records import Records
 from sbs_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]
 
 WEIGHTS = "decoder_token_weights"
 
@@ -123,7 +123,7 @@ class BatchMaker:
         """Returns the ids of some thousand neighbouring records."""
         return np.arange(start, min(start + 2 * WINDOW, len(self.records)))
 
-    def make(self, ids: np.ndarray, placement: Placement, rows: int) -> Batch:
+    def make(self, ids: np.ndarray, placement: Placement, rows: int) -> HostBatch:
         """Returns the batch of `rows` rows with the records `ids` [R], placed so."""
         records = self.records
         lengths = (self.row_inputs, self.row_targets)
@@ -151,7 +151,7 @@ class BatchMaker:
 
 def write_records(
     records: Records,
-    batch: Batch,
+    batch: HostBatch,
     ids: np.ndarray,
     once: np.ndarray | slice,
     input_starts: np.ndarray,

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 
 from sbs_jax.data import epochs
-from sbs_jax.data.batch_arrays import Batch, BatchMaker, Fill, WindowRows, row_lengths
+from sbs_jax.data.batch_arrays import BatchMaker, Fill, HostBatch, WindowRows, row_lengths
 from sbs_jax.data.example_stream import ExampleStream, Position
 from sbs_jax.data.padding_free.batches import ExactBatches, TokenBatches
 from sbs_jax.data.padding_free.sizes import Sizes
@@ -78,11 +78,11 @@ class BatchStream(Protocol):
     def sizes(self) -> Sizes | None:
         """The usual sizes of padding-free batches; None of others."""
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         """Returns the next batch."""
 
 
-class TrainBatches(Iterator[Batch]):
+class TrainBatches(Iterator[HostBatch]):
     """Endless batches of training records.
 
     In each epoch the examples are shuffled by (seed, epoch), the records of one example staying
@@ -167,7 +167,7 @@ class TrainBatches(Iterator[Batch]):
             )
         self._examples.go_to(Position.of(state))
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         """Returns the next batch."""
         return next(self._batches)
 
@@ -225,7 +225,7 @@ class EvalBatches:
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[HostBatch]:
         """Yields the batches; the iteration may be repeated."""
         for start in range(0, len(self._rows), self._batch_size):
             ids, placement = self._rows.slice(start, start + self._batch_size, 0)

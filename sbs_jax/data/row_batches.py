@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from sbs_jax.data import batch_arrays
-from sbs_jax.data.batch_arrays import Batch, BatchMaker, WindowRows
+from sbs_jax.data.batch_arrays import BatchMaker, HostBatch, WindowRows
 from sbs_jax.data.example_stream import ExampleStream, Windows
 from sbs_jax.data.packing import Placement
 
 
-class RowBatches(Iterator[Batch]):
+class RowBatches(Iterator[HostBatch]):
     """Makes batches that have as many rows as BATCH_SIZE says.
 
     The examples are taken in windows of `batch_arrays.WINDOW`; the records of a window are packed
@@ -31,7 +31,7 @@ class RowBatches(Iterator[Batch]):
         self._maker, self._batch_size, self._pack = maker, batch_size, pack
         self._windows = Windows(stream, -(-stream.size // batch_arrays.WINDOW), self._rows)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         """Returns the next batch."""
         pieces: list[tuple[np.ndarray, Placement]] = []
         filled = 0
@@ -51,7 +51,7 @@ class RowBatches(Iterator[Batch]):
         return WindowRows(ids, placement)
 
 
-class ExampleBatches(Iterator[Batch]):
+class ExampleBatches(Iterator[HostBatch]):
     """Makes batches of exactly EXAMPLES_PER_BATCH examples, in as many rows as these need."""
 
     sizes = None
@@ -78,7 +78,7 @@ class ExampleBatches(Iterator[Batch]):
         self._stream, self._maker, self._examples = stream, maker, examples_per_batch
         self._pack, self._row_multiple = pack, row_multiple
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         """Returns the next batch."""
         ids = self._stream.take(self._examples)
         placement = self._maker.place(ids, self._pack)

@@ -70,7 +70,7 @@ class Work:
 
 
 class Tokenizer(Protocol):
-    """What generating needs of a tokenizer; `checkpoints.decoder_tokenizer.Tokenizer` has it.
+    """What generating needs of a tokenizer; see `checkpoints.decoder_tokenizer`.
 
     Attributes:
       end_ids: Tokens that end a completion.

@@ -31,7 +31,7 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What one process does.
 
     Attributes:
@@ -53,7 +53,7 @@ class Ended:
       interrupted: whether it only stopped because it was asked to.
     """
 
-    job: Job
+    job: TrainingJob
     code: int
     interrupted: bool
 
@@ -126,15 +126,15 @@ class LocalEngine:
         """
         self._sweep = sweep
         self._free = list(slots)
-        self._at_work: dict[Job, tuple[subprocess.Popen[bytes], Slot]] = {}
+        self._at_work: dict[TrainingJob, tuple[subprocess.Popen[bytes], Slot]] = {}
         self._stopping = False
 
     def run(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[TrainingJob],
         *,
-        on_start: Callable[[Job], None],
-        on_end: Callable[[Ended], Sequence[Job]],
+        on_start: Callable[[TrainingJob], None],
+        on_end: Callable[[Ended], Sequence[TrainingJob]],
         on_tick: Callable[[], None],
     ) -> None:
         """Runs jobs in their order, and those that follow from them, until all have ended.
@@ -175,7 +175,7 @@ class LocalEngine:
         for process, _ in self._at_work.values():
             process.kill()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: TrainingJob) -> None:
         slot = self._free.pop(0)
         # A group's processes write one log: the first run's. The others' refer to it.
         log = self._sweep.folder(job.names[0]) / "train.log"
@@ -211,7 +211,7 @@ class LocalEngine:
 
 
 def worker_command(
-    sweep: SweepFolder, job: Job, *, cpus: Sequence[int] = (), watch_stdin: bool = True
+    sweep: SweepFolder, job: TrainingJob, *, cpus: Sequence[int] = (), watch_stdin: bool = True
 ) -> list[str]:
     """The command of a job's process."""
     command = [sys.executable, "-m", "sbs_jax.experiments.worker", f"--sweep_dir={sweep.path}"]

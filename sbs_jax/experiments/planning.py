@@ -20,7 +20,7 @@ from sbs_jax.experiments import cost, grid
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments import settings as settings_lib
 from sbs_jax.experiments.grid import Axis, Run
-from sbs_jax.experiments.local import Job
+from sbs_jax.experiments.local import TrainingJob
 from sbs_jax.experiments.runs import Base, SweepFolder
 from sbs_jax.experiments.settings import SweepSettings
 
@@ -32,7 +32,7 @@ it with macros of one's own that stand for the weight of a part in PARTS, which 
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep, read and checked.
 
     Attributes:
@@ -106,7 +106,7 @@ def sweep_folder(own: argparse.Namespace) -> SweepFolder:
 
 def read_plan(
     own: argparse.Namespace, flags: flags_lib.Flags, argv: Sequence[str], sweep: SweepFolder
-) -> Plan:
+) -> SweepPlan:
     """Reads the gin files, and checks the configuration of every run; imports nothing slow.
 
     Raises:
@@ -141,10 +141,10 @@ def read_plan(
     for config in configs.values():
         runs_lib.check(config)
     command = " ".join(["python -m sbs_jax.sweep", *map(shlex.quote, argv)])
-    return Plan(base, axes, runs, configs, settings, command)
+    return SweepPlan(base, axes, runs, configs, settings, command)
 
 
-def show_plan(plan: Plan, sweep: SweepFolder, console: Console) -> None:
+def show_plan(plan: SweepPlan, sweep: SweepFolder, console: Console) -> None:
     """Prints the runs and what each costs; trains nothing."""
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("run", overflow="fold")
@@ -188,7 +188,7 @@ def show_plan(plan: Plan, sweep: SweepFolder, console: Console) -> None:
     console.print("dry run: nothing was trained or written.")
 
 
-def estimate_costs(plan: Plan, runs: Sequence[Run], console: Console) -> dict[str, cost.Cost]:
+def estimate_costs(plan: SweepPlan, runs: Sequence[Run], console: Console) -> dict[str, cost.Cost]:
     """The cost of each run; of runs with EXAMPLES_PER_BATCH, the first batches are made for it."""
     costs: dict[str, cost.Cost] = {}
     rows: dict[str, float | None] = {}
@@ -217,13 +217,13 @@ def _is_of_lane(name: str) -> bool:
     return name in LANE_MACROS or name.endswith("_WEIGHT")
 
 
-def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[Job]:
+def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[TrainingJob]:
     """Groups runs that one program can train; in the grid's order.
 
     Args:
       runs: the runs to train.
       together: the most runs in one program.
-      until: see `Job`.
+      until: see `TrainingJob`.
     """
     groups: dict[str, list[str]] = {}
     for run in runs:
@@ -232,7 +232,7 @@ def make_jobs(runs: Sequence[Run], together: int, until: float = 1.0) -> list[Jo
         key = lane_key(run) if plain and together > 1 else run.name
         groups.setdefault(key, []).append(run.name)
     return [
-        Job(tuple(names[start : start + together]), until)
+        TrainingJob(tuple(names[start : start + together]), until)
         for names in groups.values()
         for start in range(0, len(names), together)
     ]

@@ -22,7 +22,7 @@ from sbs_jax.configuration import flags as flags_lib
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import cost, planning, staircase, sweeping, table
 from sbs_jax.experiments.grid import Axis, Run
-from sbs_jax.experiments.planning import Plan
+from sbs_jax.experiments.planning import SweepPlan
 from sbs_jax.experiments.sweeping import AtWork, Sweeping
 from sbs_jax.files import atomic_write_text
 
@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def make_space(plan: Plan) -> Space:
+def make_space(plan: SweepPlan) -> Space:
     """Finds the axes to search among those of a plan, and orders them.
 
     Raises:
@@ -151,7 +151,7 @@ def make_space(plan: Plan) -> Space:
     )
 
 
-def tell_budget(plan: Plan, space: Space, console: Console) -> None:
+def tell_budget(plan: SweepPlan, space: Space, console: Console) -> None:
     """Prints what a search may cost at most, before anything is trained."""
     grid = len(plan.runs)
     console.print(
@@ -206,7 +206,7 @@ def show(
 
 
 def _search(
-    work: AtWork, state: Sweeping, plan: Plan, space: Space, other: str, target: float
+    work: AtWork, state: Sweeping, plan: SweepPlan, space: Space, other: str, target: float
 ) -> list[staircase.Visit[str, str]]:
     def accuracy(size: str, share: str) -> float:
         runs = space.runs[other, size, share]

@@ -16,7 +16,7 @@ from typing import Any
 
 from sbs_jax.errors import UNFINISHED, UserError
 from sbs_jax.experiments import local
-from sbs_jax.experiments.local import Ended, Job
+from sbs_jax.experiments.local import Ended, TrainingJob
 from sbs_jax.experiments.runs import SweepFolder
 from sbs_jax.files import atomic_write_text
 
@@ -120,22 +120,22 @@ class SlurmEngine:
         self._note = note
         self._folder = sweep.path / "slurm"
         self._stopping = False
-        self._at_work: dict[Job, Any] = {}
-        self._missing: dict[Job, int] = {}
+        self._at_work: dict[TrainingJob, Any] = {}
+        self._missing: dict[TrainingJob, int] = {}
         self._executor = self._make_executor(dict(settings), parallel_runs)
 
     def run(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[TrainingJob],
         *,
-        on_start: Callable[[Job], None],
-        on_end: Callable[[Ended], Sequence[Job]],
+        on_start: Callable[[TrainingJob], None],
+        on_end: Callable[[Ended], Sequence[TrainingJob]],
         on_tick: Callable[[], None],
     ) -> None:
         """Runs jobs, and those that follow from them; see `LocalEngine.run`."""
         self._attach(jobs)
         self._submit([job for job in jobs if job not in self._at_work])
-        started: set[Job] = set()
+        started: set[TrainingJob] = set()
         while self._at_work and not self._stopping:
             for job, submitted in list(self._at_work.items()):
                 if job not in started and self._log(job).exists():
@@ -186,7 +186,7 @@ class SlurmEngine:
         executor.update_parameters(**parameters)
         return executor
 
-    def _submit(self, jobs: Sequence[Job]) -> None:
+    def _submit(self, jobs: Sequence[TrainingJob]) -> None:
         if not jobs:
             return
         calls = [
@@ -205,7 +205,7 @@ class SlurmEngine:
         ]
         atomic_write_text(self._folder / "jobs.json", json.dumps(entries, indent=1) + "\n")
 
-    def _attach(self, jobs: Sequence[Job]) -> None:
+    def _attach(self, jobs: Sequence[TrainingJob]) -> None:
         """Takes up the jobs that an earlier call of this command submitted, as far as they live."""
         try:
             known = json.loads((self._folder / "jobs.json").read_text(encoding="utf-8"))
@@ -219,7 +219,7 @@ class SlurmEngine:
                     folder=self._folder / "%j", job_id=entry["job_id"], tasks=[0]
                 )
 
-    def _code(self, job: Job, submitted: Any) -> int | None:
+    def _code(self, job: TrainingJob, submitted: Any) -> int | None:
         """A job's exit code; None while it waits or works."""
         if not submitted.paths.result_pickle.exists():
             alive = (
@@ -236,7 +236,7 @@ class SlurmEngine:
             self._note(f"{job.names[0]}: {str(error).strip().splitlines()[-1]}")
             return 1
 
-    def _log(self, job: Job) -> Path:
+    def _log(self, job: TrainingJob) -> Path:
         return self._sweep.folder(job.names[0]) / "train.log"
 
 

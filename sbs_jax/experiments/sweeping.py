@@ -15,15 +15,22 @@ from sbs_jax.errors import UserError
 from sbs_jax.experiments import halving, hparams, local, slurm, table
 from sbs_jax.experiments import runs as runs_lib
 from sbs_jax.experiments.grid import Run
-from sbs_jax.experiments.local import Ended, Job
-from sbs_jax.experiments.planning import Plan, make_jobs, parse, read_plan, show_plan, sweep_folder
+from sbs_jax.experiments.local import Ended, TrainingJob
+from sbs_jax.experiments.planning import (
+    SweepPlan,
+    make_jobs,
+    parse,
+    read_plan,
+    show_plan,
+    sweep_folder,
+)
 from sbs_jax.experiments.runs import SweepFolder
 
 
 class Sweeping:
     """A sweep at work: counts attempts, writes down failures, keeps the table."""
 
-    def __init__(self, plan: Plan, sweep: SweepFolder, shown: table.LiveTable) -> None:
+    def __init__(self, plan: SweepPlan, sweep: SweepFolder, shown: table.LiveTable) -> None:
         self.plan, self.sweep, self.shown = plan, sweep, shown
         self._prints = plan.fingerprints
         self._attempts: dict[str, int] = {}
@@ -51,13 +58,13 @@ class Sweeping:
         """Whether a run is done."""
         return self.sweep.is_done(name, self._prints[name])
 
-    def on_start(self, job: Job) -> None:
+    def on_start(self, job: TrainingJob) -> None:
         """A job was started."""
         for name in job.names:
             self._running.add(name)
             self.shown.change(name, table.RUNNING)
 
-    def on_end(self, ended: Ended) -> list[Job]:
+    def on_end(self, ended: Ended) -> list[TrainingJob]:
         """A job has ended; returns what is to be tried again."""
         self._running -= set(ended.job.names)
         self.shown.refresh({name: self.sweep.progress(name) for name in ended.job.names})
@@ -82,7 +89,7 @@ class Sweeping:
         parts = 2 if len(retried) > 1 and len(retried) == len(ended.job.names) else 1
         size = -(-len(retried) // parts)
         return [
-            Job(tuple(retried[start : start + size]), ended.job.until)
+            TrainingJob(tuple(retried[start : start + size]), ended.job.until)
             for start in range(0, len(retried), size or 1)
         ]
 
@@ -172,7 +179,7 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
 
 
 def make_engine(
-    plan: Plan, sweep: SweepFolder, note: Callable[[str], None] = print
+    plan: SweepPlan, sweep: SweepFolder, note: Callable[[str], None] = print
 ) -> local.LocalEngine | slurm.SlurmEngine:
     """The engine that the settings name.
 

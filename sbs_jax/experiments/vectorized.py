@@ -86,7 +86,7 @@ def train_and_judge(
     with contextlib.ExitStack() as accepted:
         for lane in lanes:
             accepted.enter_context(running.accepted(lane.assembly))
-        group = Group(lanes)
+        group = RunGroup(lanes)
         with StopRequest() as stop:
             group.train(stop, until)
     seconds = (time.monotonic() - started) / len(lanes)
@@ -119,7 +119,7 @@ def _by_learning_rate(lanes: Sequence[Lane]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _judge(sweep: SweepFolder, base: runs_lib.Base, group: Group, lane: Lane) -> None:
+def _judge(sweep: SweepFolder, base: runs_lib.Base, group: RunGroup, lane: Lane) -> None:
     begun = time.monotonic()
     scores = single.judge(lane.assembly, group.judge)
     single.record(
@@ -132,7 +132,7 @@ def _judge(sweep: SweepFolder, base: runs_lib.Base, group: Group, lane: Lane) ->
     )
 
 
-class Group:
+class RunGroup:
     """Runs that are trained together: what they share, and the program.
 
     Attributes:

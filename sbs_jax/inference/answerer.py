@@ -25,7 +25,7 @@ from sbs_jax.inference.answers import (
 from sbs_jax.inference.label_tokens import LabelTokens
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import LABEL_KIND, RATIONALE_KIND, Candidates, Prompting
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, SentencePieceTokenizer
 from sbs_jax.inference.warming import CompiledShapes, Use, WarmUp
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.student import Student
@@ -57,7 +57,7 @@ class Answerer:
         self,
         student: Student,
         params: Any,
-        tokenizer: Tokenizer | TextTokenizer,
+        tokenizer: SentencePieceTokenizer | TextTokenizer,
         prompting: Prompting,
         *,
         input_length: int,

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from sbs_jax.inference.prompting import Prompting
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, SentencePieceTokenizer
 from sbs_jax.text_tokenizer import TextTokenizer
 
 
@@ -20,7 +20,7 @@ class LabelTokens:
       prompting: how the student is asked, and what its answers consist of.
     """
 
-    tokenizer: Tokenizer | TextTokenizer
+    tokenizer: SentencePieceTokenizer | TextTokenizer
     prompting: Prompting
 
     @property

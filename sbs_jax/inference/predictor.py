@@ -38,7 +38,7 @@ from sbs_jax.inference.prompting import (
     check_candidates,
     choices_in,
 )
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, SentencePieceTokenizer
 from sbs_jax.partitioning.distributed import to_global
 from sbs_jax.student import Student
 from sbs_jax.text_tokenizer import TextTokenizer
@@ -61,7 +61,7 @@ class Predictor(Answerer):
         self,
         student: Student,
         params: Any,
-        tokenizer: Tokenizer | TextTokenizer,
+        tokenizer: SentencePieceTokenizer | TextTokenizer,
         *,
         name: str = "student",
         prompting: Prompting | None = None,

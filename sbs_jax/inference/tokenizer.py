@@ -12,16 +12,16 @@ from sbs_jax.text_tokenizer import TextTokenizer, is_tokenizer
 from sbs_jax.token_ids import EOS_ID, EOS_STRING, UNK_ID, require_t5_ids
 
 
-def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | TextTokenizer:
+def open_tokenizer(path: str | os.PathLike[str]) -> SentencePieceTokenizer | TextTokenizer:
     """Reads a vocabulary: a SentencePiece model, a `tokenizer.json` or a GGUF file's.
 
     Raises:
       UserError: It cannot be read.
     """
-    return TextTokenizer(path) if is_tokenizer(path) else Tokenizer(path)
+    return TextTokenizer(path) if is_tokenizer(path) else SentencePieceTokenizer(path)
 
 
-class Tokenizer:
+class SentencePieceTokenizer:
     """T5's tokens of a SentencePiece model; the same as training's `data.vocabulary` gives."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

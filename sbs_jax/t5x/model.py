@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,9 +21,7 @@ from sbs_jax.methods import METHODS
 from sbs_jax.parts import Method
 from sbs_jax.t5x import part_metrics
 from sbs_jax.training.schedules import Schedule
-from sbs_jax.training.step import Loss
-
-Batch = Mapping[str, jax.Array]
+from sbs_jax.training.step import Batch, Loss
 
 SCALES = "part_scales"
 """Feature of a batch, float32 [B, parts], all rows alike: what each part's sum of cross-entropies

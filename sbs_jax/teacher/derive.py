@@ -19,7 +19,7 @@ from sbs_jax.teacher import plan as plan_lib
 from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.fields import Written
 from sbs_jax.teacher.journal import Journal
-from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round
+from sbs_jax.teacher.plan import Answers, Candidate, RequestPlan, Round
 from sbs_jax.teacher.text import clean
 from sbs_jax.teacher.types import AskedExample
 
@@ -72,7 +72,9 @@ class Summary:
         }
 
 
-def replay(plan: Plan, journal: Journal, example: AskedExample) -> tuple[list[Candidate], Written]:
+def replay(
+    plan: RequestPlan, journal: Journal, example: AskedExample
+) -> tuple[list[Candidate], Written]:
     """Returns the candidates of `example` and its further fields, as the journal holds them."""
     steps: Generator[Round, Answers, tuple[list[Candidate], Written]] = plan.whole(example)
     answers: Answers | None = None
@@ -85,7 +87,7 @@ def replay(plan: Plan, journal: Journal, example: AskedExample) -> tuple[list[Ca
 
 
 def derive(
-    plan: Plan,
+    plan: RequestPlan,
     journal: Journal,
     examples: Iterable[AskedExample],
     choosing: Choosing,

@@ -36,7 +36,7 @@ from sbs_jax.errors import UserError
 from sbs_jax.metrics import value_match
 from sbs_jax.teacher.prompts import Prompt, environment, read_yaml, readable_input, stop_strings
 from sbs_jax.teacher.text import clean
-from sbs_jax.teacher.types import AskedExample, Completion, Request
+from sbs_jax.teacher.types import AskedExample, Completion, CompletionRequest
 
 _FOLDER = Path(__file__).parent / "field_files"
 _KNOWN = ("system", "query", "stop", "extract", "check", "accept", "rejects")
@@ -172,8 +172,8 @@ def ask(
     example: AskedExample,
     rationale: str,
     label: str,
-    request: Callable[[Field, dict[str, str]], Request],
-) -> Generator[list[Request], list[Completion | None], Written]:
+    request: Callable[[Field, dict[str, str]], CompletionRequest],
+) -> Generator[list[CompletionRequest], list[Completion | None], Written]:
     """Goes through the fields of one example.
 
     Args:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from sbs_jax.errors import UserError
 from sbs_jax.teacher.flow import Breaker, Bucket, Flow, GaveUp, sleep_or
 from sbs_jax.teacher.journal import Totals
-from sbs_jax.teacher.types import Completion, Request
+from sbs_jax.teacher.types import Completion, CompletionRequest
 
 _CHARS_PER_TOKEN = 4.0  # until the server has reported usage
 
@@ -50,7 +50,7 @@ class Gate:
         self._freed = asyncio.Event()
         self._chars = self._char_tokens = 0
 
-    async def wait(self, group: Sequence[Request]) -> None:
+    async def wait(self, group: Sequence[CompletionRequest]) -> None:
         """Waits until `group` may be sent.
 
         Raises:
@@ -81,7 +81,9 @@ class Gate:
             raise Stopped
 
     @contextmanager
-    def sending(self, group: Sequence[Request]) -> Generator[list[Completion], None, None]:
+    def sending(
+        self, group: Sequence[CompletionRequest]
+    ) -> Generator[list[Completion], None, None]:
         """Reserves what `group` may cost while it is under way.
 
         Put the completions into the list that is yielded: their usage replaces the reservation.
@@ -108,15 +110,15 @@ class Gate:
         """Wakes the requests that wait for budget, because the run stops."""
         self._freed.set()
 
-    def prompt_tokens(self, request: Request) -> int:
+    def prompt_tokens(self, request: CompletionRequest) -> int:
         """Estimates the tokens of a prompt from the usage that the server has reported so far."""
         rate = self._chars / self._char_tokens if self._char_tokens else _CHARS_PER_TOKEN
         return int(len(request.body) / rate) + 1
 
-    def _estimate(self, group: Sequence[Request]) -> int:
+    def _estimate(self, group: Sequence[CompletionRequest]) -> int:
         return self.prompt_tokens(group[0]) + _most_new(group)
 
-    async def _budget(self, group: Sequence[Request]) -> None:
+    async def _budget(self, group: Sequence[CompletionRequest]) -> None:
         new = _most_new(group)
         estimate = self._estimate(group)
         while True:
@@ -143,5 +145,5 @@ class Gate:
         )
 
 
-def _most_new(group: Sequence[Request]) -> int:
+def _most_new(group: Sequence[CompletionRequest]) -> int:
     return sum(request.max_tokens for request in group)

@@ -19,7 +19,7 @@ from typing import Any
 from sbs_jax.closing import Closing
 from sbs_jax.errors import UserError
 from sbs_jax.files import cannot_write, end_of_lines, remove_temporary, require_named, writing
-from sbs_jax.teacher.types import Completion, Request
+from sbs_jax.teacher.types import Completion, CompletionRequest
 
 FILE_NAME = "generations.jsonl"
 _LOCK_NAME = ".lock"
@@ -175,7 +175,9 @@ class Journal(Closing):
             return None
         return completion_of(json.loads(os.pread(self._fd, place[1], place[0])))
 
-    def append(self, request: Request, completion: Completion, *, final: bool = True) -> None:
+    def append(
+        self, request: CompletionRequest, completion: Completion, *, final: bool = True
+    ) -> None:
         """Appends one completion.
 
         Args:

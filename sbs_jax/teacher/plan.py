@@ -28,9 +28,9 @@ from sbs_jax.teacher.prompts import (
 )
 from sbs_jax.teacher.sampling import Sampling, make_request
 from sbs_jax.teacher.text import clean
-from sbs_jax.teacher.types import AskedExample, Completion, Request
+from sbs_jax.teacher.types import AskedExample, Completion, CompletionRequest
 
-Round = list[Request]
+Round = list[CompletionRequest]
 Answers = list[Completion | None]
 
 ON_LENGTH = ("keep", "retry", "drop")
@@ -124,7 +124,7 @@ class Asking:
             raise UserError("RETRY_TEMPERATURE must be above 0, or a retry says the same again.")
 
 
-class Plan:
+class RequestPlan:
     """Turns examples into requests, and completions into candidates."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Plan:
             empty = {field.name: "" for field in self._fields if field.accept is None}
             return candidates, fields_lib.Written(empty, missing)
 
-        def request(field: fields_lib.Field, values: dict[str, str]) -> Request:
+        def request(field: fields_lib.Field, values: dict[str, str]) -> CompletionRequest:
             return make_request(
                 example,
                 field.prompt(values, chat=self.asking.chat),

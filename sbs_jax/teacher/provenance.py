@@ -20,7 +20,7 @@ from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.derive import Summary
 from sbs_jax.teacher.flow import Flow
 from sbs_jax.teacher.journal import Journal
-from sbs_jax.teacher.plan import Plan
+from sbs_jax.teacher.plan import RequestPlan
 from sbs_jax.teacher.runner import RunnerReport
 from sbs_jax.teacher.text import clean
 from sbs_jax.teacher.types import Backend
@@ -32,7 +32,7 @@ _HISTORY = 100
 def write(
     path: Path,
     *,
-    plan: Plan,
+    plan: RequestPlan,
     backend: Backend,
     choosing: Choosing,
     flow: Flow,

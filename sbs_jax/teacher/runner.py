@@ -21,14 +21,14 @@ from sbs_jax.teacher.fields import Written
 from sbs_jax.teacher.flow import Flow, sleep_or
 from sbs_jax.teacher.gate import Gate, Stopped
 from sbs_jax.teacher.journal import Journal
-from sbs_jax.teacher.plan import Answers, Candidate, Plan, Round
+from sbs_jax.teacher.plan import Answers, Candidate, RequestPlan, Round
 from sbs_jax.teacher.types import (
     AskedExample,
     Backend,
     Completion,
+    CompletionRequest,
     Deferred,
     Refused,
-    Request,
     SplitGroup,
     Transient,
 )
@@ -100,7 +100,7 @@ class Runner:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RequestPlan,
         backend: Backend,
         journal: Journal,
         flow: Flow,
@@ -127,7 +127,7 @@ class Runner:
         self._rng = random.Random()
         self._successes = 0
         self._refused_in_a_row = 0
-        self._unclear: list[tuple[Request, Completion]] = []
+        self._unclear: list[tuple[CompletionRequest, Completion]] = []
         self._flying: dict[str, asyncio.Future[Completion | None]] = {}
         self._fatal: UserError | None = None
 
@@ -376,7 +376,9 @@ class Runner:
         self.report.row_faults += len(group)
         return completions
 
-    def _write(self, request: Request, completion: Completion, *, final: bool = True) -> None:
+    def _write(
+        self, request: CompletionRequest, completion: Completion, *, final: bool = True
+    ) -> None:
         completion.text = self._blotter.in_text(completion.text)
         completion.server = self._blotter.in_value(completion.server)
         if completion.error is not None:

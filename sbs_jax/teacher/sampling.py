@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbs_jax.errors import UserError, require_at_least
-from sbs_jax.teacher.types import AskedExample, Request
+from sbs_jax.teacher.types import AskedExample, CompletionRequest
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _ATTEMPT_SEED_STRIDE = 1_000_003
@@ -67,7 +67,7 @@ def make_request(
     attempt: int = 0,
     temperature: float | None = None,
     max_tokens: int | None = None,
-) -> Request:
+) -> CompletionRequest:
     """Builds one request.
 
     The key is a hash of the whole body (prompt or messages, model, every sampling parameter, the
@@ -101,7 +101,7 @@ def make_request(
     if sampling.seed is not None:
         digest.update(b"%d" % sampling.seed)
         seed = (sampling.seed + sample + attempt * _ATTEMPT_SEED_STRIDE) % 2**31
-    return Request(
+    return CompletionRequest(
         key=digest.hexdigest()[:32],
         example=example,
         kind=kind,

@@ -27,7 +27,7 @@ from sbs_jax.teacher.choose import Choosing
 from sbs_jax.teacher.fields import FieldFile, load_field_files
 from sbs_jax.teacher.flow import Flow
 from sbs_jax.teacher.journal import Journal
-from sbs_jax.teacher.plan import Asking, Plan
+from sbs_jax.teacher.plan import Asking, RequestPlan
 from sbs_jax.teacher.progress import Watch
 from sbs_jax.teacher.prompts import PromptFile, load_prompts
 from sbs_jax.teacher.runner import Runner, RunnerReport
@@ -103,7 +103,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
         raise UserError("PROMPTS is missing: name a prompt file, or a shipped one (svamp).")
     file = load_prompts(session.prompts)
     field_files = load_field_files(session.fields)
-    plan = Plan(
+    plan = RequestPlan(
         file,
         session.sampling,
         session.asking,
@@ -175,7 +175,7 @@ def teach(session: Session, source: ExamplesFn, console: Console | None = None) 
 
 
 def _run(
-    plan: Plan, session: Session, journal: Journal, source: ExamplesFn, console: Console
+    plan: RequestPlan, session: Session, journal: Journal, source: ExamplesFn, console: Console
 ) -> tuple[RunnerReport, UserError | None]:
     total = _total(source, session.limit)
     with Watch(total, session.flow, by_value=plan.by_value, console=console) as watch:
@@ -261,7 +261,7 @@ def _keep_prompt_file(folder: Path, file: PromptFile | FieldFile) -> None:
 
 
 def _preview(
-    plan: Plan, backend: Backend, source: ExamplesFn, number: int, console: Console
+    plan: RequestPlan, backend: Backend, source: ExamplesFn, number: int, console: Console
 ) -> None:
     stop = plan.stop(plan.style.stop)
     for place, example in enumerate(derive_lib.stream_examples(source, number), start=1):

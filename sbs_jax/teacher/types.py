@@ -17,7 +17,7 @@ class AskedExample:
 
 
 @dataclass(slots=True)
-class Request:
+class CompletionRequest:
     """One completion that is wanted.
 
     Attributes:
@@ -139,7 +139,7 @@ class Backend(Protocol):
     async def start(self) -> None:
         """Opens what it needs (sockets, weights)."""
 
-    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+    async def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Answers requests that differ in their sample alone.
 
         Raises:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sbs_jax.checkpoints.decoder_tokenizer import Tokenizer
+from sbs_jax.checkpoints.decoder_tokenizer import CompletionTokenizer
 from sbs_jax.checkpoints.decoder_weights import load_params, open_checkpoint
 from sbs_jax.decoding.choice import choose, in_nucleus
 from sbs_jax.decoding.completions import CompletionEngine, Job, shared_beginning
@@ -29,7 +29,9 @@ def engine_of(folder, mesh=None, **settings):
     checkpoint = open_checkpoint(folder)
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     params = load_params(checkpoint, mesh, settings.get("dtype", "float32"))
-    return CompletionEngine(checkpoint.config, params, Tokenizer(checkpoint), mesh, **settings)
+    return CompletionEngine(
+        checkpoint.config, params, CompletionTokenizer(checkpoint), mesh, **settings
+    )
 
 
 def prompts(number, beginning=40, seed=0):

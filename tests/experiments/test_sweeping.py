@@ -15,7 +15,7 @@ from rich.console import Console
 from sbs_jax.errors import UserError
 from sbs_jax.experiments import planning, sweeping
 from sbs_jax.experiments.grid import Run
-from sbs_jax.experiments.local import Job
+from sbs_jax.experiments.local import TrainingJob
 from sbs_jax.experiments.runs import SweepFolder
 from tests.experiments.scripted import attempts, sweep
 
@@ -188,7 +188,7 @@ def test_runs_of_one_shape_are_trained_together():
     ]
     together = planning.make_jobs(runs, 3)
     assert [len(job.names) for job in together] == [3, 1, 3, 1]
-    assert planning.make_jobs(runs, 1) == [Job((run.name,)) for run in runs]
+    assert planning.make_jobs(runs, 1) == [TrainingJob((run.name,)) for run in runs]
 
 
 def test_weights_of_parts_of_ones_own_are_trained_together():

@@ -186,7 +186,7 @@ def test_adapters_of_a_decoder_are_trained_together_as_alone(adapting, tmp_path,
 def test_an_optimizer_that_cannot_be_remade_keeps_learning_rates_apart(monkeypatch):
     trained = []
 
-    class Group:
+    class RunGroup:
         def __init__(self, lanes):
             trained.append([lane.run.name for lane in lanes])
             raise UserError(f"{lanes[0].run.name} cannot be trained")
@@ -196,7 +196,7 @@ def test_an_optimizer_that_cannot_be_remade_keeps_learning_rates_apart(monkeypat
         return vectorized.Lane(run, SimpleNamespace(optimizer=optimizer, student=None), "")
 
     monkeypatch.setattr(vectorized, "read_lane", read)
-    monkeypatch.setattr(vectorized, "Group", Group)
+    monkeypatch.setattr(vectorized, "RunGroup", RunGroup)
     monkeypatch.setattr(vectorized.running, "accepted", lambda _: contextlib.nullcontext())
     runs = grid.expand(grid.parse_axes({"LEARNING_RATE": [0.1, 0.2], "SEED": [0, 1]}))
     # What fails does not keep the others from being trained.

@@ -13,7 +13,7 @@ from sbs_jax.inference.loader import load_predictor
 from sbs_jax.inference.predictor import Predictor
 from sbs_jax.inference.programs import Programs, Strategy
 from sbs_jax.inference.prompting import Prompting
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, SentencePieceTokenizer
 from sbs_jax.inference.warming import CompiledShapes
 from sbs_jax.parts import Part
 from tests import sentencepiece_models
@@ -362,7 +362,7 @@ def test_a_tokenizer_that_does_not_fit_the_embedding_is_told():
         Predictor(
             small,
             params,
-            Tokenizer(sentencepiece_models.with_bytes()),
+            SentencePieceTokenizer(sentencepiece_models.with_bytes()),
             input_length=64,
             max_decode_len=8,
             batch_size=8,

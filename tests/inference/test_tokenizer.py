@@ -1,7 +1,7 @@
 import pytest
 
 from sbs_jax.errors import UserError
-from sbs_jax.inference.tokenizer import EOS_ID, Tokenizer
+from sbs_jax.inference.tokenizer import EOS_ID, SentencePieceTokenizer
 from tests import sentencepiece_models
 
 TEXTS = [
@@ -14,7 +14,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(sentencepiece_models.with_bytes())
+    return SentencePieceTokenizer(sentencepiece_models.with_bytes())
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -47,6 +47,6 @@ def test_pieces_join_to_the_text_and_count_all_tokens(tokenizer, text):
 def test_what_is_no_model_is_told(tmp_path):
     (tmp_path / "x.model").write_bytes(b"no")
     with pytest.raises(UserError, match=r"x\.model: is no SentencePiece model"):
-        Tokenizer(tmp_path / "x.model")
+        SentencePieceTokenizer(tmp_path / "x.model")
     with pytest.raises(UserError, match=r"nowhere: is no SentencePiece model"):
-        Tokenizer(tmp_path / "nowhere")
+        SentencePieceTokenizer(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from sbs_jax.checkpoints import record
 from sbs_jax.checkpoints.manager import CheckpointManager
 from sbs_jax.inference.predictor import Predictor
 from sbs_jax.inference.prompting import Prompting
-from sbs_jax.inference.tokenizer import Tokenizer
+from sbs_jax.inference.tokenizer import SentencePieceTokenizer
 from sbs_jax.partitioning.mesh import make_mesh
 from sbs_jax.student import Student
 from sbs_jax.training import optimizers, placement
@@ -48,7 +48,7 @@ def predictor(method="sbs", prefix_side="encoder", parts=None, **options):
     return Predictor(
         network,
         params,
-        Tokenizer(sentencepiece_models.with_bytes()),
+        SentencePieceTokenizer(sentencepiece_models.with_bytes()),
         prompting=Prompting(method=method, prefix_side=prefix_side, parts=parts),
         **(defaults | options),
     )

@@ -8,12 +8,14 @@ import pytest
 
 from sbs_jax.errors import UserError
 from sbs_jax.teacher.journal import Journal
-from sbs_jax.teacher.types import AskedExample, Completion, Request
+from sbs_jax.teacher.types import AskedExample, Completion, CompletionRequest
 
 
 def request(number):
     key = f"{number:032x}"
-    return Request(key, AskedExample(str(number), "x"), "rationale", 0, 0, "p", b"{}", 10, 0)
+    return CompletionRequest(
+        key, AskedExample(str(number), "x"), "rationale", 0, 0, "p", b"{}", 10, 0
+    )
 
 
 def test_what_is_appended_is_there_after_reopening(tmp_path):

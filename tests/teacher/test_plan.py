@@ -3,7 +3,7 @@
 import pytest
 
 from sbs_jax.errors import UserError
-from sbs_jax.teacher.plan import Asking, Plan, majority
+from sbs_jax.teacher.plan import Asking, RequestPlan, majority
 from sbs_jax.teacher.prompts import load_prompts
 from sbs_jax.teacher.sampling import Sampling, make_request
 from sbs_jax.teacher.types import AskedExample, Completion
@@ -28,7 +28,7 @@ def drive(plan, *rounds):
 
 
 def make(prompts="svamp", sampling=None, **asking):
-    return Plan(load_prompts(prompts), sampling or Sampling(), Asking(**asking), model="m")
+    return RequestPlan(load_prompts(prompts), sampling or Sampling(), Asking(**asking), model="m")
 
 
 def test_one_call():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sbs_jax.data import batch_arrays, epochs
-from sbs_jax.data.batch_arrays import Batch, Fill
+from sbs_jax.data.batch_arrays import Fill, HostBatch
 from sbs_jax.data.example_stream import ExampleStream, Windows
 from sbs_jax.data.padding_free import proposal
 from sbs_jax.data.padding_free.groups import GroupMaker, divide, split
@@ -48,7 +48,9 @@ class _Groups:
         )
         self.fill: Fill = self._maker.fill
 
-    def batch(self, examples: Sequence[np.ndarray], *, least: int = 1, multiple: int = 1) -> Batch:
+    def batch(
+        self, examples: Sequence[np.ndarray], *, least: int = 1, multiple: int = 1
+    ) -> HostBatch:
         """Returns the batch of examples, of each the ids of its records.
 
         Args:
@@ -62,7 +64,7 @@ class _Groups:
         return self._maker.make(groups, self.sizes.scaled(needed))
 
 
-class TokenBatches(Iterator[Batch]):
+class TokenBatches(Iterator[HostBatch]):
     """Makes batches of about as many tokens as BATCH_SIZE rows hold.
 
     The examples are taken in windows of `batch_arrays.WINDOW` or more. Those of a window are
@@ -97,7 +99,7 @@ class TokenBatches(Iterator[Batch]):
         self.identity = ("padding-free", f"{examples:.6g} examples a batch")
         self._windows = Windows(stream, _windows(stream.size, self._examples), self._window)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         """Returns the next batch."""
         ((batches, number, _),) = self._windows.take(1)
         # They are made to be equal: what is smaller by chance is not worth another program.
@@ -115,7 +117,7 @@ class TokenBatches(Iterator[Batch]):
         return divide(self._stream.records, examples, count, rng)
 
 
-class ExactBatches(Iterator[Batch]):
+class ExactBatches(Iterator[HostBatch]):
     """Makes batches of exactly EXAMPLES_PER_BATCH examples."""
 
     def __init__(
@@ -148,7 +150,7 @@ class ExactBatches(Iterator[Batch]):
         self.sizes, self.fill = self._groups.sizes, self._groups.fill
         self.identity = ("padding-free",)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         """Returns the next batch."""
         examples = epochs.by_example(self._stream.starts, self._stream.take(self._examples))
         return self._groups.batch(examples, multiple=2 if self._examples < FEW else 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sbs_jax.data.batch_arrays import WEIGHTS, Batch, Fill, place_records, write_records
+from sbs_jax.data.batch_arrays import WEIGHTS, Fill, HostBatch, place_records, write_records
 from sbs_jax.data.packing import Placement, balance, starts_unit
 from sbs_jax.data.padding_free.sizes import PARTS, Sizes, batch_shapes
 from sbs_jax.data.records import Records
@@ -108,7 +108,7 @@ class GroupMaker:
             int(inputs[copies].sum()), int(targets.sum()),
         )  # fmt: skip
 
-    def make(self, groups: Sequence[Group], sizes: Sizes) -> Batch:
+    def make(self, groups: Sequence[Group], sizes: Sizes) -> HostBatch:
         """Returns the batch of groups that fit into `sizes`."""
         records = self.records
         shapes = batch_shapes(sizes, len(groups), shared_inputs=records.source is not None)
@@ -121,7 +121,7 @@ class GroupMaker:
             self.fill.count(1, group.ids.size, tokens, (sizes.inputs, sizes.targets))
         return batch
 
-    def _write(self, arrays: Batch, group: Group) -> None:
+    def _write(self, arrays: HostBatch, group: Group) -> None:
         inputs, targets = self.records.lengths_of(group.ids)
         lengths = inputs[group.copies]
         input_starts = np.cumsum(lengths) - lengths

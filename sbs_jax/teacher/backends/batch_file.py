@@ -18,7 +18,7 @@ from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.files import writing
 from sbs_jax.redaction import secrets_in
 from sbs_jax.teacher.journal import LineIndex
-from sbs_jax.teacher.types import Completion, Deferred, Refused, Request
+from sbs_jax.teacher.types import Completion, CompletionRequest, Deferred, Refused
 
 MAX_REQUESTS = 50_000
 MAX_BYTES = 190 * 2**20
@@ -74,7 +74,7 @@ class BatchFileBackend:
             for new in sorted(self.folder.glob(".requests-*.jsonl.new")):
                 os.replace(new, self.folder / new.name.removeprefix(".").removesuffix(".new"))
 
-    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+    async def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Returns the result if it is there; else writes the request down and defers."""
         (request,) = requests
         row = self._result(request.key)
@@ -119,7 +119,7 @@ class BatchFileBackend:
         start, length, number = place
         return json.loads(os.pread(self._files[number].fileno(), length, start))
 
-    def _read(self, row: dict[str, Any], request: Request) -> list[Completion]:
+    def _read(self, row: dict[str, Any], request: CompletionRequest) -> list[Completion]:
         from sbs_jax.teacher.backends.openai_compat import completions_of
 
         response = row.get("response") or {}
@@ -137,7 +137,7 @@ class BatchFileBackend:
         said = error.get("message", "") if isinstance(error, dict) else str(error)
         raise Refused(f"the batch answered {status}: {said}"[:300], row=True)
 
-    def _write(self, request: Request) -> None:
+    def _write(self, request: CompletionRequest) -> None:
         line = b'{"custom_id":"%s","method":"POST","url":"%s","body":%s}\n' % (
             request.key.encode("ascii"),
             b"/v1/completions" if isinstance(request.prompt, str) else b"/v1/chat/completions",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError, require_at_least
-from sbs_jax.teacher.types import Completion, Refused, Request
+from sbs_jax.teacher.types import Completion, CompletionRequest, Refused
 
 _KNOWN = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "stop", "logprobs"}
 _BEGINNING = 32  # prompts that agree in so many tokens share a prefix
@@ -61,11 +61,11 @@ class LocalBackend:
         if dtype not in DTYPES:
             raise UserError(f"LOCAL_DTYPE = {dtype!r} must be one of {', '.join(DTYPES)}.")
         require_at_least(1, LOCAL_BATCH_SIZE=batch_size)
-        from sbs_jax.checkpoints.decoder_tokenizer import Tokenizer
+        from sbs_jax.checkpoints.decoder_tokenizer import CompletionTokenizer
         from sbs_jax.checkpoints.decoder_weights import open_checkpoint
 
         self._checkpoint = open_checkpoint(path)
-        self._tokenizer = Tokenizer(self._checkpoint)
+        self._tokenizer = CompletionTokenizer(self._checkpoint)
         self.model = model or Path(path).resolve().name
         self.batch_size = batch_size
         # Enough requests must wait for batches of like length to be found among them.
@@ -96,7 +96,7 @@ class LocalBackend:
             self._arrived.notify()
         await asyncio.to_thread(self._thread.join)
 
-    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+    async def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Waits for a place in a batch, and for the batch."""
         (request,) = requests
         waiting = self._waiting(request)
@@ -148,7 +148,7 @@ class LocalBackend:
             share_prefix=self._share,
         )
 
-    def _waiting(self, request: Request) -> _Waiting:
+    def _waiting(self, request: CompletionRequest) -> _Waiting:
         from sbs_jax.decoding.completions import Job
 
         body = json.loads(request.body)

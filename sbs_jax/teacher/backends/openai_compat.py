@@ -22,7 +22,7 @@ from yarl import URL
 from sbs_jax.errors import UserError, require_at_least
 from sbs_jax.redaction import Blotter
 from sbs_jax.teacher.text import clean, printable
-from sbs_jax.teacher.types import Completion, Refused, Request, SplitGroup, Transient
+from sbs_jax.teacher.types import Completion, CompletionRequest, Refused, SplitGroup, Transient
 
 _MAX_BYTES = 64 * 2**20
 _CHARS_PER_TOKEN = 4
@@ -126,7 +126,7 @@ class OpenAICompatBackend:
             await self._session.close()
             self._session = None
 
-    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+    async def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Sends one HTTP request for `requests`; see `Backend`."""
         assert self._session is not None, "start() was not called"
         first = requests[0]
@@ -156,7 +156,7 @@ class OpenAICompatBackend:
         return {"base_url": self._public_url, "client": f"aiohttp {aiohttp.__version__}"}
 
     def completions_in(
-        self, data: bytes, requests: Sequence[Request], seconds: float
+        self, data: bytes, requests: Sequence[CompletionRequest], seconds: float
     ) -> list[Completion]:
         """Reads the completions from the body of a response; secrets in it are blotted out.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbs_jax import metrics
-from sbs_jax.teacher.types import AskedExample, Completion, Request
+from sbs_jax.teacher.types import AskedExample, Completion, CompletionRequest
 
 Script = Callable[[AskedExample, int], str]
 """(example, sample) → completion."""
@@ -97,7 +97,7 @@ class ScriptedBackend:
     async def close(self) -> None:
         """Nothing to close."""
 
-    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+    async def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
         """Calls the script for each request."""
         await asyncio.sleep(0)
         said = []

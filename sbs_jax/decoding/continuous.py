@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ REFILL_SHARE = 4
 """Slots are refilled when one in so many has ended."""
 ENCODED_TOKENS = 8192
 """How many tokens of inputs a device reads at a time, unless the slots to refill need more."""
+ENCODED_TOKENS_ON_CPU = 1024
+"""The same for a CPU, whose caches hold what so few become in a small network: twice as many took
+an eighth longer for each, half as many a tenth."""
 _POOLS_PER_LENGTH = 8
 _PROMPT_MULTIPLE = 8
 
@@ -139,13 +143,13 @@ class ContinuousDecoder:
 
         outputs: dict[int, Output] = {}
         rows = shapes.fit(min(len(requests), row_counts[-1]), row_counts)
-        # All pools but the last are full: one number of rows is compiled.
-        pool_rows = (self._pool_rows(rows, lengths[-1]),)
-        every = shapes.finer(lengths)
+        many = len(requests) >= shapes.MANY_BATCHES * rows
+        every = shapes.finer(lengths, 8 if many else 16)
+        encoder_rows = {length: self._encoder_rows(rows, length) for length in every}
         # A step that sees some columns of padding costs little, another length's programs much.
         needed = {shapes.fit(len(request.tokens), lengths) for request in requests}
         lengths = shapes.some(sorted(needed), -(-len(requests) // rows) // _POOLS_PER_LENGTH)
-        for ended in self.stream(params, feed, rows, lengths, every, pool_rows=pool_rows):
+        for ended in self.stream(params, feed, rows, lengths, encoder_rows):
             outputs.update(ended)
         return [outputs[i] for i in range(len(requests))]
 
@@ -155,9 +159,7 @@ class ContinuousDecoder:
         feed: Feed,
         rows: int,
         lengths: Sequence[int],
-        encoder_lengths: Sequence[int] | None = None,
-        *,
-        pool_rows: Sequence[int] | None = None,
+        encoder_rows: Mapping[int, int] | None = None,
     ) -> Iterator[list[tuple[Any, Output]]]:
         """Answers requests until `feed` has none and all slots have ended.
 
@@ -167,19 +169,18 @@ class ContinuousDecoder:
           rows: R, the number of slots, a multiple of the mesh's `data` axis.
           lengths: numbers of encoded tokens that the decoder is compiled for, increasing; the last
             is at least the longest request's.
-          encoder_lengths: numbers of tokens that the encoder is compiled for, `lengths` among them;
-            these alone by default.
-          pool_rows: numbers of rows that the encoder is compiled for; as many as are refilled at
-            a time by default.
+          encoder_rows: the number of rows that the encoder is compiled for at each length,
+            `lengths` among them; by default at these alone, as many as are refilled at a time.
 
         Yields:
           Keys of requests that ended since the last time, with their outputs.
         """
         programs = self.programs
         chunk = self._chunk(rows)
-        pool_rows = pool_rows or (chunk,)
-        lengths = [length + self._prompt_columns for length in lengths]
-        encoder_lengths = [length + self._prompt_columns for length in encoder_lengths or ()]
+        encoder_rows = encoder_rows or dict.fromkeys(lengths, chunk)
+        columns = self._prompt_columns
+        lengths = [length + columns for length in lengths]
+        encoder_rows = {length + columns: count for length, count in encoder_rows.items()}
         found: list[tuple[Any, Request]] = []
         held: list[Any] = [None] * rows  # the key of each slot's request
         free = collections.deque(range(rows))
@@ -191,10 +192,7 @@ class ContinuousDecoder:
                     found = found or list(feed(rows))
                     if not found:
                         break
-                    chosen, found = found[: pool_rows[-1]], found[pool_rows[-1] :]
-                    pool = self._pool(
-                        params, chosen, pool_rows, lengths, encoder_lengths or lengths
-                    )
+                    pool, found = self._pool(params, found, lengths, encoder_rows)
                     slots = self._fitted(slots, rows, pool.length)
                 taken = [pool.waiting.popleft() for _ in range(min(chunk, len(free), pool.left))]
                 places = [free.popleft() for _ in taken]
@@ -223,21 +221,38 @@ class ContinuousDecoder:
         self,
         params: Any,
         found: Sequence[tuple[Any, Request]],
-        row_counts: Sequence[int],
         lengths: Sequence[int],
-        encoder_lengths: Sequence[int],
-    ) -> _Pool:
-        """Encodes requests."""
+        encoder_rows: Mapping[int, int],
+    ) -> tuple[_Pool, list[tuple[Any, Request]]]:
+        """Encodes the first of some requests; also returns those that are left."""
         sequences = [self._with_prompt(request.tokens) for _, request in found]
-        longest = max(map(len, sequences))
-        length = shapes.fit(longest, lengths)
-        rows = shapes.fit(len(sequences), row_counts)
-        tokens = shapes.padded_rows(sequences, rows, shapes.fit(longest, encoder_lengths))
+        sizes = sorted(encoder_rows)
+        columns = [
+            shapes.fit(size, sizes) for size in itertools.accumulate(map(len, sequences), max)
+        ]
+        # As many as are read at a time at the length that they need.
+        fitting = itertools.takewhile(
+            lambda row: row < encoder_rows[columns[row]], range(len(sequences))
+        )
+        count = len(list(fitting))
+        sequences, width = sequences[:count], columns[count - 1]
+        tokens = shapes.padded_rows(sequences, encoder_rows[width], width)
+        length = shapes.fit(max(map(len, sequences)), lengths)
         memory = self.programs.encode(params, tokens, length)
         waiting = collections.deque(
-            _Encoded(key, request.sample, row) for row, (key, request) in enumerate(found)
+            _Encoded(key, request.sample, row) for row, (key, request) in enumerate(found[:count])
         )
-        return _Pool(memory, length, waiting)
+        return _Pool(memory, length, waiting), list(found[count:])
+
+    def _encoder_rows(self, rows: int, length: int) -> int:
+        """How many inputs of a length are read at a time: some chunks, at most `rows`."""
+        programs = self.programs
+        tokens = ENCODED_TOKENS_ON_CPU if programs.on_cpu else ENCODED_TOKENS
+        most = min(rows, tokens * programs.row_multiple // length)
+        count = self._chunk(rows)
+        while 2 * count <= most:
+            count *= 2
+        return count
 
     def compile(self, params: Any, rows: int, length: int) -> None:
         """Compiles the programs of `stream` for `rows` slots and inputs of up to `length` tokens.
@@ -260,15 +275,9 @@ class ContinuousDecoder:
         Returns:
           See `SlotPrograms.arguments`.
         """
-        chunk, pool_rows = self._chunk(rows), self._pool_rows(rows, length)
+        chunk, pool_rows = self._chunk(rows), self._encoder_rows(rows, length)
         columns = length + self._prompt_columns
         return self.programs.arguments(params, rows, chunk, columns, pool_rows)
-
-    def _pool_rows(self, rows: int, length: int) -> int:
-        """How many inputs of up to `length` tokens are encoded at a time for so many slots."""
-        chunk = self._chunk(rows)
-        most = ENCODED_TOKENS * self.programs.row_multiple // length
-        return min(rows, max(most // chunk, 1) * chunk)
 
     def _chunk(self, rows: int) -> int:
         """How many of so many slots are refilled at a time."""

@@ -10,6 +10,8 @@ from sbs_jax.token_ids import EOS_ID, PAD_ID
 
 LENGTHS = 4
 """The number of encoder lengths that a program is compiled for, at most."""
+MANY_BATCHES = 16
+"""With so many batches, further programs that pad less pay off."""
 _MULTIPLE = 16
 
 
@@ -25,15 +27,16 @@ def input_lengths(longest: int) -> tuple[int, ...]:
     return tuple(sorted(lengths))
 
 
-def finer(lengths: Sequence[int]) -> tuple[int, ...]:
-    """Returns more lengths, so that padding is less: up to four between neighbours.
+def finer(lengths: Sequence[int], multiple: int = _MULTIPLE) -> tuple[int, ...]:
+    """Returns more lengths, so that padding is less: up to 64 / `multiple` between neighbours.
 
-    >>> finer((16, 64, 128))
-    (16, 32, 48, 64, 80, 96, 112, 128)
+    >>> finer((16, 64, 128)), finer((64, 96), 8)
+    ((16, 32, 48, 64, 80, 96, 112, 128), (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96))
     """
     found = set(lengths)
+    parts = 4 * _MULTIPLE // multiple
     for shorter, longer in zip((0, *lengths), lengths, strict=False):
-        step = round_up(-(-(longer - shorter) // 4), _MULTIPLE)
+        step = round_up(-(-(longer - shorter) // parts), multiple)
         found.update(range(shorter + step, longer, step))
     return tuple(sorted(found))
 

@@ -101,6 +101,7 @@ class SlotPrograms:
       max_decode_len: T, the maximum number of tokens of an output, EOS included.
       eos_id: the token that ends an output.
       row_multiple: the number of slots is a multiple of it.
+      on_cpu: whether the devices are CPUs.
       empty: `(rows, length)`, slots of which none is active.
       grow: `(slots, length)`, slots whose memory has room for that many tokens.
       encode: `(params, tokens, length)`, the memory of inputs.
@@ -126,6 +127,7 @@ class SlotPrograms:
         self.max_decode_len = max_decode_len
         self.eos_id = eos_id
         self.row_multiple = network.mesh.shape["data"]
+        self.on_cpu = network.mesh.devices.flat[0].platform == "cpu"
         self._model = network.model
         self._scored = scored
         self._draws = draws
@@ -229,16 +231,18 @@ class SlotPrograms:
         """Puts encoded inputs into slots; the last one may be there several times."""
         count = taken.rows.shape[0]
 
-        def put(array: Array, rows: Array | np.ndarray) -> Array:
-            for i in range(count):
-                array = lax.dynamic_update_index_in_dim(array, rows[i], taken.places[i], axis=0)
+        def put(array: Array, rows: Array | np.ndarray, *, of: Any = range(count)) -> Array:
+            for place, row in zip(taken.places, of, strict=True):
+                # Copied from row to row: gathered first, everything would be copied twice.
+                chosen = lax.dynamic_index_in_dim(rows, row, axis=0, keepdims=False)
+                array = lax.dynamic_update_index_in_dim(array, chosen, place, axis=0)
             return array
 
         pool = pool.widened(slots.memory.bias.shape[-1])
-        own = jax.tree.map(lambda array: jnp.take(array, taken.rows, axis=0), pool)
         prompt_length = len(self.fed) - 1
         cache = slots.cache
         if prompt_length:
+            own = jax.tree.map(lambda array: jnp.take(array, taken.rows, axis=0), pool)
             cache = jax.tree.map(put, cache, self._prompted(params, own, slots))
         broadcast = functools.partial(jnp.broadcast_to, shape=(count,))
         return dataclasses.replace(
@@ -248,7 +252,7 @@ class SlotPrograms:
             active=put(slots.active, broadcast(jnp.bool_(True))),
             scores=put(slots.scores, broadcast(jnp.float32(0.0))),
             samples=put(slots.samples, taken.samples),
-            memory=jax.tree.map(put, slots.memory, own),
+            memory=jax.tree.map(functools.partial(put, of=taken.rows), slots.memory, pool),
             cache=cache,
         )
 

@@ -158,8 +158,8 @@ class Answerer:
     def start_all(self, queries: Sequence[Query], *, num_best: int = 1) -> Callable[[], list[Any]]:
         """Starts queries of any groups on the devices, as far as that needs no waiting.
 
-        Batches are cut at `row_counts[-1]` after sorting by group, so they depend on `queries`
-        alone.
+        Batches are cut at `row_counts[-1]` after sorting by group and length, so they depend on
+        `queries` alone.
 
         Args:
           queries: the queries, in any order.
@@ -178,11 +178,14 @@ class Answerer:
             else:
                 batches[self.group(query)].append(i)
         started: list[tuple[list[int], Callable[[], Sequence[Any]]]] = []
-        for group in sorted(batches):
-            rows = sorted(batches[group])
-            for begin in range(0, len(rows), self.row_counts[-1]):
-                batch = rows[begin : begin + self.row_counts[-1]]
-                found = self._start([queries[i] for i in batch], num_best)
+        for _, rows in sorted(batches.items()):
+            size = self.row_counts[-1]
+            many = len(rows) >= shapes.MANY_BATCHES * size
+            lengths = shapes.finer(self._lengths) if many else self._lengths
+            for begin in range(0, len(rows), size):
+                batch = rows[begin : begin + size]
+                length = shapes.fit(len(queries[batch[-1]].tokens), lengths)
+                found = self._start([queries[i] for i in batch], num_best, length)
                 started.append((batch, found))
         for rows in written.values():
             chosen = [queries[i] for i in rows]
@@ -255,7 +258,7 @@ class Answerer:
         rows, length = self._shapes.fit(use, len(queries), group.length)
         if decoder is None:
             for begin in range(0, len(queries), rows):
-                answers = self._start(queries[begin : begin + rows], num_best)()
+                answers = self._start(queries[begin : begin + rows], num_best, group.length)()
                 yield list(enumerate(answers, begin))
             return
         most = self._shapes.most_rows(use, group.length)
@@ -314,10 +317,18 @@ class Answerer:
             answers.append(Prediction(*best[0], alternatives=best, truncated=query.truncated))
         return answers
 
-    def _start(self, queries: Sequence[Query], num_best: int) -> Callable[[], Sequence[Any]]:
-        """Starts a batch of one group that is ranked or searched for; see `start_all`."""
+    def _start(
+        self, queries: Sequence[Query], num_best: int, length: int
+    ) -> Callable[[], Sequence[Any]]:
+        """Starts a batch of one group that is ranked or searched for; see `start_all`.
+
+        Args:
+          queries: one to `row_counts[-1]` queries.
+          num_best: the number of alternatives of a label.
+          length: at least the number of tokens of any of the queries.
+        """
         group = self.group(queries[0])
-        rows, length = self._shapes.fit((group.kind, group.own), len(queries), group.length)
+        rows, length = self._shapes.fit((group.kind, group.own), len(queries), length)
         tokens = self._rows(queries, rows, length)
         if group.kind == RATIONALE_KIND:
             written = self._programs.search(self._params, tokens)

@@ -165,6 +165,26 @@ def test_few_requests_take_few_slots_and_none_takes_none():
     assert decoder(params, few, (1, 4, 8), LENGTHS) == decoder(params, few, (8,), LENGTHS)
 
 
+def test_the_encoder_reads_many_short_inputs_or_few_long_ones(monkeypatch):
+    network, params = student()
+    decoder = ContinuousDecoder(network, max_decode_len=2, eos_id=-1)
+    encode, read = decoder.programs.encode, []
+    monkeypatch.setattr(
+        decoder.programs,
+        "encode",
+        lambda params, tokens, length: read.append(tokens) or encode(params, tokens, length),
+    )
+    several = [*requests(125, 16), *requests(2, 128), Request([3] * 128)]
+    decoder(params, several, (8,), (16, 128))
+    # Sixteen fillings of the slots: lengths are multiples of 8.
+    assert {tokens.shape for tokens in read} == {(8, 8), (8, 16), (8, 128)}
+
+    read.clear()
+    decoder(params, several, (128,), (16, 128))
+    # 1,024 tokens, or at least a quarter of the slots: with 61 short inputs no long one is read.
+    assert [tokens.shape for tokens in read] == [(64, 16), (64, 16), (32, 128)]
+
+
 def test_shapes():
     assert shapes.until_end([5, 6, 1, 0, 0]) == [5, 6]
     assert shapes.until_end([5, 6]) == [5, 6]

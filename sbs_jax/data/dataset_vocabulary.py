@@ -115,7 +115,7 @@ class DatasetVocabulary(Vocabulary):
         """Returns the ids of many texts, without EOS."""
         if not any(EOS_STRING in text for text in texts):
             return self.tokenizer.encode(list(texts))
-        return [list(self._encode(text)) for text in texts]
+        return [self.encode(text) for text in texts]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encodes many texts, each different piece of them once.
@@ -144,12 +144,10 @@ class DatasetVocabulary(Vocabulary):
         text_ends = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])]
         return flat[index], np.diff(text_ends)
 
-    def _encode(self, s: str) -> list[int]:
+    def encode(self, s: str) -> list[int]:
+        """Returns the ids of a text, without EOS at its end; `EOS_STRING` within it becomes EOS."""
         first, *others = self.tokenizer.encode(s.split(EOS_STRING))
         return list(first) + [token for ids in others for token in (EOS_ID, *ids)]
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.resolve().decode(ids)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DatasetVocabulary):

@@ -58,15 +58,9 @@ class Vocabulary(abc.ABC):
     def tokenizer(self) -> Any:
         """What encodes and decodes, with the methods of SentencePiece's processor."""
 
-    @abc.abstractmethod
-    def _encode(self, s: str) -> list[int]: ...
-
-    @abc.abstractmethod
-    def _decode(self, ids: list[int]) -> str: ...
-
     def encode(self, s: str) -> list[int]:
         """Returns the ids of a text, without EOS."""
-        return self._encode(s)
+        return list(self.tokenizer.encode([s])[0])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, up to and including the first EOS."""
@@ -75,7 +69,7 @@ class Vocabulary(abc.ABC):
             tokens = [self.unk_id if token >= self.vocab_size else token for token in tokens]
         if EOS_ID in tokens:
             tokens = tokens[: tokens.index(EOS_ID) + 1]
-        return self._decode(tokens)
+        return self.tokenizer.decode(tokens)
 
     def encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
         """Returns the ids of a text tensor, without EOS: [T] of one, ragged [N, None] of N."""
@@ -121,12 +115,6 @@ class SentencePieceVocabulary(Vocabulary):
     def tokenizer(self) -> sentencepiece.SentencePieceProcessor:
         """SentencePiece's own object."""
         return self._tokenizer
-
-    def _encode(self, s: str) -> list[int]:
-        return self._tokenizer.encode(s)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SentencePieceVocabulary):
@@ -189,12 +177,6 @@ class TokenizerVocabulary(Vocabulary):
     def tokenizer(self) -> _Processor:
         """The tokenizer, with the methods of SentencePiece's processor."""
         return self._tokenizer
-
-    def _encode(self, s: str) -> list[int]:
-        return self._tokenizer.text.encode(s)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.text.decode(ids)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TokenizerVocabulary):

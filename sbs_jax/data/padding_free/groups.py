@@ -83,30 +83,21 @@ class GroupMaker:
             row_inputs, row_targets = self.kinds[number]
             unit_kind[(inputs[first] <= row_inputs) & (sums <= row_targets)] = number
         kind = unit_kind[unit]
-        columns = np.zeros((5, ids.size), np.int64)
-        rows = []
-        for number, lengths in enumerate(self.kinds):
-            mine = np.flatnonzero(kind == number)
-            placed = place_records(records, ids[mine], inputs[mine], targets[mine], *lengths, True)
-            columns[:, mine] = (
-                placed.row,
-                placed.segment,
-                placed.source,
-                placed.input_start,
-                placed.target_start,
-            )
-            rows.append(placed.rows if mine.size else 0)
-        row, segment, source, input_start, target_start = columns
-        placement = Placement(row, segment, source, input_start, target_start, sum(rows))
+        by_kind = [np.flatnonzero(kind == number) for number in range(len(self.kinds))]
+        placed = [
+            place_records(records, ids[mine], inputs[mine], targets[mine], *lengths, True)
+            for mine, lengths in zip(by_kind, self.kinds, strict=True)
+        ]
+        rows = tuple(one.rows for one in placed)
+        order = np.argsort(np.concatenate(by_kind))
+        placement = Placement.joined(placed, sum(rows)).take(order)
         # Records share a copy of their inputs where they lie in one row and have one source there.
         key = np.stack([kind, placement.row, placement.source])
         _, copies, copy = np.unique(key, axis=1, return_index=True, return_inverse=True)
         order = np.argsort(copies)
         copies, copy = copies[order], np.argsort(order)[copy.reshape(-1)]
-        return Group(
-            ids, kind, placement, copies, copy, tuple(rows),
-            int(inputs[copies].sum()), int(targets.sum()),
-        )  # fmt: skip
+        tokens = int(inputs[copies].sum()), int(targets.sum())
+        return Group(ids, kind, placement, copies, copy, rows, *tokens)
 
     def make(self, groups: Sequence[Group], sizes: Sizes) -> HostBatch:
         """Returns the batch of groups that fit into `sizes`."""

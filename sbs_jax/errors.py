@@ -1,9 +1,10 @@
 """The one kind of error that a user may cause, and the exit codes of programs."""
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
 _P = ParamSpec("_P")
@@ -27,6 +28,17 @@ def require_at_least(least: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
             raise UserError(f"{name} = {value} must be at least {least}.")
+
+
+@contextlib.contextmanager
+def located(where: object) -> Iterator[None]:
+    """Puts a place in front of a `UserError` of the ``with`` block that does not begin with it."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(str(where)):
+            raise
+        raise UserError(f"{where}: {error}") from error
 
 
 def unglue(error: BaseException) -> BaseException:

@@ -23,7 +23,7 @@ from sbs_jax.checkpoints.huggingface import CONFIG_FILE
 from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
 from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import Index, StoredTensor
-from sbs_jax.errors import UserError
+from sbs_jax.errors import located
 from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 
 _VOCABULARY_ROWS = ("token_embedder/embedding",)
@@ -48,17 +48,12 @@ def open_decoder(
     """
     folder = Path(folder).expanduser()
     raw = read_json(folder / CONFIG_FILE)
-    try:
+    with located(folder):
         require_family(raw)
         tensors = open_safetensors(folder)
-        config = dataclasses.replace(
-            config_from_huggingface(raw, tensors), pad_id=pad_id, eos_id=eos_id
-        )
+        config = config_from_huggingface(raw, tensors)
+        config = dataclasses.replace(config, pad_id=pad_id, eos_id=eos_id)
         return config, match_huggingface(tensors, config)
-    except UserError as error:
-        if str(error).startswith(str(folder)):
-            raise
-        raise UserError(f"{folder}: {error}") from None
 
 
 def match_huggingface(

@@ -15,7 +15,7 @@ from sbs_jax.checkpoints import state_dicts
 from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
 from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import StoredTensor, same_values
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, located
 from sbs_jax.models.config import T5Config
 
 CONFIG_FILE = "config.json"
@@ -58,11 +58,9 @@ def open_huggingface(folder: str | Path) -> tuple[T5Config, dict[str, StoredTens
     folder = Path(folder).expanduser()
     tensors = open_safetensors(folder)
     config_json = read_json(folder / CONFIG_FILE)
-    try:
+    with located(folder):
         config = config_from_huggingface(config_json, tensors)
         return config, match_huggingface(tensors, config)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
 
 
 def config_from_huggingface(

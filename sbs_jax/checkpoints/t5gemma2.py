@@ -19,7 +19,7 @@ from sbs_jax.checkpoints.huggingface import CONFIG_FILE
 from sbs_jax.checkpoints.safetensors_files import open_safetensors, read_json
 from sbs_jax.checkpoints.state_dicts import TensorName, parameter_shapes
 from sbs_jax.checkpoints.tensors import StoredTensor, same_values
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, located
 from sbs_jax.models.decoder.config import DecoderConfig, LayerConfig
 from sbs_jax.models.t5gemma2.config import T5Gemma2Config
 
@@ -74,14 +74,10 @@ def open_t5gemma2(
     """
     folder = Path(folder).expanduser()
     raw = read_json(folder / CONFIG_FILE)
-    try:
+    with located(folder):
         tensors = open_safetensors(folder)
         config = dataclasses.replace(config_from_huggingface(raw), pad_id=pad_id, eos_id=eos_id)
         return config, match_huggingface(tensors, config)
-    except UserError as error:
-        if str(error).startswith(str(folder)):
-            raise
-        raise UserError(f"{folder}: {error}") from None
 
 
 def config_from_huggingface(raw: Mapping[str, Any]) -> T5Gemma2Config:

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.text import Text
 
-from sbs_jax.errors import UserError, require_at_least
+from sbs_jax.errors import UserError, located, require_at_least
 from sbs_jax.inference import interactive
 from sbs_jax.inference.inputs import Item, read_items, read_task
 from sbs_jax.inference.loader import Loader
@@ -246,14 +246,12 @@ def _start(
 
 
 def _ask(predictor: Predictor, item: Item) -> Any:
-    try:
+    with located(item.where):
         query = predictor.ask_label(item.input, item.candidates, rationale=item.rationale)
         closed = query.candidates or predictor.closed_set
         if closed is not None and item.target is not None:
             closed.find(item.target)
         return query
-    except UserError as error:
-        raise UserError(f"{item.where}: {error}") from error
 
 
 def _resume(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import numbers
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,13 @@ class UserError(Exception):
     The message names the file, the line or the key, and says what to do. The mains print it as
     ``error: <message>`` on stderr and exit with code 1; they never show a traceback for it.
     """
+
+
+def require_positive(**values: object) -> None:
+    """Raises `UserError` for the first of the named values that is no positive whole number."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise UserError(f"{name} must be a positive whole number, not {value!r}.")
 
 
 def require_at_least(least: int, **values: float | None) -> None:

@@ -128,14 +128,12 @@ class BatchMaker:
         records = self.records
         lengths = (self.row_inputs, self.row_targets)
         shapes = array_shapes(lengths, rows, shared_inputs=records.source is not None)
-        batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
-        if records.target_weights is not None:
-            batch[WEIGHTS] = np.zeros((rows, self.row_targets), np.float32)
+        batch = empty_batch(records, shapes)
         start = placement.row * self.row_inputs + placement.input_start
         # Several records of a row may have the same inputs in the same place.
         shared = records.source is not None
         once = np.unique(start, return_index=True)[1] if shared else np.s_[:]
-        written = write_records(
+        written = write_arrays(
             records,
             batch,
             ids,
@@ -149,7 +147,15 @@ class BatchMaker:
         return batch
 
 
-def write_records(
+def empty_batch(records: Records, shapes: Mapping[str, tuple[int, ...]]) -> HostBatch:
+    """Returns a batch that holds no record yet: all arrays of `shapes`, and weights if need be."""
+    batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
+    if records.target_weights is not None:
+        batch[WEIGHTS] = np.zeros(shapes["decoder_target_tokens"], np.float32)
+    return batch
+
+
+def write_arrays(
     records: Records,
     batch: HostBatch,
     ids: np.ndarray,

@@ -20,7 +20,7 @@ from sbs_jax.data.padding_free.batches import ExactBatches, TokenBatches
 from sbs_jax.data.padding_free.sizes import Sizes
 from sbs_jax.data.records import Records
 from sbs_jax.data.row_batches import ExampleBatches, RowBatches
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_positive
 
 AUTO: Final = "auto"
 """TASK_FEATURE_LENGTHS that are left to the data: see `data.auto_lengths`."""
@@ -119,9 +119,10 @@ class TrainBatches(Iterator[HostBatch]):
         """
         if not len(records):
             raise UserError(f"There is nothing to train on: {records.counts}.")
-        examples_per_batch = batching.examples_per_batch
-        _check_positive("BATCH_SIZE", batching.batch_size if examples_per_batch is None else 1)
-        _check_positive("EXAMPLES_PER_BATCH", examples_per_batch or 1)
+        if batching.examples_per_batch is None:
+            require_positive(BATCH_SIZE=batching.batch_size)
+        else:
+            require_positive(EXAMPLES_PER_BATCH=batching.examples_per_batch)
         if batching.padding_free and not batching.pack:
             raise UserError("PADDING_FREE = True has no rows that PACK = False could speak of.")
         self._examples = ExampleStream(records, seed)
@@ -212,7 +213,7 @@ class EvalBatches:
         Raises:
           UserError: an argument is out of its range.
         """
-        _check_positive("BATCH_SIZE", batch_size)
+        require_positive(BATCH_SIZE=batch_size)
         self._maker = BatchMaker(records, feature_lengths)
         self._batch_size = batch_size
         self._rows = WindowRows(np.arange(len(records)), self._maker.place_all(pack))
@@ -230,8 +231,3 @@ class EvalBatches:
         for start in range(0, len(self._rows), self._batch_size):
             ids, placement = self._rows.slice(start, start + self._batch_size, 0)
             yield self._maker.make(ids, placement, self._batch_size)
-
-
-def _check_positive(name: str, value: int | None) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name} must be a positive whole number, not {value!r}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sbs_jax import remote, remote_copies
-from sbs_jax.errors import UserError
+from sbs_jax.errors import UserError, require_positive
 from sbs_jax.methods import CUSTOM, find_method, read_parts
 from sbs_jax.part_templates import fill
 from sbs_jax.parts import (
@@ -171,8 +171,8 @@ class DataSettings(TemplateTexts):
                 f"TRAIN_FRACTION must be a number above 0 and at most 1, not {fraction!r}."
             )
         count = self.train_examples
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise UserError(f"TRAIN_EXAMPLES must be a positive whole number, not {count!r}.")
+        if count is not None:
+            require_positive(TRAIN_EXAMPLES=count)
         if count is not None and fraction != 1:
             raise UserError(
                 f"TRAIN_EXAMPLES = {count} and TRAIN_FRACTION = {fraction} both say how much of "
@@ -206,19 +206,12 @@ class DataSettings(TemplateTexts):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise UserError(f"{name.upper()} must be a whole number from 0, not {value!r}.")
-        if not isinstance(self.vocabulary_size, int) or self.vocabulary_size < 1:
-            raise UserError(
-                f"VOCABULARY_SIZE must be a positive whole number, not {self.vocabulary_size!r}."
-            )
+        require_positive(VOCABULARY_SIZE=self.vocabulary_size)
         for name in ("label_prefix", "rationale_prefix"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name.upper()} must be a text, not {getattr(self, name)!r}.")
-
-        processes = self.records_processes
-        if processes is not None and (not isinstance(processes, int) or processes < 1):
-            raise UserError(
-                f"RECORDS_PROCESSES must be a positive whole number, not {processes!r}."
-            )
+        if self.records_processes is not None:
+            require_positive(RECORDS_PROCESSES=self.records_processes)
         if self.parts is not None:
             object.__setattr__(self, "parts", read_parts(self.parts))
             self._check_prompts()

@@ -226,6 +226,8 @@ def test_bad_arguments():
         train(records, {"batch_size": None})
     with pytest.raises(UserError, match=r"EXAMPLES_PER_BATCH must be .* -1"):
         train(records, {"examples_per_batch": -1})
+    with pytest.raises(UserError, match=r"EXAMPLES_PER_BATCH must be .* 0"):
+        train(records, {"examples_per_batch": 0})
     with pytest.raises(UserError, match=r"TASK_FEATURE_LENGTHS .* 'targets'"):
         train(records, MODES[0], lengths={"inputs": 40})
     with pytest.raises(UserError, match="nothing to train on: 3 examples"):

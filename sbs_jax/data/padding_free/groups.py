@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sbs_jax.data.batch_arrays import WEIGHTS, Fill, HostBatch, place_records, write_records
+from sbs_jax.data.batch_arrays import Fill, HostBatch, empty_batch, place_records, write_arrays
 from sbs_jax.data.packing import Placement, balance, starts_unit
 from sbs_jax.data.padding_free.sizes import PARTS, Sizes, batch_shapes
 from sbs_jax.data.records import Records
@@ -103,9 +103,7 @@ class GroupMaker:
         """Returns the batch of groups that fit into `sizes`."""
         records = self.records
         shapes = batch_shapes(sizes, len(groups), shared_inputs=records.source is not None)
-        batch = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
-        if records.target_weights is not None:
-            batch[WEIGHTS] = np.zeros((len(groups), sizes.targets), np.float32)
+        batch = empty_batch(records, shapes)
         for number, group in enumerate(groups):
             self._write({name: array[number] for name, array in batch.items()}, group)
             tokens = (group.inputs, group.targets)
@@ -117,7 +115,7 @@ class GroupMaker:
         lengths = inputs[group.copies]
         input_starts = np.cumsum(lengths) - lengths
         target_starts = np.cumsum(targets) - targets
-        write_records(
+        write_arrays(
             self.records,
             arrays,
             group.ids,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sbs_jax.planning import hlo, roofline
-from sbs_jax.planning.targets import Target
+from sbs_jax.planning.targets import TargetDevices
 
 # JAX takes this share of a GPU's memory by default, and no more than the other on request.
 _GPU_DEFAULT_SHARE, _GPU_MOST = 0.75, 0.95
@@ -58,7 +58,7 @@ class Compiled:
     """
 
     name: str
-    target: Target | None
+    target: TargetDevices | None
     parameter_bytes: int
     optimizer_bytes: int
     memory: MemoryUse | None
@@ -115,7 +115,7 @@ def compile_program(
     *,
     mesh: jax.sharding.Mesh,
     params: Any,
-    target: Target | None = None,
+    target: TargetDevices | None = None,
     opt_state: Any = (),
     model_flops: float = 0.0,
     resident: Any = (),
@@ -173,7 +173,7 @@ def compile_program(
     )
 
 
-def hosts_of(devices: Sequence[Any], target: Target) -> tuple[int, ...]:
+def hosts_of(devices: Sequence[Any], target: TargetDevices) -> tuple[int, ...]:
     """The host of each device, where links between hosts are slower than within; else ()."""
     if not target.chip.network_bandwidth:
         return ()

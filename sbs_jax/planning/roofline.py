@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from sbs_jax.planning.hlo import Collective, Program
-from sbs_jax.planning.targets import Target
+from sbs_jax.planning.targets import TargetDevices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Bound:
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
 
-def bound(program: Program, target: Target, hosts: Sequence[int] = ()) -> Bound:
+def bound(program: Program, target: TargetDevices, hosts: Sequence[int] = ()) -> Bound:
     """The bound of a program on a target.
 
     Args:
@@ -51,7 +51,7 @@ def bound(program: Program, target: Target, hosts: Sequence[int] = ()) -> Bound:
     )
 
 
-def link_seconds(collective: Collective, target: Target, hosts: Sequence[int] = ()) -> float:
+def link_seconds(collective: Collective, target: TargetDevices, hosts: Sequence[int] = ()) -> float:
     """The least seconds of one collective.
 
     In a group of n, each device has to receive (n - 1) / n of what it gathers, and a reduction to

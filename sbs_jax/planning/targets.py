@@ -208,7 +208,7 @@ _ALIASES = {"h100-80": "h100", "h200-141": "h200", "a100": "a100-80", "v7x": "tp
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class TargetDevices:
     """A number of devices of one kind that are connected.
 
     Attributes:
@@ -243,7 +243,7 @@ class Target:
         return self.shape[1] if self.chip.platform == "cuda" else self.num_devices
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> TargetDevices:
     """Reads `v5e:4x4`, `v5p:4x4x4`, `h100:8`.
 
     Args:
@@ -264,7 +264,7 @@ def parse_target(text: str) -> Target:
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--target={text}: {kind!r} is not a known kind of device{hint} {_known()}")
     if chip.platform == "cuda":
-        return Target(chip, _gpu_shape(text, size or "1"))
+        return TargetDevices(chip, _gpu_shape(text, size or "1"))
     if not re.fullmatch(r"\d+(x\d+){1,2}", size):
         example = "4x4x4" if chip.dimensions == 3 else "4x4"
         raise UserError(
@@ -286,7 +286,7 @@ def parse_target(text: str) -> Target:
             f"--target={text}: a host has 2x2 chips, so a slice of more than one chip has even "
             "numbers in its first two dimensions."
         )
-    return Target(chip, shape)
+    return TargetDevices(chip, shape)
 
 
 def _gpu_shape(text: str, size: str) -> tuple[int, int]:

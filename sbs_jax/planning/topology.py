@@ -11,12 +11,12 @@ import jax
 from jax.experimental import topologies
 
 from sbs_jax.errors import UserError
-from sbs_jax.planning.targets import Target
+from sbs_jax.planning.targets import TargetDevices
 
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 
 
-def missing_extra(target: Target) -> str | None:
+def missing_extra(target: TargetDevices) -> str | None:
     """The extra that has to be installed to compile for `target`; None if nothing is missing."""
     if target.chip.platform == "tpu":
         return None if importlib.util.find_spec("libtpu") else "plan-tpu"
@@ -25,7 +25,7 @@ def missing_extra(target: Target) -> str | None:
 
 
 @functools.cache
-def devices_of(target: Target) -> tuple[Any, ...]:
+def devices_of(target: TargetDevices) -> tuple[Any, ...]:
     """The devices of a target, for `partitioning.mesh.make_mesh`; programs cannot run on them.
 
     Call it before JAX has been asked for devices. This process then uses the CPU alone: planning
@@ -59,7 +59,7 @@ def devices_of(target: Target) -> tuple[Any, ...]:
         ) from error
 
 
-def _tpu(target: Target) -> Any:
+def _tpu(target: TargetDevices) -> Any:
     # Without these, libtpu asks the cloud's metadata server where it is, and a second process waits
     # for the first one's lock.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -75,7 +75,7 @@ def _tpu(target: Target) -> Any:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 
-def _cuda(target: Target) -> Any:
+def _cuda(target: TargetDevices) -> Any:
     # Else the plugin looks for a driver as old as itself.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     hosts, per_host = target.shape
@@ -87,7 +87,7 @@ def _cuda(target: Target) -> Any:
     ).devices
 
 
-def gpu_description(target: Target) -> str:
+def gpu_description(target: TargetDevices) -> str:
     """A GPU as XLA's `GpuTargetConfigProto`, in text format."""
     chip, gpu = target.chip, target.chip.gpu
     if gpu is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sbs_jax.decoding.continuous import ContinuousDecoder
 from sbs_jax.planning import compiling, flops
-from sbs_jax.planning.targets import Target
+from sbs_jax.planning.targets import TargetDevices
 from sbs_jax.programs.assembly import Assembly
 
 
@@ -41,7 +41,7 @@ class RunProgram:
     resident: Any = ()
     turns: int = 1
 
-    def compile(self, mesh: Any, target: Target | None) -> compiling.Compiled:
+    def compile(self, mesh: Any, target: TargetDevices | None) -> compiling.Compiled:
         """Compiles it; see `compiling.compile_program`."""
         return compiling.compile_program(
             self.name,

@@ -5,14 +5,14 @@ What is wrong with a file is said in one sentence that names the file and the li
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sbs_jax.errors import UserError
 from sbs_jax.json_files import DuplicateKeyError, not_encoded, parse_json, read_jsonl, text_encoding
+from sbs_jax.table_files import read_table
 
 _ADVICE = "convert the file, or name its ENCODING ('latin-1')"
 
@@ -115,7 +115,8 @@ def read_rows(path: Path, *, encoding: str = "utf-8") -> list[Row]:
     if ending == ".parquet":
         rows = _read_parquet(path)
     elif ending in (".csv", ".tsv"):
-        rows = _read_csv(path, "," if ending == ".csv" else "\t", encoding)
+        table = read_table(path, encoding=encoding, advice=_ADVICE)
+        rows = [Row(values, path, line) for line, values in table]
     elif is_one_json(path, encoding):
         rows = _read_json(path, encoding)
     else:
@@ -165,39 +166,6 @@ def _read_json(path: Path, encoding: str) -> list[Row]:
         if not isinstance(value, dict):
             raise UserError(f"{path}, entry {number}: expected an object, found {kind_of(value)}.")
     return [Row(value, path, number) for number, value in enumerate(values, start=1)]
-
-
-def _read_csv(path: Path, delimiter: str, encoding: str) -> list[Row]:
-    rows = []
-    # A field may be long (the standard library's limit is 128 KiB).
-    csv.field_size_limit(1 << 30)
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            _check_header(path, header)
-            for values in reader:
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: has {len(values)} fields, but the first "
-                        f"line names {len(header)}."
-                    )
-                rows.append(Row(dict(zip(header, values, strict=True)), path, reader.line_num))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeError as error:
-        raise not_encoded(path, encoding, error, _ADVICE) from error
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
-    return rows
-
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError(f"{path}, line 1: names the field {name!r} twice.")
 
 
 def _read_parquet(path: Path) -> list[Row]:

@@ -27,11 +27,13 @@ import sentencepiece
 import tokenizers
 
 from sbs_jax import (
+    json_files,
     methods,
     parsers,
     part_templates,
     parts,
     remote_copies,
+    table_files,
     text_tokenizer,
     token_ids,
 )
@@ -52,7 +54,16 @@ _FORMAT = 2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such file systems say
 _PATIENCE = 24 * 3600.0  # seconds that a process waits for another one that makes the same
 # What makes records of texts, besides this package.
-_CODE = (methods, parsers, part_templates, parts, text_tokenizer, token_ids)
+_CODE = (
+    json_files,
+    methods,
+    parsers,
+    part_templates,
+    parts,
+    table_files,
+    text_tokenizer,
+    token_ids,
+)
 # Settings of where things lie; the vocabulary itself is compared.
 _ELSEWHERE = (
     "model_dir",

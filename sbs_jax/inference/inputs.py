@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sbs_jax.errors import UserError
 from sbs_jax.json_files import not_encoded, read_jsonl
+from sbs_jax.table_files import read_table
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 
@@ -57,7 +57,7 @@ def read_items(path: str, input_field: str = "input") -> Iterator[Item]:
             if text := line.strip():
                 yield Item(str(number), text, f"{path}, line {number}")
         return
-    rows = read_jsonl(file) if ending.startswith(".json") else _table(file, ending)
+    rows = read_jsonl(file) if ending.startswith(".json") else _table(file)
     for number, row in rows:
         yield _item(row, f"{path}, line {number}", str(number), input_field)
 
@@ -92,31 +92,13 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise not_encoded(file, "utf-8-sig", error, "convert the file to UTF-8") from error
 
 
-def _table(file: Path, ending: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0  # csv's own count leaves out the line that it fails at
-
-    def lines() -> Iterator[str]:
-        nonlocal number
-        for count, line in _lines(file):
-            number = count
-            yield line
-
-    reader = csv.DictReader(lines(), delimiter="," if ending == ".csv" else "\t", strict=True)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"{file}, line {number}: not valid CSV ({error}).") from error
-        if None in row or None in row.values():
-            raise UserError(
-                f"{file}, line {number}: has another number of fields than the first line."
-            )
-        if row.get("candidates"):
-            row["candidates"] = row["candidates"].split("|")
+def _table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in read_table(file):
         # An empty cell is no value.
-        yield number, {name: value for name, value in row.items() if value != ""}
+        values: dict[str, Any] = {name: value for name, value in row.items() if value}
+        if "candidates" in values:
+            values["candidates"] = values["candidates"].split("|")
+        yield number, values
 
 
 def _item(row: Mapping[str, Any], where: str, number: str, field: str) -> Item:

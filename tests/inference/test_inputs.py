@@ -46,7 +46,7 @@ def test_plain_lines(tmp_path):
         ("x.jsonl", '{"input": "a", "id": [1]}\n', "field 'id' must be"),
         ("x.jsonl", '{"input": "a", "candidates": "b"}\n', "'candidates' must be a list"),
         ("x.jsonl", '{"input": "a"', "line 1: not valid JSON"),
-        ("x.csv", "input,label\na\n", "line 2: has another number of fields"),
+        ("x.csv", "input,label\na\n", "line 2: has 1 fields, but the first line names 2"),
         ("x.csv", 'input\n"a" b\n', "line 2: not valid CSV"),
         ("x.txt", b"a\n\xff\n", "line 2: not UTF-8 text"),
     ],

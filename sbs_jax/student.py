@@ -72,22 +72,34 @@ class Student:
         )
 
     @property
+    def placed_inference_params(self) -> Any:
+        """Shapes, dtypes and shardings of what `for_inference` returns."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self.for_inference, self.abstract_params),
+            self.param_shardings,
+        )
+
+    @property
     def replicated(self) -> NamedSharding:
         """The sharding of a value that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def for_inference(self, params: Any) -> Any:
-        """Returns parameters whose products need no cast: weights in `config.product_dtype`.
+        """Returns parameters whose products need no cast: weights in the products' dtype.
+
+        Products round them anyway, to the same bits, and decoding would do it for each token again.
 
         Args:
           params: float32 parameters on the mesh.
 
         Returns:
-          The same tree, in which what projections multiply by has the products' dtype. An
-          embedding that is the head as well is rounded, too.
+          The same tree, in which what projections multiply by has the products' dtype
+          (`config.product_dtype` or else `config.dtype`). An embedding that is the head as well is
+          rounded, too.
         """
-        dtype = self.config.product_dtype
-        if dtype in (None, "float32"):
+        dtype = self.config.product_dtype or self.config.dtype
+        if dtype == "float32":
             return params
         names = {"kernel"} | ({"embedding"} if self.config.logits_via_embedding else set())
 

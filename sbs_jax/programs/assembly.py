@@ -324,11 +324,13 @@ class Assembly:
         Raises:
           UserError: a split cannot be read, or a setting is out of its range.
         """
-        own = self.config.evaluation
-        if self.config.lora is not None:
-            options["prepare"] = lora_lib.merging(self.eval_student.jit, self.config.lora)
+        own, student, lora = self.config.evaluation, self.eval_student, self.config.lora
+        options["prepare"] = student.for_inference
+        if lora is not None:
+            merge = lora_lib.merging(student.jit, lora)
+            options["prepare"] = lambda params: student.for_inference(merge(params))
         return Evaluator(
-            self.eval_student,
+            student,
             self.task,
             self.batching.lengths,
             splits=own.splits if splits is None else splits,

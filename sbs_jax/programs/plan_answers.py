@@ -39,7 +39,7 @@ def answering(assembly: Assembly, loader: Loader) -> dict[str, RunProgram]:
     if loader.engine != "jax":
         raise UserError(f"ENGINE = {loader.engine!r} is not compiled by XLA; leave infer out.")
     student = _student(assembly, loader)
-    params = _params(student)
+    params = student.placed_inference_params
     prompting = assembly.prompting(**vars(loader.prompting))
     words = WordTokens(student.config.vocab_size)
     prompts: dict[str, list[int]] = {
@@ -106,13 +106,3 @@ def _student(assembly: Assembly, loader: Loader) -> Student:
     product_dtype = loader.inference_dtype or config.product_dtype
     config = dataclasses.replace(config, dtype=loader.dtype, product_dtype=product_dtype)
     return Student(config, assembly.student.mesh, fsdp=loader.mesh.fsdp)
-
-
-def _params(student: Student) -> Any:
-    """The abstract parameters that answer, with their shardings."""
-    shapes_of = jax.eval_shape(student.for_inference, student.placed_params)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes_of,
-        student.param_shardings,
-    )

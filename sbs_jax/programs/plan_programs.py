@@ -79,7 +79,7 @@ def training(assembly: Assembly) -> dict[str, RunProgram]:
 def losses(assembly: Assembly) -> dict[str, RunProgram]:
     """The losses of an evaluation, of as many rows as it computes them of at a time."""
     programs, student = assembly.eval_programs(), assembly.eval_student
-    lengths, params = assembly.batching.lengths, student.placed_params
+    lengths, params = assembly.batching.lengths, student.placed_inference_params
     rows = programs.loss_rows(programs.rows, lengths["inputs"], lengths["targets"])
     batch = assembly.abstract_batch(rows)
     return {
@@ -98,7 +98,7 @@ def decoding(assembly: Assembly) -> dict[str, RunProgram]:
     programs, student = assembly.eval_programs(), assembly.eval_student
     decoder = programs.decoder(assembly.label_prompt(WordTokens(student.config.vocab_size)))
     return decoder_programs(
-        decoder, student.placed_params, programs.rows, programs.lengths[-1], "answers"
+        decoder, student.placed_inference_params, programs.rows, programs.lengths[-1], "answers"
     )
 
 

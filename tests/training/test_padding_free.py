@@ -9,6 +9,7 @@ import pytest
 
 from sbs_jax.data.batching import Batching, TrainBatches
 from sbs_jax.data.padding_free.groups import GroupMaker, split
+from sbs_jax.data.padding_free.sizes import Sizes
 from sbs_jax.errors import UserError
 from sbs_jax.models.dropout import random_mask, seed_of_kind
 from sbs_jax.partitioning.distributed import to_global
@@ -230,6 +231,11 @@ def test_a_group_without_examples_changes_nothing():
     both, alone = maker.make([some, none], sizes), maker.make([some], sizes)
     assert_equal(trained(CONFIG, both, num_microbatches=2), trained(CONFIG, alone))
     assert [ids.tolist() for ids in split(RECORDS, [np.arange(2)], 3)] == [[0, 1], [], []]
+
+
+def test_many_tokens_are_a_multiple_that_accelerators_cut_evenly():
+    sizes = Sizes(1600, 10_000, ()).scaled(8)
+    assert (sizes.inputs, sizes.targets) == (800, 5056)
 
 
 def test_a_group_that_has_no_room_gets_larger_sizes():

@@ -9,7 +9,7 @@ import numpy as np
 
 from sbs_jax.data.packing import pack
 from sbs_jax.data.padding_free.groups import GroupMaker, split, units_of
-from sbs_jax.data.padding_free.sizes import RowKind, Sizes, round_up
+from sbs_jax.data.padding_free.sizes import RowKind, Sizes, group_tokens, round_up
 from sbs_jax.data.records import Records
 from sbs_jax.row_tables import MULTIPLE
 
@@ -70,8 +70,8 @@ def propose(
     placed = [GroupMaker(records, kinds).place(ids) for ids in parts]
     rows = np.max([group.rows for group in placed], axis=0) + SPARE_ROWS
     return Sizes(
-        round_up(max(group.inputs for group in placed) + 1),
-        round_up(max(group.targets for group in placed) + 1),
+        group_tokens(max(group.inputs for group in placed) + 1),
+        group_tokens(max(group.targets for group in placed) + 1),
         tuple(RowKind(int(most), *kind) for most, kind in zip(rows, kinds, strict=True)),
     )
 

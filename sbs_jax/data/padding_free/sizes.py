@@ -11,6 +11,11 @@ PARTS = 16
 """A batch that has no room in the usual sizes, or could do with smaller ones, has a multiple of one
 in so many parts of them, so that few sizes are compiled."""
 
+MANY, MANY_MULTIPLE = 1600, 64
+"""So many tokens of a group, or more, are a multiple of this number. XLA cuts the sums over tokens
+that gradients of weights are into parts for a GPU; where these are not equal it pads arrays of all
+tokens before."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RowKind:
@@ -47,8 +52,8 @@ class Sizes:
             dataclasses.replace(kind, rows=-(-kind.rows * parts // PARTS)) for kind in self.kinds
         )
         return Sizes(
-            round_up(self.inputs * parts / PARTS),
-            round_up(self.targets * parts / PARTS),
+            group_tokens(self.inputs * parts / PARTS),
+            group_tokens(self.targets * parts / PARTS),
             tuple(kinds),
         )
 
@@ -57,9 +62,18 @@ class Sizes:
         return f"{self.inputs} input and {self.targets} target tokens, attention in {rows}"
 
 
-def round_up(tokens: float) -> int:
-    """The next multiple of `MULTIPLE`."""
-    return int(-(-tokens // MULTIPLE)) * MULTIPLE
+def round_up(tokens: float, multiple: int = MULTIPLE) -> int:
+    """The next multiple of `MULTIPLE`, or of another number."""
+    return int(-(-tokens // multiple)) * multiple
+
+
+def group_tokens(needed: float) -> int:
+    """How many tokens a group has of which so many are needed.
+
+    >>> group_tokens(1000), group_tokens(5000)
+    (1008, 5056)
+    """
+    return round_up(needed, MANY_MULTIPLE if needed >= MANY else MULTIPLE)
 
 
 def batch_shapes(sizes: Sizes, groups: int, *, shared_inputs: bool) -> dict[str, tuple[int, ...]]:

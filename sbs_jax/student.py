@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sbs_jax import garbage
 from sbs_jax.head_loss import Head
 from sbs_jax.models.attention_rows import BothRows
-from sbs_jax.models.drawing import draw_params
+from sbs_jax.models.drawing import Drawing
 from sbs_jax.models.interface import ModelConfig, network_of
 from sbs_jax.partitioning import rules as rules_lib
 from sbs_jax.partitioning.mesh import DATA_AXIS, MODEL_AXIS
@@ -53,9 +54,9 @@ class Student:
         # XLA:CPU runs virtual devices on one pool of threads: two programs whose devices wait for
         # one another, in flight together, can take all of its threads and never end.
         self._one_at_a_time = mesh.devices.size > 1 and mesh.devices.flat[0].platform == "cpu"
-        boxed = jax.eval_shape(self._init_boxed, jax.random.key(0))
-        self.abstract_params = nn.unbox(boxed)
-        self.param_shardings = rules_lib.param_shardings(boxed, mesh, self.rules)
+        self._drawing = Drawing(self._init_boxed)
+        self.abstract_params = nn.unbox(self._drawing.boxed)
+        self.param_shardings = rules_lib.param_shardings(self._drawing.boxed, mesh, self.rules)
 
     @property
     def num_params(self) -> int:
@@ -185,17 +186,20 @@ class Student:
         return jax.tree.map(spread, tree, self._of_head(self.param_shardings))
 
     def jit(self, function: Callable[..., Any], **options: Any) -> Program:
-        """`jax.jit`, traced and called within this mesh and its logical-axis rules."""
+        """`jax.jit`, traced and called within this mesh and its logical-axis rules.
+
+        Python looks for no cyclic garbage meanwhile: tracing makes a million objects that stay.
+        """
         jitted = jax.jit(function, **options)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self.context():
+            with self.context(), garbage.collection_paused():
                 result = jitted(*args, **kwargs)
             return jax.block_until_ready(result) if self._one_at_a_time else result
 
         def lower(*args: Any, **kwargs: Any) -> Any:
-            with self.context():
+            with self.context(), garbage.collection_paused():
                 return jitted.lower(*args, **kwargs)
 
         def trace(*args: Any, **kwargs: Any) -> Any:
@@ -222,15 +226,7 @@ class Student:
 
     def init_params(self, seed: int) -> Any:
         """Random parameters, each created in its own shards; the same on every mesh."""
-        # Not the run's own key: dropout is folded from that one.
-        key = jax.random.fold_in(jax.random.key(seed), 0x1217)
-        return draw_params(
-            lambda key: nn.unbox(self._init_boxed(key)),
-            key,
-            self.param_shardings,
-            jit=self.jit,
-            context=self.context,
-        )
+        return self._drawing(seed, self.param_shardings, self.jit)
 
     def _init_boxed(self, key: jax.Array) -> Any:
         tokens = jnp.ones((1, 2), jnp.int32)

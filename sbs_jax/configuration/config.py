@@ -292,12 +292,15 @@ class GinConfig:
 
     def _check_types(self, bound: Sequence[tuple[Binding, gin.config.Configurable]]) -> None:
         """Holds literals against annotations; turns numbers that are meant as strings into them."""
+        annotations: dict[Any, dict[str, Any]] = {}
         for binding, configurable in bound:
             if not self.is_live(binding):
                 continue
             value, macro = self.resolve(binding.value)
-            known = value_types.annotations_of(configurable.wrapped)
-            annotation = known.get(binding.parameter, Any)
+            function = configurable.wrapped
+            if function not in annotations:
+                annotations[function] = value_types.annotations_of(function)
+            annotation = annotations[function].get(binding.parameter, Any)
             if value_types.fits(value, annotation):
                 continue
             origin = macro or binding

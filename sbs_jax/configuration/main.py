@@ -23,6 +23,7 @@ from typing import Any
 
 import gin
 
+from sbs_jax import garbage
 from sbs_jax.configuration import config as config_lib
 from sbs_jax.configuration import dump, lookup, process
 from sbs_jax.configuration.flags import Flags, parse_flags
@@ -153,14 +154,11 @@ def _frozen_imports() -> Iterator[None]:
     JAX, Flax and Orbax are a million objects that stay. Python's collector would look through them
     several times before the first step (a tenth of the time to it), and again as a run goes on.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
+    with garbage.collection_paused():
+        try:
+            yield
+        finally:
+            gc.freeze()
 
 
 def _fail(sentence: str, error: BaseException, debug: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sbs_jax.models.config import T5Config, adapted_name
 from sbs_jax.models.decoder.config import LayerConfig
-from sbs_jax.models.drawing import Initializer, recorded
+from sbs_jax.models.drawing import Initializer, parameter
 from sbs_jax.models.dropout import Seed, dropout
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -25,15 +25,6 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
     "linear": lambda x: x,
 }
-
-
-def partitioned(initializer: Initializer, axes: tuple[str | None, ...]) -> Initializer:
-    """Names the logical axes of what an initializer draws.
-
-    Flax boxes the array while it initialises; `Module.param` gives the array itself, which Flax's
-    types do not say.
-    """
-    return cast(Initializer, nn.with_logical_partitioning(recorded(initializer), axes))
 
 
 class Adapted(NamedTuple):
@@ -74,8 +65,7 @@ class Kernel(nn.Module):
     @nn.compact
     def __call__(self) -> Matrix:
         """The matrix."""
-        init = partitioned(self.initializer, self.axes)
-        kernel = self.param("kernel", init, self.shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.initializer, self.axes, self.shape)
         return with_adapter(self, kernel, self.axes, self.config)
 
 
@@ -99,7 +89,7 @@ def with_adapter(
         return kernel
     spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     down, up = (
-        module.param(name, partitioned(init, own), shape, jnp.float32)
+        parameter(module, name, init, own, shape)
         for name, init, own, shape in (
             ("lora_a", spread, (axes[0], None), (kernel.shape[0], rank)),
             ("lora_b", nn.initializers.zeros, (None, axes[1]), (rank, kernel.shape[1])),
@@ -237,8 +227,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalises the last axis in float32; the result has the activations' dtype."""
         dtype = self.config.dtype
-        init = partitioned(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
         normed = x * lax.rsqrt(mean_square + self.config.layer_norm_epsilon)
@@ -256,9 +245,9 @@ class TokenEmbedder(nn.Module):
 
     def setup(self) -> None:
         """Creates the table [V, D]."""
-        init = partitioned(nn.initializers.normal(1.0), ("vocab", "embed"))
+        init, axes = nn.initializers.normal(1.0), ("vocab", "embed")
         shape = (self.config.vocab_size, self.config.emb_dim)
-        self.embedding = self.param("embedding", init, shape, jnp.float32)
+        self.embedding = parameter(self, "embedding", init, axes, shape)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Looks tokens up, in the activations' dtype. An id outside [0, V) gives NaN, not noise."""

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sbs_jax.models.config import T5Config
-from sbs_jax.models.layers import partitioned
+from sbs_jax.models.drawing import parameter
 
 
 class RelativePositionBias(nn.Module):
@@ -33,12 +33,8 @@ class RelativePositionBias(nn.Module):
         """Creates the table [H, buckets]."""
         shape = (self.config.num_heads, self.config.relative_attention_num_buckets)
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        self.rel_embedding = self.param(
-            "rel_embedding",
-            partitioned(init, ("heads", "relpos_buckets")),
-            shape,
-            jnp.float32,
-        )
+        axes = ("heads", "relpos_buckets")
+        self.rel_embedding = parameter(self, "rel_embedding", init, axes, shape)
 
     def __call__(self, length: int) -> Float[Array, "1 H Q K"]:
         """The bias of all positions of a row among each other, Q = K = `length`, float32."""

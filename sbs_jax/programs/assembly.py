@@ -433,7 +433,9 @@ class Assembly:
         """Creates the state of a run that begins, with parameters drawn from the seed."""
         seed = self.config.seed
         params = self.student.init_params(seed)
-        return placement.create_state(self.student, params, self.optimizer, seed)
+        return placement.create_state(
+            self.student, params, self.optimizer, seed, self.abstract_state
+        )
 
     def initial_params(self, path: str | os.PathLike[str], abstract: Any) -> Any:
         """Reads the first parameters; adapters are drawn from the seed."""

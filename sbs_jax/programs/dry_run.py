@@ -13,8 +13,6 @@ from rich.console import Console
 
 from sbs_jax.data.vocabulary import decode_tokens
 from sbs_jax.parts import NAMES, part_words
-from sbs_jax.planning.compiling import compile_program
-from sbs_jax.planning.report import in_bytes, verdict
 from sbs_jax.programs.assembly import Assembly
 from sbs_jax.row_tables import row_shapes
 
@@ -58,6 +56,10 @@ def describe_mesh(mesh: Mesh) -> str:
 
 def memory_lines(run: Assembly, batch: Mapping[str, np.ndarray]) -> list[str]:
     """Bytes on one device: parameters, optimizer, and XLA's plan for the rest of the step."""
+    # Training imports this module, but needs none of what reads compiled programs.
+    from sbs_jax.planning.compiling import compile_program
+    from sbs_jax.planning.report import in_bytes, verdict
+
     abstract_batch = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()
     }

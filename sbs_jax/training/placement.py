@@ -40,9 +40,24 @@ def abstract_state(student: Student, optimizer: Optimizer, seed: int) -> TrainSt
     )
 
 
-def create_state(student: Student, params: Any, optimizer: Optimizer, seed: int) -> TrainState:
-    """Creates a training state at step 0 around `params`, whose buffers are donated to it."""
-    abstract = abstract_state(student, optimizer, seed)
+def create_state(
+    student: Student,
+    params: Any,
+    optimizer: Optimizer,
+    seed: int,
+    abstract: TrainState | None = None,
+) -> TrainState:
+    """Creates a training state at step 0 around `params`, whose buffers are donated to it.
+
+    Args:
+      student: the network on its mesh.
+      params: the parameters, on the mesh.
+      optimizer: its state is made as well.
+      seed: the seed of the run.
+      abstract: what `abstract_state` returned for the same arguments, if that is at hand.
+    """
+    if abstract is None:
+        abstract = abstract_state(student, optimizer, seed)
     create = student.jit(
         functools.partial(state_lib.create_state, optimizer=optimizer, seed=seed),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),

@@ -14,12 +14,11 @@ from jaxtyping import Array, Float, Int
 from sbs_jax.models.attention_rows import AttentionRows
 from sbs_jax.models.decoder.config import LayerConfig
 from sbs_jax.models.decoder.rotary import Rotation, rotate
-from sbs_jax.models.drawing import Initializer
+from sbs_jax.models.drawing import Initializer, parameter
 from sbs_jax.models.dropout import Seed, dropout, seed_of_kind
 from sbs_jax.models.layers import (
     ACTIVATION_FUNCTIONS,
     multiply,
-    partitioned,
     project,
     with_adapter,
 )
@@ -56,12 +55,12 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
         """Projects."""
-        kernel = self.param("kernel", _boxed(self.axes), self.features, jnp.float32)
+        kernel = parameter(self, "kernel", _normal(), self.axes, self.features)
         matrix = with_adapter(self, kernel, self.axes, self.config)
         product = project(x, matrix, self.config, result_dtype=self.result_dtype)
         if self.use_bias:
-            init = partitioned(nn.initializers.zeros, self.axes[1:])
-            bias = self.param("bias", init, self.features[1:], jnp.float32)
+            zeros = nn.initializers.zeros
+            bias = parameter(self, "bias", zeros, self.axes[1:], self.features[1:])
             product += jnp.expand_dims(bias.astype(product.dtype), range(product.ndim - 1))
         return product
 
@@ -82,8 +81,7 @@ class RMSNorm(nn.Module):
         """Normalises in float32; the result has the activations' dtype."""
         config = self.config
         ones = nn.initializers.zeros if config.norm_adds_one else nn.initializers.ones
-        init = partitioned(ones, (self.axis,))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", ones, (self.axis,), (x.shape[-1],))
         scale = jnp.expand_dims(scale, range(x.ndim - 1))
         wide = x.astype(wide_dtype(config))
         mean_square = jnp.mean(lax.square(wide), axis=-1, keepdims=True)
@@ -105,7 +103,7 @@ class Embedder(nn.Module):
     def setup(self) -> None:
         """Creates the table."""
         shape = (self.config.vocab_size, self.config.emb_dim)
-        self.embedding = self.param("embedding", _boxed(("vocab", "embed")), shape, jnp.float32)
+        self.embedding = parameter(self, "embedding", _normal(), ("vocab", "embed"), shape)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Looks tokens up, in the activations' dtype. An id outside [0, V) gives NaN, not noise."""
@@ -388,5 +386,5 @@ class Mlp(nn.Module):
         return Dense(config, (config.mlp_dim, config.emb_dim), ("mlp", "embed"), name="wo")(hidden)
 
 
-def _boxed(axes: tuple[str, ...]) -> Initializer:
-    return partitioned(nn.initializers.normal(_INIT_STDDEV), axes)
+def _normal() -> Initializer:
+    return nn.initializers.normal(_INIT_STDDEV)

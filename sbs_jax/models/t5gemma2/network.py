@@ -23,8 +23,8 @@ from sbs_jax.models.attention import padding_bias
 from sbs_jax.models.decoder.layers import Embedder, capped
 from sbs_jax.models.decoder.rows import positions_in, without_end
 from sbs_jax.models.decoder.stack import extend_by_one
+from sbs_jax.models.drawing import parameter
 from sbs_jax.models.dropout import Seeds, draw_seeds
-from sbs_jax.models.layers import partitioned
 from sbs_jax.models.network import segments_of
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
 from sbs_jax.models.t5gemma2.config import T5Gemma2Config
@@ -210,8 +210,8 @@ class _EndOfImage(nn.Module):
         self, tokens: Int[Array, "*B"], embedded: Float[Array, "*B D"]
     ) -> Float[Array, "*B D"]:
         """Puts it in the place of what was looked up for that token."""
-        init = partitioned(nn.initializers.zeros, ("embed",))
-        vector = self.param("vector", init, (self.config.emb_dim,), jnp.float32)
+        shape = (self.config.emb_dim,)
+        vector = parameter(self, "vector", nn.initializers.zeros, ("embed",), shape)
         here = (tokens == self.config.our_eoi_id)[..., None]
         vector = jnp.expand_dims(vector.astype(embedded.dtype), range(tokens.ndim))
         return jnp.where(here, vector, embedded)

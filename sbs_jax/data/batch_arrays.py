@@ -39,7 +39,7 @@ WINDOW = 2048
 enough that a window is packed in some tens of milliseconds."""
 
 SAMPLED_ABOVE = 1 << 16
-"""Of more records than these, `measure_fill` looks at a part."""
+"""If there are more records than this, `measure_fill` looks at a part of them."""
 _SAMPLES = 16  # of 2 · WINDOW records, some tenths of a second each
 
 
@@ -92,7 +92,7 @@ class Fill:
 
 
 class BatchMaker:
-    """Turns placed records into arrays, and keeps the books on how full they are."""
+    """Turns placed records into arrays, and counts in `fill` how full these are."""
 
     def __init__(self, records: Records, feature_lengths: Mapping[str, int]) -> None:
         self.records = records

@@ -34,12 +34,12 @@ class Batching:
       feature_lengths: TASK_FEATURE_LENGTHS: row lengths in tokens, of `inputs` and `targets`; or
         `auto`, for which a training run puts those that its data propose.
       batch_size: rows of a batch; packed rows hold several records each.
-      pack: put several records into a row.
-      examples_per_batch: the number of examples, each with all its records, in every batch, in as
+      pack: whether several records are put into a row.
+      examples_per_batch: the number of examples in every batch, each with all of its records, in as
         few rows as they fit into; `batch_size` is not used then. None makes batches of rows.
-      padding_free: let the tokens of all examples stand behind one another, without rows; see
-        `data.padding_free`. A batch has `examples_per_batch` examples, or about as many as
-        `batch_size` rows hold.
+      padding_free: whether batches have no rows, and the tokens of all examples lie one behind
+        another; see `data.padding_free`. A batch has `examples_per_batch` examples, or about as
+        many as `batch_size` rows hold.
       num_microbatches: equal slices of a batch that are computed one after another, which saves
         memory; see `training.step.make_train_step`.
     """
@@ -85,16 +85,17 @@ class BatchStream(Protocol):
 class TrainBatches(Iterator[HostBatch]):
     """Endless batches of training records.
 
-    In each epoch the examples are shuffled by (seed, epoch), the records of one example staying
-    neighbours, and every record comes exactly once. Batch k depends on the arguments and k alone.
-    With `Records.draw`, the records of one variant of each example come, drawn by (seed, epoch).
+    In each epoch the examples are shuffled by (seed, epoch), the records of one example stay
+    neighbours, and every record is trained exactly once. Batch k depends on the arguments and k
+    alone. With `Records.draw`, an epoch trains one variant of each example, drawn by (seed, epoch).
 
-    An epoch of a mixture has as many examples as all its tasks together, of each task as its rate
-    says: one task's examples come several times before another's have all come. Each task goes
-    through its own examples in orders of its own, and on where the epoch before stopped.
+    An epoch of a mixture has as many examples as all of its tasks together, and the rates say how
+    these are divided among the tasks; so the examples of one task may be repeated before those of
+    another have all been used. Each task has orders of its own, and continues in the next epoch
+    where it stopped.
 
-    How examples become batches is said in `row_batches.RowBatches` and `ExampleBatches`, and of
-    padding-free ones in `padding_free.batches.TokenBatches` and `ExactBatches`.
+    How examples become batches: see `row_batches.RowBatches` and `ExampleBatches`, and for
+    padding-free batches `padding_free.batches.TokenBatches` and `ExactBatches`.
     """
 
     def __init__(

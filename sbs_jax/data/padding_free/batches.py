@@ -16,13 +16,13 @@ from sbs_jax.data.records import Records
 from sbs_jax.errors import UserError
 
 SAMPLE = 1024
-"""Examples whose lengths decide on the sizes of batches."""
+"""The number of examples whose lengths decide on the sizes of batches."""
 
 BATCHES_OF_WINDOW = 16
-"""Batches that a window has at least, so that they mix."""
+"""The least number of batches that are made of one window, so that their examples mix."""
 
 FEW = 32
-"""Batches of fewer examples differ so much that their sizes are rounded more coarsely."""
+"""Batches of fewer examples than this vary so much that sizes are rounded more coarsely."""
 
 
 class _Groups:

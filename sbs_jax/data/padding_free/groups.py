@@ -39,7 +39,7 @@ class Group:
     targets: int
 
     def parts_needed(self, sizes: Sizes) -> int:
-        """The least number of `PARTS` of `sizes` in which the group has room."""
+        """Returns the least `parts` for which the group fits into `sizes.scaled(parts)`."""
         share = max((self.inputs + 1) / sizes.inputs, (self.targets + 1) / sizes.targets)
         needed = max(1, int(share * PARTS))
         while not self.fits(sizes.scaled(needed)):
@@ -47,7 +47,7 @@ class Group:
         return needed
 
     def fits(self, sizes: Sizes) -> bool:
-        """Whether the group has room in these sizes."""
+        """Returns whether the group fits into these sizes."""
         return (
             self.inputs < sizes.inputs
             and self.targets < sizes.targets
@@ -65,7 +65,7 @@ class GroupMaker:
     """
 
     def __init__(self, records: Records, kinds: Sequence[tuple[int, int]]) -> None:
-        """Takes the row lengths of inputs and targets of each kind, the shortest first."""
+        """Makes no group yet; `kinds` are the row lengths of each kind, shortest first."""
         self.records, self.kinds = records, kinds
         self.fill = Fill()
 
@@ -143,7 +143,7 @@ class GroupMaker:
 def units_of(
     records: Records, ids: np.ndarray, target_lengths: np.ndarray, most_targets: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is placed as one: a record, or neighbours that share their inputs.
+    """Finds the units that are placed whole: records, or neighbours that share their inputs.
 
     Args:
       records: the records of a split.
@@ -183,7 +183,7 @@ def divide(
     count: int,
     rng: np.random.Generator | None = None,
 ) -> list[list[np.ndarray]]:
-    """`split`, by example; `rng` mixes them."""
+    """Does what `split` does, but keeps examples apart; `rng` mixes them as in `balance`."""
     if count == 1:
         return [list(examples)]
     part = balance(_tokens(records, examples), count, rng)
@@ -193,7 +193,7 @@ def divide(
 
 
 def _tokens(records: Records, examples: Sequence[np.ndarray]) -> np.ndarray:
-    """The input and target tokens [E, 2] of examples, shared inputs counted once."""
+    """Returns the input and target tokens [E, 2] of examples; shared inputs count once."""
     sizes = np.array([ids.size for ids in examples], np.int64)
     first = np.cumsum(sizes) - sizes
     ids = np.concatenate(list(examples))

@@ -14,16 +14,16 @@ from sbs_jax.data.records import Records
 from sbs_jax.row_tables import MULTIPLE
 
 MOST_KINDS = 3
-"""Kinds of rows; each is a product more in every attention, and is compiled."""
+"""The most kinds of rows. Each adds a matrix product to every attention, which is compiled."""
 
 WORTH = 0.95
-"""One kind more must make the cost of attention so many times as high, at most."""
+"""A further kind of rows is added if it multiplies the cost of attention by this or by less."""
 
 COMPARED = 512
-"""Units that are packed to compare kinds of rows, at least; or those of all groups."""
+"""The least number of units that are packed to compare kinds of rows, if there are as many."""
 
 SPARE_ROWS = 1
-"""Rows of each kind that no group of the sample needs, so that hardly a batch has no room."""
+"""Rows of each kind beyond those that the sample needs, so that few batches lack room."""
 
 
 def examples_of(
@@ -32,7 +32,7 @@ def examples_of(
     row_lengths: tuple[int, int],
     batch_size: int,
 ) -> float:
-    """About how many examples `batch_size` rows hold that are full of inputs or of targets.
+    """Returns about how many examples `batch_size` rows hold that are full on one side.
 
     Args:
       records: the records of a training split.
@@ -113,7 +113,7 @@ def choose_kinds(
 
 
 def _rows_of(units: np.ndarray, kinds: Sequence[tuple[int, int]]) -> list[int]:
-    """How many rows of each kind hold the units [U, 2] of a group."""
+    """Returns how many rows of each kind hold the units [U, 2] of a group."""
     rows, left = [], units
     for row_inputs, row_targets in kinds:
         fit = (left[:, 0] <= row_inputs) & (left[:, 1] <= row_targets)
@@ -148,7 +148,7 @@ def _neighbours(kind: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def _coarse(longest: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """A few pairs of lengths up to the longest ones, to start from."""
+    """Yields a few pairs of lengths up to the longest ones, to start from."""
     for share_of_inputs in (0.25, 0.5, 0.75, 1.0):
         for share_of_targets in (0.25, 0.5, 0.75, 1.0):
             yield round_up(longest[0] * share_of_inputs), round_up(longest[1] * share_of_targets)
@@ -163,7 +163,7 @@ def _sorted(*kinds: tuple[int, int]) -> tuple[tuple[int, int], ...]:
 
 
 def _unit_lengths(records: Records, ids: np.ndarray, most_targets: int) -> np.ndarray:
-    """The input and target tokens [U, 2] of the units of an example."""
+    """Returns the input and target tokens [U, 2] of the units of an example."""
     inputs, targets = records.lengths_of(ids)
     first, _ = units_of(records, ids, targets, most_targets)
     return np.stack([inputs[first], np.add.reduceat(targets, first)], axis=1)

@@ -8,13 +8,13 @@ from sbs_jax.data.batch_arrays import array_shapes
 from sbs_jax.row_tables import MULTIPLE, table_name
 
 PARTS = 16
-"""A batch that has no room in the usual sizes, or could do with smaller ones, has a multiple of one
-in so many parts of them, so that few sizes are compiled."""
+"""A batch that does not fit into the usual sizes, or would fit into smaller ones, gets these sizes
+scaled by a multiple of 1 / `PARTS`, so that few shapes are compiled."""
 
 MANY, MANY_MULTIPLE = 1600, 64
-"""So many tokens of a group, or more, are a multiple of this number. XLA cuts the sums over tokens
-that gradients of weights are into parts for a GPU; where these are not equal it pads arrays of all
-tokens before."""
+"""If a group has `MANY` tokens or more, their number is a multiple of `MANY_MULTIPLE`. Gradients of
+weights are sums over tokens, which XLA cuts into parts for a GPU; where these would not be equal, it
+pads arrays of all tokens before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sizes:
     Attributes:
       inputs: input tokens, one of padding among them.
       targets: target tokens, one of padding among them.
-      kinds: kinds of rows, the shortest one first; the last one takes every record.
+      kinds: the kinds of rows, shortest first; every record fits into the last one.
     """
 
     inputs: int
@@ -47,7 +47,7 @@ class Sizes:
     kinds: tuple[RowKind, ...]
 
     def scaled(self, parts: int) -> Sizes:
-        """So many `PARTS` of these sizes."""
+        """Returns the sizes times `parts` / `PARTS`, rounded up."""
         kinds = (
             dataclasses.replace(kind, rows=-(-kind.rows * parts // PARTS)) for kind in self.kinds
         )
@@ -63,12 +63,12 @@ class Sizes:
 
 
 def round_up(tokens: float, multiple: int = MULTIPLE) -> int:
-    """The next multiple of `MULTIPLE`, or of another number."""
+    """Returns the least multiple of `MULTIPLE`, or of another number, that is not below `tokens`."""
     return int(-(-tokens // multiple)) * multiple
 
 
 def group_tokens(needed: float) -> int:
-    """How many tokens a group has of which so many are needed.
+    """Returns how many tokens a group has if `needed` tokens are needed.
 
     >>> group_tokens(1000), group_tokens(5000)
     (1008, 5056)
@@ -77,7 +77,7 @@ def group_tokens(needed: float) -> int:
 
 
 def batch_shapes(sizes: Sizes, groups: int, *, shared_inputs: bool) -> dict[str, tuple[int, ...]]:
-    """The shape of each int32 array of a batch."""
+    """Returns the shape of each int32 array of a batch."""
     shapes: dict[str, tuple[int, ...]] = {
         **array_shapes((sizes.inputs, sizes.targets), groups, shared_inputs=shared_inputs)
     }

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from sbs_jax.data.packing import Placement, one_per_row, pack, share_inputs
+from sbs_jax.data.ragged import spans, starts_of
 from sbs_jax.data.records import Records
 from sbs_jax.errors import UserError
 
@@ -181,12 +182,15 @@ def write_arrays(
       The number of input tokens and of target tokens that were written.
     """
     flat = {name: array.reshape(-1) for name, array in batch.items()}
-    found, goal, sizes = _gather(records.input_offsets, ids[once], input_starts)
+    lengths, sizes = records.lengths_of(ids)
+    lengths = lengths[once]
+    goal = spans(input_starts, lengths)
+    found = spans(records.input_offsets[ids[once]], lengths)
     flat["encoder_input_tokens"][goal] = records.input_tokens[found]
-    flat["encoder_segment_ids"][goal] = np.repeat(source[once], sizes)
-    inputs = found.size
+    flat["encoder_segment_ids"][goal] = np.repeat(source[once], lengths)
 
-    found, goal, sizes = _gather(records.target_offsets, ids, target_starts)
+    goal = spans(target_starts, sizes)
+    found = spans(records.target_offsets[ids], sizes)
     targets = records.target_tokens[found]
     flat["decoder_target_tokens"][goal] = targets
     flat["decoder_target_parts"][goal] = records.target_parts[found]
@@ -197,24 +201,9 @@ def write_arrays(
         flat["decoder_source_ids"][goal] = np.repeat(source, sizes)
     shifted = np.empty_like(targets)
     shifted[1:] = targets[:-1]
-    shifted[np.cumsum(sizes) - sizes] = 0
+    shifted[starts_of(sizes)] = 0
     flat["decoder_input_tokens"][goal] = shifted
-    return inputs, targets.size
-
-
-def _gather(
-    offsets: np.ndarray, ids: np.ndarray, goal_starts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns flat indices to copy sequences from and to, and the sequences' lengths."""
-    starts = offsets[ids]
-    lengths = offsets[ids + 1] - starts
-    before = np.cumsum(lengths) - lengths
-    step = np.arange(lengths.sum())
-    return (
-        step + np.repeat(starts - before, lengths),
-        step + np.repeat(goal_starts - before, lengths),
-        lengths,
-    )
+    return int(lengths.sum()), targets.size
 
 
 def place_records(

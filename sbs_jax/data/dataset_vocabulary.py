@@ -20,6 +20,7 @@ import sentencepiece
 
 from sbs_jax import remote, remote_copies, text_tokenizer
 from sbs_jax.data import settings as settings_lib
+from sbs_jax.data.ragged import spans, starts_of
 from sbs_jax.data.sentencepiece_training import train_sentencepiece
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.data.vocabulary import (
@@ -139,10 +140,8 @@ class DatasetVocabulary(Vocabulary):
         order = np.array(pieces, np.int64)
         chosen = lengths[order]
         ends = np.cumsum(chosen)
-        starts = (np.cumsum(lengths) - lengths)[order]
-        index = np.arange(chosen.sum()) + np.repeat(starts - (ends - chosen), chosen)
         text_ends = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])]
-        return flat[index], np.diff(text_ends)
+        return flat[spans(starts_of(lengths)[order], chosen)], np.diff(text_ends)
 
     def encode(self, s: str) -> list[int]:
         """Returns the ids of a text, without EOS at its end; `EOS_STRING` within it becomes EOS."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sbs_jax.data import permutations
+from sbs_jax.data.ragged import spans
 from sbs_jax.data.records import Records
 
 COMPUTED_ABOVE = 1 << 24
@@ -40,9 +41,7 @@ def by_example(starts: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
 def records_of(starts: np.ndarray, examples: np.ndarray) -> np.ndarray:
     """Returns the ids of the records of `examples`, in their order."""
     first = starts[examples]
-    counts = starts[examples + 1] - first
-    before = np.cumsum(counts) - counts
-    return np.repeat(first - before, counts) + np.arange(counts.sum())
+    return spans(first, starts[examples + 1] - first)
 
 
 def draws(records: Records) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sbs_jax.data.ragged import starts_of
+
 _MIXING = 0.15
 """Standard deviation of the logarithm of what `balance` multiplies sizes by."""
 
@@ -124,8 +126,7 @@ def share_inputs(
     first = np.flatnonzero(starts_unit(sources, target_lengths, row_targets))
     sizes = np.diff(np.append(first, sources.size))
     group = np.repeat(np.arange(first.size), sizes)
-    ends = np.cumsum(target_lengths)
-    before = ends - target_lengths
+    before = starts_of(target_lengths)
     group_targets = np.add.reduceat(target_lengths, first) if first.size else target_lengths
     if packed:
         groups = pack(np.asarray(input_lengths)[first], group_targets, row_inputs, row_targets)
@@ -134,7 +135,7 @@ def share_inputs(
     spread = groups.take(group)
     # Targets are numbered within their row: by the records of the groups in front, and their own.
     in_order = np.lexsort((groups.segment, groups.row))
-    counted = np.cumsum(sizes[in_order]) - sizes[in_order]
+    counted = starts_of(sizes[in_order])
     row_start = np.searchsorted(groups.row[in_order], groups.row[in_order])
     in_front = np.empty_like(sizes)
     in_front[in_order] = counted - counted[row_start]
@@ -256,7 +257,7 @@ def _lay_out(row: np.ndarray, lengths: np.ndarray) -> Placement:
     position = np.arange(count) - first[group]
     starts = np.empty_like(lengths)
     for side in (0, 1):
-        before = np.cumsum(lengths[side, by_row]) - lengths[side, by_row]
+        before = starts_of(lengths[side, by_row])
         starts[side, by_row] = before - before[first][group]
     segment = np.empty(count, np.int64)
     segment[by_row] = position + 1

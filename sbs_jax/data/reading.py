@@ -19,6 +19,7 @@ from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.dataset_vocabulary import DatasetVocabulary
 from sbs_jax.data.datasets import TaskInfo
 from sbs_jax.data.elements import Stream, stream_targets
+from sbs_jax.data.ragged import spans, starts_of
 from sbs_jax.data.resolving import ResolvedTask
 from sbs_jax.data.settings import DataSettings
 from sbs_jax.parts import LABEL, PADDING, Method
@@ -147,7 +148,7 @@ class _Finish:
         self._plain = settings.prefix_side != "decoder" and not method.shares_targets
 
     def __call__(self, records: Sequence[record_texts.RecordTexts]) -> Columns:
-        counts = [len(record.targets) for record in records]
+        counts = np.array([len(record.targets) for record in records], np.int64)
         texts = [text for record in records for text in record.targets]
         flat, lengths = self._vocabulary.encode_flat(texts)
         codes = np.array([code for record in records for code in record.target.codes], np.int32)
@@ -161,8 +162,7 @@ class _Finish:
         kept[ends[~last]] = False
         parts = np.repeat(codes, lengths)
         tokens, parts = flat[kept], parts[kept]
-        starts: Any = np.cumsum(counts) - counts
-        own = np.add.reduceat(lengths - ~last, starts)
+        own = np.add.reduceat(lengths - ~last, starts_of(counts))
         prompts = [self._prompts[record.target.codes] for record in records]
         before = np.array([len(prompt) for prompt in prompts], np.int64)
         given = np.repeat(np.tile([True, False], len(records)), np.stack([before, own], 1).ravel())
@@ -179,8 +179,5 @@ def _scalars(values: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _permute(
     flat: np.ndarray, lengths: np.ndarray, order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    starts = (np.cumsum(lengths) - lengths)[order]
-    lengths = lengths[order]
-    before = np.cumsum(lengths) - lengths
-    index = np.arange(flat.size) + np.repeat(starts - before, lengths)
-    return flat[index], lengths
+    starts, lengths = starts_of(lengths)[order], lengths[order]
+    return flat[spans(starts, lengths)], lengths

@@ -10,6 +10,7 @@ import numpy as np
 from sbs_jax.data import datasets, token_weights
 from sbs_jax.data import settings as settings_lib
 from sbs_jax.data.eval_examples import refuse_cuts
+from sbs_jax.data.ragged import starts_of
 from sbs_jax.data.reading import Columns, read_columns
 from sbs_jax.data.record_texts import WEIGHING
 from sbs_jax.data.records import (
@@ -109,7 +110,7 @@ def _spread_parts(
     if not np.all(single | (part_lengths == target_lengths)):
         raise ValueError("the feature `part` must have length 1 or the length of the targets")
     repeats = np.ones(parts.size, np.int64)
-    starts = np.cumsum(part_lengths) - part_lengths
+    starts = starts_of(part_lengths)
     repeats[starts[single]] = target_lengths[single]
     return np.repeat(parts, repeats).astype(np.int8)
 

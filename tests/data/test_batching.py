@@ -1,3 +1,4 @@
+import doctest
 import itertools
 import json
 from collections import Counter
@@ -5,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sbs_jax.data import batch_arrays
+from sbs_jax.data import batch_arrays, ragged
 from sbs_jax.data.batch_arrays import measure_fill
 from sbs_jax.data.batching import Batching, EvalBatches, TrainBatches
 from sbs_jax.errors import UserError
@@ -34,6 +35,11 @@ def same(one, two):
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
     monkeypatch.setattr(batch_arrays, "WINDOW", 20)
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(ragged).attempted == 1
+    assert doctest.testmod(ragged).failed == 0
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,6 +10,7 @@ import numpy as np
 from sbs_jax.data.batch_arrays import Fill, HostBatch, empty_batch, place_records, write_arrays
 from sbs_jax.data.packing import Placement, balance, starts_unit
 from sbs_jax.data.padding_free.sizes import PARTS, Sizes, batch_shapes
+from sbs_jax.data.ragged import spans, starts_of
 from sbs_jax.data.records import Records
 from sbs_jax.row_tables import table_name
 
@@ -113,8 +114,7 @@ class GroupMaker:
     def _write(self, arrays: HostBatch, group: Group) -> None:
         inputs, targets = self.records.lengths_of(group.ids)
         lengths = inputs[group.copies]
-        input_starts = np.cumsum(lengths) - lengths
-        target_starts = np.cumsum(targets) - targets
+        input_starts, target_starts = starts_of(lengths), starts_of(targets)
         write_arrays(
             self.records,
             arrays,
@@ -134,10 +134,8 @@ class GroupMaker:
                 table = arrays[table_name(side, number)]
                 table[...] = arrays[f"{side}_segment_ids"].size - 1
                 mine = kind == number
-                count = sizes[mine]
-                step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-                goal = np.repeat(row[mine] * table.shape[1] + place[mine], count) + step
-                table.reshape(-1)[goal] = np.repeat(starts[mine], count) + step
+                goal = spans(row[mine] * table.shape[1] + place[mine], sizes[mine])
+                table.reshape(-1)[goal] = spans(starts[mine], sizes[mine])
 
 
 def units_of(
@@ -195,7 +193,7 @@ def divide(
 def _tokens(records: Records, examples: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the input and target tokens [E, 2] of examples; shared inputs count once."""
     sizes = np.array([ids.size for ids in examples], np.int64)
-    first = np.cumsum(sizes) - sizes
+    first = starts_of(sizes)
     ids = np.concatenate(list(examples))
     inputs, targets = records.lengths_of(ids)
     if records.source is not None:

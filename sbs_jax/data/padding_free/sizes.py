@@ -13,7 +13,7 @@ scaled by a multiple of 1 / `PARTS`, so that few shapes are compiled."""
 
 MANY, MANY_MULTIPLE = 1600, 64
 """If a group has `MANY` tokens or more, their number is a multiple of `MANY_MULTIPLE`. Gradients of
-weights are sums over tokens, which XLA cuts into parts for a GPU; where these would not be equal, it
+weights are sums over tokens, which XLA cuts into parts for a GPU; if these would not be equal, it
 pads arrays of all tokens before."""
 
 
@@ -63,7 +63,7 @@ class Sizes:
 
 
 def round_up(tokens: float, multiple: int = MULTIPLE) -> int:
-    """Returns the least multiple of `MULTIPLE`, or of another number, that is not below `tokens`."""
+    """Returns the least multiple of a number that is not below `tokens`."""
     return int(-(-tokens // multiple)) * multiple
 
 

@@ -99,6 +99,16 @@ def test_the_data_room_does_not_know_gin():
     assert [path.name for path in files if pattern.search(path.read_text("utf-8"))] == []
 
 
+def test_the_data_room_has_a_map_that_names_every_module_once():
+    """`sbs_jax/data/__init__.py` is the map."""
+    room = ROOT / "sbs_jax" / "data"
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8")))
+    listed = re.findall(r"^    (\w+(?:, \w+)*)", text, re.MULTILINE)
+    named = [name for line in listed for name in line.split(", ")]
+    modules = {path.stem for path in room.iterdir() if not path.name.startswith("__")}
+    assert sorted(named) == sorted(modules)
+
+
 def test_the_public_names_are_found_when_they_are_asked_for():
     program = (
         "import sys, sbs_jax\n"

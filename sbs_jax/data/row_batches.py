@@ -1,4 +1,4 @@
-"""Batches of rows of fixed length, packed or not."""
+"""Batches of rows of fixed length, packed or not; the classes are `batching.BatchStream`s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Makes padding-free batches, of equally many tokens or of equally many examples."""
+"""Makes padding-free batches, of equally many tokens or of equally many examples.
+
+`TokenBatches` and `ExactBatches` are `batching.BatchStream`s.
+"""
 
 from __future__ import annotations
 

@@ -82,10 +82,11 @@ def imported(packages, forbidden):
         (("configuration", *COMMANDS), ("jax", "tensorflow")),
         (("data.settings", "data.packing"), ("gin",)),
         (PROGRAMS_OF_THE_CORE, ("tensorflow", "seqio")),
+        (("programs.train",), ("tensorflow", "seqio", "gguf", "sbs_jax.planning")),
     ],
     ids=[
         *("core", "torch", "inference", "teacher", "report", "below training", "leaves"),
-        *("commands", "data", "programs"),
+        *("commands", "data", "programs", "training"),
     ],
 )
 def test_importing_pulls_in_nothing_heavy(packages, forbidden):

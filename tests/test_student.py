@@ -117,6 +117,8 @@ def test_parameters_are_those_that_flax_draws(scan_layers):
 
 
 def test_depth_adds_no_program_that_draws():
+    traced = []
+
     def programs(layers):
         config = dataclasses.replace(CONFIG, num_encoder_layers=layers, num_decoder_layers=layers)
         student, made = Student(config, make_mesh(devices=jax.devices()[:1])), []
@@ -125,12 +127,16 @@ def test_depth_adds_no_program_that_draws():
             made.append(function)
             return lambda key: jax.numpy.zeros(())  # Which programs there are is asked here alone.
 
-        tokens = jax.numpy.ones((1, 2), int)
-        drawing = Drawing(lambda key: student.model.init(key, tokens, tokens)["params"])
-        drawing(0, student.param_shardings, jit)
+        def init(key):
+            traced.append(layers)
+            tokens = jax.numpy.ones((1, 2), int)
+            return student.model.init(key, tokens, tokens)["params"]
+
+        Drawing(init)(0, student.param_shardings, jit)
         return len(made)
 
     assert 1 < programs(3) == programs(2) < 12  # One would be that of networks drawn at once.
+    assert traced == [3, 2]  # Once each: to trace a network takes longer than to draw it.
 
 
 def test_dropout_is_the_same_on_every_mesh():

@@ -230,13 +230,10 @@ class SlotPrograms:
     def _insert_fn(self, params: Any, slots: Slots, pool: EncoderMemory, taken: Taken) -> Slots:
         """Puts encoded inputs into slots; the last one may be there several times."""
         count = taken.rows.shape[0]
+        place = _copy_rows if self.on_cpu else _scatter_rows
 
-        def put(array: Array, rows: Array | np.ndarray, *, of: Any = range(count)) -> Array:
-            for place, row in zip(taken.places, of, strict=True):
-                # Copied from row to row: gathered first, everything would be copied twice.
-                chosen = lax.dynamic_index_in_dim(rows, row, axis=0, keepdims=False)
-                array = lax.dynamic_update_index_in_dim(array, chosen, place, axis=0)
-            return array
+        def put(array: Array, values: Array | np.ndarray) -> Array:
+            return place(array, values, np.arange(count), taken.places)
 
         pool = pool.widened(slots.memory.bias.shape[-1])
         prompt_length = len(self.fed) - 1
@@ -252,7 +249,11 @@ class SlotPrograms:
             active=put(slots.active, broadcast(jnp.bool_(True))),
             scores=put(slots.scores, broadcast(jnp.float32(0.0))),
             samples=put(slots.samples, taken.samples),
-            memory=jax.tree.map(functools.partial(put, of=taken.rows), slots.memory, pool),
+            memory=jax.tree.map(
+                lambda array, rows: place(array, rows, taken.rows, taken.places),
+                slots.memory,
+                pool,
+            ),
             cache=cache,
         )
 
@@ -348,6 +349,31 @@ class SlotPrograms:
             top_k=draws.top_k,
             top_p=draws.top_p,
         )
+
+
+Rows = Array | np.ndarray
+"""Numbers of rows, int32 [Q]."""
+
+
+def _copy_rows(array: Array, source: Rows, rows: Rows, places: Rows) -> Array:
+    """Puts rows of `source` at places of `array`, one by one.
+
+    That is how a CPU copies each row once, in place; gathered first, everything is copied twice.
+    """
+    for number in range(places.shape[0]):
+        chosen = lax.dynamic_index_in_dim(source, rows[number], axis=0, keepdims=False)
+        array = lax.dynamic_update_index_in_dim(array, chosen, places[number], axis=0)
+    return array
+
+
+def _scatter_rows(array: Array, source: Rows, rows: Rows, places: Rows) -> Array:
+    """Puts rows of `source` at places of `array`, all at once; equal places get equal rows.
+
+    An accelerator runs one kernel for it. One by one it is a kernel a row: 32 rows of a network of
+    24 layers were over 1,500 of them.
+    """
+    chosen = jnp.asarray(source).at[rows].get(mode="promise_in_bounds")
+    return array.at[places].set(chosen, mode="promise_in_bounds")
 
 
 def _shardings(network: OnMesh) -> tuple[Any, Slots]:

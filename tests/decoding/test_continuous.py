@@ -54,10 +54,15 @@ def endless(prompt, draws):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "prompt", "draws"),
-    [((1, 1), (), None), ((1, 1), (5, 7, 9), DRAWS), ((4, 2), (), None)],
+    ("mesh", "prompt", "draws", "on_cpu"),
+    [
+        ((1, 1), (), None, True),
+        ((1, 1), (5, 7, 9), DRAWS, False),
+        ((4, 2), (), None, True),
+        ((4, 2), (5, 7, 9), None, False),
+    ],
 )
-def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws):
+def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws, on_cpu):
     tokens = endless(prompt, draws)
     # The token that ends rows at the most different lengths.
     first = {
@@ -69,6 +74,7 @@ def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws):
     decoder = ContinuousDecoder(
         network, max_decode_len=LENGTH, prompt=prompt, scored=True, draws=draws, eos_id=eos_id
     )
+    decoder.programs.on_cpu = on_cpu  # or the programs that accelerators get
     outputs = decoder(params, requests(), (8,), LENGTHS)
     assert len({len(output.tokens) for output in outputs}) > 2
     for row, output in zip(tokens, outputs, strict=True):

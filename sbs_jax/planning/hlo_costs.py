@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 import re
 from collections.abc import Callable
@@ -27,12 +26,16 @@ _FREE = {
     "replica-id",
     "opt-barrier",
     "copy-done",
+    "slice-done",
     "async-done",
     "async-update",
     "all-gather-done",
     "all-reduce-done",
     "collective-permute-done",
 }
+
+# Targets of custom calls that reserve memory, or see it as another array.
+_FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 
 
 def flops(instruction: Instruction, computation: Computation) -> float:
@@ -127,8 +130,13 @@ def traffic(
     instruction: Instruction, computation: Computation, computations: dict[str, Computation]
 ) -> float:
     """Bytes that an instruction reads and writes, each array once."""
-    if instruction.opcode in _FREE:
+    if instruction.opcode in _FREE or any(name in instruction.rest for name in _FREE_CALLS):
         return 0.0
+    if instruction.opcode in _IN_THE_BACKGROUND:
+        # Its results are also an alias of the whole operand, and a semaphore.
+        made = instruction.results[_IN_THE_BACKGROUND[instruction.opcode]]
+        read = made.bytes if operand_array(computation, instruction, 0).in_memory else 0
+        return float(read + made.traffic)
     written = sum(array.traffic for array in instruction.results)
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
         return 2.0 * written
@@ -137,16 +145,23 @@ def traffic(
         return 2.0 * operand_array(computation, instruction, index).traffic
     inner = None
     if instruction.opcode == "fusion":
-        called = re.search(r"calls=%?([\w.\-]+)", instruction.rest)
-        inner = computations.get(called[1]) if called else None
+        inner = _inside(instruction, computations)
     if inner is None:
         read = sum(
             operand_array(computation, instruction, index).traffic
             for index in range(len(instruction.operands))
         )
         return float(written + read)
-    return float(_fusion_traffic(instruction, computation, inner))
+    return float(_fusion_traffic(instruction, computation, inner, computations))
 
+
+def _inside(fusion: Instruction, computations: dict[str, Computation]) -> Computation | None:
+    called = re.search(r"calls=%?([\w.\-]+)", fusion.rest)
+    return computations.get(called[1]) if called else None
+
+
+# What TPUs copy into their scratchpad while they compute: which of the results is the copy.
+_IN_THE_BACKGROUND = {"copy-start": 0, "slice-start": 1}
 
 # What changes the view of an array, and moves nothing when it is a part of a fusion.
 _VIEWS = ("bitcast", "reshape", "copy")
@@ -154,55 +169,70 @@ _VIEWS = ("bitcast", "reshape", "copy")
 _CUTS = ("dynamic-slice", "slice", "gather")
 
 
-def _fusion_traffic(instruction: Instruction, computation: Computation, inner: Computation) -> int:
+def _fusion_traffic(
+    instruction: Instruction,
+    computation: Computation,
+    inner: Computation,
+    computations: dict[str, Computation],
+) -> int:
     """The bytes of a fusion.
 
     Of a parameter that is only cut the cuts count, and of one that is updated in place the update.
     """
-
-    def origin(name: str) -> Instruction | None:
-        found = inner.get(name)
-        while found is not None and found.opcode in _VIEWS:
-            found = inner.get(found.operands[0])
-        return found
-
-    def in_place(one: Instruction | None) -> bool:
-        if one is None or one.opcode != "dynamic-update-slice":
-            return False
-        base = origin(one.operands[0])
-        return base is not None and base.opcode == "parameter"
-
-    users: dict[str, list[tuple[Instruction, int]]] = collections.defaultdict(list)
-    for one in inner.values():
-        if one.opcode in _VIEWS:
-            continue
-        for place, operand in enumerate(one.operands):
-            source = origin(operand)
-            if source is not None:
-                users[source.name].append((one, place))
-
     root = next((one for one in inner.values() if one.is_root), None)
     made = [] if root is None else root.operands if root.opcode == "tuple" else [root.name]
     total = 0
     for place, array in enumerate(instruction.results):
-        maker = origin(made[place]) if place < len(made) else None
-        if maker is not None and in_place(maker):
+        maker = _origin(inner, made[place]) if place < len(made) else None
+        if maker is not None and _in_place(inner, maker):
             total += min(operand_array(inner, maker, 1).bytes, array.traffic)
         else:
             total += array.traffic
-    for parameter in inner.values():
-        if parameter.opcode != "parameter" or not parameter.operands[0].isdecimal():
-            continue
-        index = int(parameter.operands[0])
-        if index >= len(instruction.operands):
-            continue
+    for index in range(len(instruction.operands)):
         whole = operand_array(computation, instruction, index).traffic
-        read = 0
-        for one, place in users[parameter.name]:
-            if one.opcode in _CUTS and place == 0:
-                read += one.results[0].bytes
-            elif not (in_place(one) and place == 0) and one.opcode != "tuple":
-                read = whole
-                break
-        total += min(read, whole)
+        if whole:
+            total += min(_read_bytes(inner, index, whole, computations), whole)
     return total
+
+
+def _read_bytes(
+    inner: Computation, index: int, whole: int, computations: dict[str, Computation]
+) -> int:
+    """What a fusion reads of its parameter number `index`, which has `whole` bytes."""
+    names = {
+        one.name
+        for one in inner.values()
+        if one.opcode == "parameter" and one.operands[0] == str(index)
+    }
+    read = 0
+    for one in inner.values():
+        if one.opcode in _VIEWS:
+            continue
+        for place, operand in enumerate(one.operands):
+            source = _origin(inner, operand)
+            if source is None or source.name not in names:
+                continue
+            deeper = _inside(one, computations) if one.opcode == "fusion" else None
+            if deeper is not None:  # TPUs fuse fusions.
+                read += _read_bytes(deeper, place, whole, computations)
+            elif one.opcode in _CUTS and place == 0:
+                read += one.results[0].bytes
+            elif not (_in_place(inner, one) and place == 0) and one.opcode != "tuple":
+                return whole
+    return read
+
+
+def _origin(inner: Computation, name: str) -> Instruction | None:
+    """The instruction that an array is a view of."""
+    found = inner.get(name)
+    while found is not None and found.opcode in _VIEWS:
+        found = inner.get(found.operands[0])
+    return found
+
+
+def _in_place(inner: Computation, one: Instruction) -> bool:
+    """Whether an instruction updates a part of a parameter."""
+    if one.opcode != "dynamic-update-slice":
+        return False
+    base = _origin(inner, one.operands[0])
+    return base is not None and base.opcode == "parameter"

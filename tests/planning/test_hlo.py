@@ -145,6 +145,39 @@ def test_products_of_batches_that_a_tpu_writes_as_convolutions():
     assert program.traffic == 3 * 4 * 8 * 2 + 3 * 4 * 5 * 4  # %q lies in the scratchpad
 
 
+def test_what_a_tpu_copies_into_its_scratchpad_is_read_once():
+    text = entry(
+        "%p = f32[4,8]{1,0} parameter(0)",
+        '%b = f32[64,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"',
+        "%s = ((f32[4,8]{1,0}), f32[1,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), "
+        "slice={[0:1], [0:8]}",
+        "%t = f32[1,8]{1,0:S(1)} slice-done(%s)",
+        "%c = (f32[4,8]{1,0:S(1)}, f32[4,8]{1,0}, u32[]{:S(2)}) copy-start(%p)",
+        "ROOT %d = f32[4,8]{1,0:S(1)} copy-done(%c)",
+    )
+    assert hlo.read_program(text).traffic == (1 + 4) * 8 * 4
+
+
+def test_of_what_a_fusion_within_a_fusion_cuts_the_cut_counts():
+    inner = """%cut (a: f32[4,8]) -> f32[1,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  ROOT %s = f32[1,8]{1,0} slice(%a), slice={[2:3], [0:8]}
+}
+
+%outer (b: f32[4,8]) -> f32[1,8] {
+  %b = f32[4,8]{1,0} parameter(0)
+  %f = f32[1,8]{1,0} fusion(%b), kind=kLoop, calls=%cut
+  ROOT %n = f32[1,8]{1,0} negate(%f)
+}
+
+"""
+    main = entry(
+        "%p = f32[4,8]{1,0} parameter(0)",
+        "ROOT %r = f32[1,8]{1,0} fusion(%p), kind=kLoop, calls=%outer",
+    ).removeprefix(HEADER)
+    assert hlo.read_program(HEADER + inner + main).traffic == 2 * 8 * 4
+
+
 def test_calls_of_libraries():
     text = entry(
         "%p = bf16[16,32]{1,0} parameter(0)",

@@ -155,14 +155,9 @@ class SlotPrograms:
           chunk: how many inputs are encoded and inserted at a time.
           length: the number of encoded tokens.
         """
-        slots = _compiled(self.empty, rows, length)
-        tokens = np.zeros((chunk, length), np.int32)
-        memory = _compiled(self.encode, params, tokens, length)
-        taken = Taken(
-            np.zeros(chunk, np.int32), np.zeros(chunk, np.uint32), np.zeros(chunk, np.int32)
-        )
-        _compiled(self.insert, params, slots, memory, taken)
-        _compiled(self.advance, params, slots, np.int32(chunk))
+        arguments = self.arguments(params, rows, chunk, length, chunk)
+        for name, given in {"empty": (rows, length), **arguments}.items():
+            getattr(self, name).lower(*given).compile()
 
     def arguments(
         self, params: Any, rows: int, chunk: int, length: int, pool_rows: int
@@ -180,16 +175,13 @@ class SlotPrograms:
           The arguments of `encode`, `insert` and `advance`, by their names.
         """
         tokens = jax.ShapeDtypeStruct((pool_rows, length), jnp.int32)
+        # The encoder need not be traced: what it gives is of the shapes of an empty memory.
+        shapes = (
+            jax.eval_shape(lambda: self._empty_memory(pool_rows, length)),
+            jax.eval_shape(lambda: self._empty_fn(rows, length)),
+        )
         memory, slots = (
-            jax.tree.map(_placed, shardings, shapes)
-            for shardings, shapes in zip(
-                self._shardings,
-                (
-                    jax.eval_shape(lambda p, t: self._encode_fn(p, t, length), params, tokens),
-                    jax.eval_shape(lambda: self._empty_fn(rows, length)),
-                ),
-                strict=True,
-            )
+            jax.tree.map(_placed, *pair) for pair in zip(self._shardings, shapes, strict=True)
         )
         numbers, samples = np.zeros(chunk, np.int32), np.zeros(chunk, np.uint32)
         return {
@@ -204,6 +196,10 @@ class SlotPrograms:
             self.max_decode_len == other.max_decode_len and self.fed.tolist() == other.fed.tolist()
         )
 
+    def _empty_memory(self, rows: int, length: int) -> EncoderMemory:
+        memory: EncoderMemory = self._model.apply({}, rows, length, method="empty_memory")
+        return memory
+
     def _empty_fn(self, rows: int, length: int) -> Slots:
         ring = len(self.fed) - 1 + self.max_decode_len
         cache = self._model.apply({}, rows, ring, method=_empty_cache)
@@ -216,7 +212,7 @@ class SlotPrograms:
             written=jnp.zeros((ring, rows), jnp.int32),
             scores=jnp.zeros(rows, jnp.float32),
             samples=jnp.zeros(rows, jnp.uint32),
-            memory=self._model.apply({}, rows, length, method="empty_memory"),
+            memory=self._empty_memory(rows, length),
             cache=cache,
         )
 
@@ -396,16 +392,6 @@ def _placed(sharding: NamedSharding, shapes: Any) -> Any:
     """Shapes with the sharding that all of their arrays have."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )
-
-
-def _compiled(program: Any, *args: Any) -> Any:
-    """Compiles a program for arguments; returns the shapes of its results, on their devices."""
-    lowered = program.lower(*args)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        lowered.out_info,
-        lowered.compile().output_shardings,
     )
 
 

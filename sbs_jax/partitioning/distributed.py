@@ -64,6 +64,7 @@ def initialize(
             # Else SLURM's variables would have each process take one device, whatever there is.
             "cluster_detection_method": "deactivate",
         }
+    peers.release_port()
     try:
         with peers.saying_what_takes_long("the other processes of the run"):
             jax.distributed.initialize(

@@ -7,7 +7,8 @@ that went silent.
 
 Where the address of process 0 is given, the processes meet there before anything slow is imported,
 and the coordinator of jax takes the port over afterwards: a process that dies while jax starts is
-found out as well. This module needs no jax until `watch`.
+found out as well. Until then the port is kept, since the system would give it to whoever asks for a
+free one. This module needs no jax until `watch`.
 """
 
 from __future__ import annotations
@@ -75,18 +76,19 @@ class Peers:
     def accept(self, server: socket.socket) -> None:
         """Process 0: takes the connections of all others, and tells them that all are there.
 
+        `server` stays open.
+
         Raises:
           TimeoutError: they did not all come.
           UserError: two processes have the same number, or another count than this one.
         """
-        with server:
-            for left in _waiting(self._missing):
-                server.settimeout(left)
-                with contextlib.suppress(TimeoutError):
-                    connection, _ = server.accept()
-                    self._greet(connection)
-                if len(self._connections) == self._count - 1:
-                    break
+        for left in _waiting(self._missing):
+            server.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                connection, _ = server.accept()
+                self._greet(connection)
+            if len(self._connections) == self._count - 1:
+                break
         self._tell(_ALL)
 
     def connect(self, host: str, port: int) -> None:
@@ -187,6 +189,7 @@ class Peers:
 
 
 _peers: Peers | None = None
+_kept_port: socket.socket | None = None
 _stderr = 2
 
 
@@ -194,8 +197,7 @@ def meet(address: str | None, count: int | None, index: int | None) -> None:
     """Connects this process with the others before jax does; from now on it ends when one dies.
 
     Does nothing unless all is given and makes sense; `distributed.initialize` says what does not.
-    The last thing that happens on the coordinator's port is that its listener is closed, so that
-    jax may have it.
+    Process 0 keeps the coordinator's port for jax, without listening, until `release_port`.
 
     Args:
       address: `host:port` of process 0.
@@ -205,6 +207,7 @@ def meet(address: str | None, count: int | None, index: int | None) -> None:
     Raises:
       UserError: the others do not come, or process 0 cannot listen.
     """
+    global _kept_port
     host, _, port = (address or "").rpartition(":")
     if not (host and port.isdecimal()) or count is None or index is None:
         return
@@ -214,7 +217,9 @@ def meet(address: str | None, count: int | None, index: int | None) -> None:
     peers = _begin(index, count)
     try:
         if index == 0:
-            peers.accept(peers.listen(int(port))[0])
+            _kept_port, _ = peers.listen(int(port))
+            peers.accept(_kept_port)
+            _stop_listening(_kept_port)
         else:
             peers.connect(host, int(port))
             peers.await_all()
@@ -228,6 +233,14 @@ def meet(address: str | None, count: int | None, index: int | None) -> None:
             f"--coordinator_address={address}: process 0 cannot listen there "
             f"({error.strerror or error}); choose another port."
         ) from error
+
+
+def release_port() -> None:
+    """Gives up the port that `meet` has kept, if it has: jax's coordinator is about to take it."""
+    global _kept_port
+    if _kept_port is not None:
+        _kept_port.close()
+        _kept_port = None
 
 
 def watch() -> None:
@@ -247,7 +260,8 @@ def watch() -> None:
     port = int(multihost_utils.broadcast_one_to_all(np.int32(port)))
     try:
         if server is not None:
-            peers.accept(server)
+            with server:
+                peers.accept(server)
         else:
             peers.connect(_coordinator_host(), port)
     except OSError as error:
@@ -278,6 +292,16 @@ def _begin(index: int, count: int) -> Peers:
     _stderr = os.dup(2)
     _peers = Peers(index, count, _end)
     return _peers
+
+
+def _stop_listening(server: socket.socket) -> None:
+    """Refuses connections from now on, and leaves the port taken where the system can do that."""
+    try:
+        server.shutdown(socket.SHUT_RDWR)
+        # Else a program that binds with this option, as most servers do, could take it.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError:  # Linux can.
+        release_port()
 
 
 def _waiting(what: Callable[[], str]) -> Iterator[float]:

@@ -84,6 +84,9 @@ try:
 except UserError as error:
     raise SystemExit(f"error: {error}")
 print("met", flush=True)
+sys.stdin.readline()
+peers.release_port()
+print("released", flush=True)
 if sys.argv[4:] == ["quiet"]:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as an import that is too talkative is treated
     print("quiet", flush=True)
@@ -94,6 +97,7 @@ time.sleep(float(60))
 def meeting(port, count, *arguments):
     return subprocess.Popen(
         [sys.executable, "-c", MEET, f"localhost:{port}", str(count), *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -107,6 +111,14 @@ def test_a_process_that_dies_before_jax_is_there_ends_the_other_with_a_sentence(
     pair = [meeting(port, 2, index, "quiet") for index in range(2)]
     for process in pair:
         assert process.stdout.readline() == "met\n"
+    # Nobody gets the port while jax is imported, nor is there anybody to talk to.
+    with pytest.raises(OSError, match="already in use"):
+        socket.create_server(("", port))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port))
+    for process in pair:
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == "released\n"
         assert process.stdout.readline() == "quiet\n"
     # The port is free again, for jax.
     socket.create_server(("", port)).close()
@@ -252,7 +264,8 @@ def wait_for_checkpoint(folder, pair):
     deadline = time.monotonic() + 300
     while not folders.complete_checkpoints(folder):
         assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in pair)
+        ended = [process.communicate() for process in pair if process.poll() is not None]
+        assert not ended, ended
         time.sleep(0.05)
 
 

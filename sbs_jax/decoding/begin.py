@@ -11,6 +11,9 @@ from jaxtyping import Array, Int
 from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import DecoderCache, EncoderMemory
 
+FEW_QUERIES = 16
+"""An input of which at most so many tokens are decoded gets no keys and values."""
+
 
 class Beginning(NamedTuple):
     """A decoder that is ready to generate.
@@ -34,6 +37,8 @@ def begin(
     encoder_input_tokens: Int[Array, "B S"],
     num_slots: int,
     decoder_prompt: Int[Array, " P"] | None,
+    *,
+    outputs: int = 1,
 ) -> Beginning:
     """Encodes, and feeds the decoder all of its prompt but the last token.
 
@@ -43,6 +48,7 @@ def begin(
       encoder_input_tokens: int32 ids, padded with 0.
       num_slots: tokens of a row that the cache shall have room for, beside the prompt.
       decoder_prompt: what all rows are fed after the start token; None for nothing.
+      outputs: how many are decoded of each input.
 
     Returns:
       The decoder before its first free token.
@@ -52,7 +58,11 @@ def begin(
     fed = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.asarray(prompt, jnp.int32)])
     length = fed.shape[0] - 1
     memory, cache = model.apply(
-        variables, encoder_input_tokens, length + num_slots, method="start_decoding"
+        variables,
+        encoder_input_tokens,
+        length + num_slots,
+        few_queries=length + num_slots * outputs <= FEW_QUERIES,
+        method="start_decoding",
     )
     if length:
         slots = np.arange(length + num_slots)

@@ -90,6 +90,7 @@ class ContinuousDecoder:
         scored: bool = False,
         draws: Draws | None = None,
         eos_id: int = EOS_ID,
+        few_queries: bool = False,
         like: ContinuousDecoder | None = None,
     ) -> None:
         """Compiles nothing yet.
@@ -102,6 +103,8 @@ class ContinuousDecoder:
           scored: also compute the log-probabilities of outputs.
           draws: how tokens are sampled; None decodes greedily.
           eos_id: the token that ends an output.
+          few_queries: whether outputs are expected to have few tokens, as labels do, whatever their
+            maximum; the tokens are the same, but for rounding.
           like: a decoder of the same network, whose programs are used as well as far as they are
             the same: those that read inputs do not depend on how outputs are chosen.
         """
@@ -113,6 +116,7 @@ class ContinuousDecoder:
             scored=scored,
             draws=draws,
             eos_id=eos_id,
+            few_queries=few_queries,
             like=None if like is None else like.programs,
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from sbs_jax.decoding.begin import FEW_QUERIES
 from sbs_jax.decoding.candidates import CandidateTree, candidate_tree, plain_tree
 from sbs_jax.models.interface import Network
 from sbs_jax.models.stacks import EncoderMemory
@@ -70,7 +71,14 @@ def _rank(
     tree: CandidateTree,
 ) -> Float[Array, "B C"]:
     rows = encoder_input_tokens.shape[0]
-    memory, _ = model.apply({"params": params}, encoder_input_tokens, 1, method="start_decoding")
+    queries = tree.tokens.shape[0] * tree.tokens.shape[-1]
+    memory, _ = model.apply(
+        {"params": params},
+        encoder_input_tokens,
+        1,
+        few_queries=queries <= FEW_QUERIES,
+        method="start_decoding",
+    )
     if tree.order.ndim == 1:
         # One row of everything, which broadcasts.
         tree = CandidateTree(

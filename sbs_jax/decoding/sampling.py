@@ -105,7 +105,7 @@ def _sample(
 ) -> tuple[Int[Array, "B N T"], Float[Array, "B N"]]:
     variables = {"params": params}
     memory, cache, token, offset = begin(
-        model, params, encoder_input_tokens, max_decode_len, decoder_prompt
+        model, params, encoder_input_tokens, max_decode_len, decoder_prompt, outputs=num_samples
     )
     batch_size = encoder_input_tokens.shape[0]
     rows = batch_size * num_samples

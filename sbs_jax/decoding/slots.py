@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from sbs_jax.decoding.begin import FEW_QUERIES
 from sbs_jax.decoding.greedy import most_likely
 from sbs_jax.decoding.sampling import draw
 from sbs_jax.models.interface import Network
@@ -119,6 +120,7 @@ class SlotPrograms:
         scored: bool,
         draws: Draws | None,
         eos_id: int,
+        few_queries: bool,
         like: SlotPrograms | None,
     ) -> None:
         """Compiles nothing yet; see `continuous.ContinuousDecoder` for the arguments."""
@@ -131,6 +133,7 @@ class SlotPrograms:
         self._model = network.model
         self._scored = scored
         self._draws = draws
+        self._few_queries = few_queries or self._ring <= FEW_QUERIES
         jit, replicated = network.jit, network.replicated
         # Fixed, so that a program is not compiled again for what another one has returned.
         memory, slots = self._shardings = _shardings(network)
@@ -138,7 +141,8 @@ class SlotPrograms:
         self.grow = jit(self._grow_fn, static_argnums=1, out_shardings=slots)
         self.encode = jit(self._encode_fn, static_argnums=2, out_shardings=memory)
         self.insert = jit(self._insert_fn, donate_argnums=1, out_shardings=slots)
-        if like is not None and like._model is self._model:
+        how = self._model, self._few_queries
+        if like is not None and (like._model, like._few_queries) == how:
             self.encode = like.encode
             if like._reads_as(self):
                 self.empty, self.grow, self.insert = like.empty, like.grow, like.insert
@@ -196,20 +200,26 @@ class SlotPrograms:
             self.max_decode_len == other.max_decode_len and self.fed.tolist() == other.fed.tolist()
         )
 
+    @property
+    def _ring(self) -> int:
+        """L, the length of prompt and output."""
+        return len(self.fed) - 1 + self.max_decode_len
+
     def _empty_memory(self, rows: int, length: int) -> EncoderMemory:
-        memory: EncoderMemory = self._model.apply({}, rows, length, method="empty_memory")
+        memory: EncoderMemory = self._model.apply(
+            {}, rows, length, few_queries=self._few_queries, method="empty_memory"
+        )
         return memory
 
     def _empty_fn(self, rows: int, length: int) -> Slots:
-        ring = len(self.fed) - 1 + self.max_decode_len
-        cache = self._model.apply({}, rows, ring, method=_empty_cache)
+        cache = self._model.apply({}, rows, self._ring, method=_empty_cache)
         zeros = jnp.zeros(rows, jnp.int32)
         return Slots(
             step=jnp.int32(0),
             tokens=zeros,
             starts=zeros,
             active=jnp.zeros(rows, bool),
-            written=jnp.zeros((ring, rows), jnp.int32),
+            written=jnp.zeros((self._ring, rows), jnp.int32),
             scores=jnp.zeros(rows, jnp.float32),
             samples=jnp.zeros(rows, jnp.uint32),
             memory=self._empty_memory(rows, length),
@@ -220,7 +230,9 @@ class SlotPrograms:
         return dataclasses.replace(slots, memory=slots.memory.widened(length))
 
     def _encode_fn(self, params: Any, tokens: Int[Array, "B S"], length: int) -> EncoderMemory:
-        memory, _ = self._model.apply({"params": params}, tokens, 1, method="start_decoding")
+        memory, _ = self._model.apply(
+            {"params": params}, tokens, 1, few_queries=self._few_queries, method="start_decoding"
+        )
         return memory.widened(length)
 
     def _insert_fn(self, params: Any, slots: Slots, pool: EncoderMemory, taken: Taken) -> Slots:

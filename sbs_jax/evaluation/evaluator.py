@@ -176,7 +176,9 @@ class Evaluator:
         if examples.given_rationales is not None:
             rationales = self.answers(params, examples.rationale_inputs, examples.rationale_prompt)
             label_inputs = examples.given_rationales(rationales)
-        answers = self.answers(params, label_inputs, examples.label_prompt)
+        answers = self.answers(
+            params, label_inputs, examples.label_prompt, short=not examples.explains
+        )
         outputs = map(examples.take_apart, answers)
         own_rationales, predictions = map(list, zip(*outputs, strict=True))
         score = metrics.SCORERS[examples.scorer]
@@ -207,11 +209,21 @@ class Evaluator:
             values |= _votes(examples, rows, expressions)
         return values, rows
 
-    def answers(self, params: Any, inputs: np.ndarray, prompt: np.ndarray) -> list[str]:
-        """Decodes the student's greedy answer to each row of inputs, behind `prompt`."""
+    def answers(
+        self, params: Any, inputs: np.ndarray, prompt: np.ndarray, *, short: bool = False
+    ) -> list[str]:
+        """Decodes the student's greedy answer to each row of inputs, behind `prompt`.
+
+        Args:
+          params: the student's parameters on its mesh.
+          inputs: int32 [N, S], padded with 0.
+          prompt: int32 [P], what the decoder is fed first.
+          short: whether answers are labels alone; this changes nothing but the speed.
+        """
         host_memory.return_freed_memory()
         requests = [Request(row[: np.count_nonzero(row)].tolist()) for row in inputs]
-        decoder, rows = self._programs.decoder(prompt.tolist()), self._programs.slots(len(requests))
+        decoder = self._programs.decoder(prompt.tolist(), short=short)
+        rows = self._programs.slots(len(requests))
         outputs = decoder(params, requests, (rows,), self._programs.lengths)
         return [self._vocabulary.decode(shapes.until_end(output.tokens)) for output in outputs]
 

@@ -54,9 +54,11 @@ class EvalPrograms:
             student,
             max_decode_len=max_decode_len or feature_lengths["targets"],
         )
-        common = decoder()
+        common = {short: decoder(few_queries=short) for short in (False, True)}
         # The splits of a task have the same prompts, and so the same programs.
-        self._decoder = functools.cache(lambda prompt: decoder(prompt=prompt, like=common))
+        self._decoder = functools.cache(
+            lambda prompt, short: decoder(prompt=prompt, few_queries=short, like=common[short])
+        )
         self.losses = student.jit(
             make_loss_step(
                 student.hidden,
@@ -67,9 +69,9 @@ class EvalPrograms:
             out_shardings=student.replicated,
         )
 
-    def decoder(self, prompt: Sequence[int]) -> ContinuousDecoder:
-        """What decodes answers behind `prompt`, greedily."""
-        return self._decoder(tuple(prompt))
+    def decoder(self, prompt: Sequence[int], *, short: bool) -> ContinuousDecoder:
+        """What decodes answers behind `prompt`, greedily; `short` ones are labels alone."""
+        return self._decoder(tuple(prompt), short)
 
     def slots(self, count: int) -> int:
         """How many slots `count` inputs are decoded in."""

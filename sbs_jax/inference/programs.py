@@ -109,15 +109,15 @@ class Programs:
         self._best = functools.cache(lambda count: jit(functools.partial(self._best_fn, count)))
         self.tree = functools.cache(self._tree)
         decoder = functools.partial(ContinuousDecoder, student, max_decode_len=max_decode_len)
-        self.labels = decoder(prompt=prompts[LABEL_KIND], scored=True)
-        self.outputs = decoder(prompt=prompts[LABEL_KIND], like=self.labels)
+        self.labels = decoder(prompt=prompts[LABEL_KIND], scored=True, few_queries=True)
+        self.outputs = decoder(prompt=prompts[LABEL_KIND])
         self.rationales: ContinuousDecoder | None = None
         if strategy.decoding != "beam":
             draws = Draws(strategy.seed, strategy.temperature, strategy.top_k, strategy.top_p)
             self.rationales = decoder(
                 prompt=prompts[RATIONALE_KIND],
                 draws=draws if strategy.decoding == "sample" else None,
-                like=self.labels,
+                like=self.outputs,
             )
 
     def best(self, params: Any, batch: Arrays, count: int) -> tuple[jax.Array, jax.Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +124,47 @@ class Attention(nn.Module):
         queries = self._heads(inputs, self.query())
         mixed = self._mix(queries, keys_values, biases, seed)
         return project(mixed.reshape(*inputs.shape[:-1], -1), self.out(), self.config)
+
+    def attend_encoded(
+        self,
+        inputs: Float[Array, "B Q D"],
+        encoded: Float[Array, "B L D"],
+        biases: Sequence[Float[Array, "#B #H #Q L"]],
+    ) -> Float[Array, "B Q D"]:
+        """Attends to a memory whose keys and values are not at hand, and makes none.
+
+        A logit is q · (x W_key) = (q W_key^T) · x, and a mixture of values is that of the memory,
+        times W_value. The kernels of keys and values are then applied once a query, not once a
+        token of the memory: less work for few queries, more for many. The memory is rounded as it
+        is where keys are made of it; so are queries, which are not there.
+
+        Args:
+          inputs: see `attend`.
+          encoded: the memory.
+          biases: see `attend`.
+
+        Returns:
+          The output projection, in the activations' dtype.
+        """
+        config = self.config
+        operands = config.product_dtype or config.dtype
+        logits_dtype = "float32" if config.float32_attention_logits else config.dtype
+        by_head = (config.emb_dim, config.num_heads, config.head_dim)
+        # `EncoderMemory` has keys and values where projections have adapters.
+        keys, values = (
+            cast("jax.Array", kernel()).reshape(by_head) for kernel in (self.key, self.value)
+        )
+
+        def product(subscripts: str, x: Array, y: Array, dtype: str = config.dtype) -> Array:
+            return multiply(subscripts, x.astype(operands), y.astype(operands), dtype)
+
+        queries = product("bhqk,dhk->bhqd", self._heads(inputs, self.query()), keys)
+        logits = product("bhqd,bld->bhql", queries, encoded, logits_dtype)
+        for bias in biases:
+            logits += bias.astype(logits_dtype)
+        mixed = product("bhql,bld->bhqd", jax.nn.softmax(logits, axis=-1), encoded)
+        mixed = product("bhqd,dhk->bqhk", mixed, values)
+        return project(mixed.reshape(*inputs.shape[:-1], -1), self.out(), config)
 
     def _mix(
         self,

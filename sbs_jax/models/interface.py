@@ -101,11 +101,14 @@ class Network(Protocol):
         """`hidden`, from the result of `encode_embedded`."""
 
     def start_decoding(
-        self, encoder_input_tokens: Int[Array, "B S"], max_decode_len: int
+        self, encoder_input_tokens: Int[Array, "B S"], max_decode_len: int, *, few_queries: bool
     ) -> tuple[Any, Any]:
-        """Reads the inputs: a memory (with a `bias` whose first axis is B), and an empty cache."""
+        """Reads the inputs: a memory (with a `bias` whose first axis is B), and an empty cache.
 
-    def empty_memory(self, rows: int, length: int) -> Any:
+        With `few_queries`, few tokens will be decoded of each input; the memory may be another one.
+        """
+
+    def empty_memory(self, rows: int, length: int, *, few_queries: bool) -> Any:
         """A memory of `rows` inputs of `length` tokens, all zeros."""
 
     def decode_step(

@@ -172,17 +172,37 @@ class Transformer(nn.Module):
         self,
         encoder_input_tokens: Int[Array, "B S"],
         max_decode_len: int,
+        *,
+        few_queries: bool = False,
     ) -> tuple[EncoderMemory, DecoderCache]:
-        """Encodes, and prepares `decode_step` for up to `max_decode_len` tokens a row."""
+        """Encodes, and prepares `decode_step` for up to `max_decode_len` tokens a row.
+
+        Args:
+          encoder_input_tokens: int32 ids.
+          max_decode_len: the number of positions of the cache.
+          few_queries: whether few tokens will be decoded of each input, so that keys and values of
+            the input would cost more than they save; see `Attention.attend_encoded`.
+        """
         segments = segments_of(encoder_input_tokens)
         encoded = self.encode(encoder_input_tokens, segments)
-        memory = EncoderMemory(self.decoder.encoder_keys_values(encoded), padding_bias(segments))
+        bias = padding_bias(segments)
+        if self._makes_keys_values(few_queries):
+            memory = EncoderMemory(self.decoder.encoder_keys_values(encoded), bias)
+        else:
+            memory = EncoderMemory((), bias, encoded)
         return memory, self.decoder.empty_cache(encoded.shape[0], max_decode_len)
 
-    def empty_memory(self, rows: int, length: int) -> EncoderMemory:
-        """A memory of `rows` inputs of `length` tokens, all zeros."""
-        keys_values = self.decoder.empty_cache(rows, length).keys_values
-        return EncoderMemory(keys_values, jnp.zeros((rows, 1, 1, length), jnp.float32))
+    def empty_memory(self, rows: int, length: int, *, few_queries: bool = False) -> EncoderMemory:
+        """A memory of `rows` inputs of `length` tokens, all zeros; see `start_decoding`."""
+        bias = jnp.zeros((rows, 1, 1, length), jnp.float32)
+        if self._makes_keys_values(few_queries):
+            return EncoderMemory(self.decoder.empty_cache(rows, length).keys_values, bias)
+        shape = (rows, length, self.config.emb_dim)
+        return EncoderMemory((), bias, jnp.zeros(shape, self.config.dtype))
+
+    def _makes_keys_values(self, few_queries: bool) -> bool:
+        # An adapter's two matrices are not the one that queries are multiplied by.
+        return not few_queries or self.config.lora_rank is not None
 
     def decode_step(
         self,

@@ -27,6 +27,8 @@ from sbs_jax.models.layers import Kernel, Mlp, RMSNorm, project
 from sbs_jax.models.relative_position import RelativePositionBias
 
 KeysValues = tuple[Float[Array, "B H L K"], Float[Array, "B H L K"]]
+Source = KeysValues | Float[Array, "B S D"]
+"""What cross-attention reads: keys and values of the encoder's output, or that output itself."""
 Biases = Sequence[Float[Array, "#B #H #Q L"]]
 
 
@@ -35,25 +37,38 @@ class EncoderMemory:
     """What decoding needs of the encoder, computed once per sequence.
 
     Attributes:
-      keys_values: the keys values of every decoder layer's cross-attention, each [B, H, S, K].
+      keys_values: the keys and values of every decoder layer's cross-attention, each [B, H, S, K];
+        or none.
       bias: masks padding, float32 [B, 1, 1, S].
+      encoded: the encoder's output where there are no keys and values.
     """
 
     keys_values: tuple[KeysValues, ...]
     bias: Float[Array, "B 1 1 S"]
+    encoded: Float[Array, "B S D"] | None = None
+
+    def sources(self, layers: int) -> Sequence[Source]:
+        """What the cross-attention of each layer reads."""
+        return self.keys_values if self.encoded is None else (self.encoded,) * layers
 
     def widened(self, length: int) -> EncoderMemory:
         """Pads the encoded inputs to `length` tokens."""
-        more = ((0, 0), (0, 0), (0, length - self.bias.shape[-1]))
+        more = (0, length - self.bias.shape[-1])
+
+        def pad(array: jax.Array) -> jax.Array:
+            widths = (*[(0, 0)] * (array.ndim - 2), more, (0, 0))
+            return jnp.pad(array, widths)
+
         return EncoderMemory(
-            jax.tree.map(lambda array: jnp.pad(array, (*more, (0, 0))), self.keys_values),
-            jnp.pad(self.bias, ((0, 0), *more), constant_values=MASKED),
+            jax.tree.map(pad, self.keys_values),
+            jnp.pad(self.bias, ((0, 0), (0, 0), (0, 0), more), constant_values=MASKED),
+            jax.tree.map(pad, self.encoded),
         )
 
     @classmethod
     def spread(cls, heads: Any, rows: Any) -> EncoderMemory:
         """Puts `heads` in the place of keys and values, and `rows` in that of other arrays."""
-        return cls(heads, rows)
+        return cls(heads, rows, rows)
 
 
 @struct.dataclass
@@ -285,12 +300,13 @@ class Decoder(nn.Module):
         per_layer = self.config.relative_attention_per_layer
         shared = () if per_layer else (relative(self.relpos_bias),)
         written = []
-        for layer, cached, encoder_keys_values in zip(
-            self._each_layer(), cache.keys_values, memory.keys_values, strict=True
+        sources = memory.sources(len(cache.keys_values))
+        for layer, cached, source in zip(
+            self._each_layer(), cache.keys_values, sources, strict=True
         ):
             own = (relative(layer.relpos_bias),) if per_layer else shared
             biases = (*own, mask)
-            x, updated = layer.step(x, slot, cached, biases, encoder_keys_values, (memory.bias,))
+            x, updated = layer.step(x, slot, cached, biases, source, (memory.bias,))
             written.append(updated)
         return self.decoder_norm(x), DecoderCache(tuple(written))
 
@@ -368,7 +384,7 @@ class DecoderLayer(nn.Module):
         slot: Int[Array, ""] | int,
         cached: KeysValues,
         self_biases: Biases,
-        encoder_keys_values: KeysValues,
+        source: Source,
         cross_biases: Biases,
     ) -> tuple[Float[Array, "B Q D"], KeysValues]:
         """Applies the layer to new tokens, whose keys and values go into the cache from `slot`."""
@@ -379,21 +395,25 @@ class DecoderLayer(nn.Module):
         )
         x += self.self_attention.attend(normed, (keys, values), self_biases, None)
         normed = self.pre_cross_attention_layer_norm(x)
-        attended = self._attend_encoder(normed, encoder_keys_values, cross_biases, None)
+        attended = self._attend_encoder(normed, source, cross_biases, None)
         return self._map(x, attended, draw_seeds(None, 3)), (keys, values)
 
     def _attend_encoder(
         self,
         normed: Float[Array, "B T D"],
-        encoder_keys_values: KeysValues,
+        source: Source,
         biases: Biases,
         seed: Seed | None,
     ) -> Float[Array, "B T D"]:
-        """Cross-attention."""
+        """Cross-attention; drops nothing where it reads the encoder's output itself."""
+        attention = self.encoder_decoder_attention
         # Decoding may have several rows for one encoded input. Here they are queries of one row,
-        # so that the encoder's keys and values are neither repeated nor read more than once.
-        queries = normed.reshape(encoder_keys_values[0].shape[0], -1, normed.shape[-1])
-        attended = self.encoder_decoder_attention.attend(queries, encoder_keys_values, biases, seed)
+        # so that what is read of the encoder is neither repeated nor read more than once.
+        queries = normed.reshape(jax.tree.leaves(source)[0].shape[0], -1, normed.shape[-1])
+        if isinstance(source, tuple):
+            attended = attention.attend(queries, source, biases, seed)
+        else:
+            attended = attention.attend_encoded(queries, source, biases)
         return attended.reshape(normed.shape)
 
     def _map(

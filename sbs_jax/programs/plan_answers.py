@@ -94,9 +94,9 @@ def answering(assembly: Assembly, loader: Loader) -> dict[str, RunProgram]:
     for what, decoder in decoded.items():
         parts = decoder_programs(decoder, params, rows, longest, what)
         for name, part in parts.items():
-            # Labels and rationales are read by the same programs.
-            key = name if name != "advance" else f"advance-{what}"
-            found.setdefault(key, part)
+            if name != "advance":
+                part = dataclasses.replace(part, name=f"{part.name} for {what}")
+            found[f"{name}-{what}"] = part
     return found
 
 

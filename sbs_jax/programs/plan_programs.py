@@ -96,7 +96,8 @@ def losses(assembly: Assembly) -> dict[str, RunProgram]:
 def decoding(assembly: Assembly) -> dict[str, RunProgram]:
     """What decodes the labels of an evaluation: all slots in use, inputs of full length."""
     programs, student = assembly.eval_programs(), assembly.eval_student
-    decoder = programs.decoder(assembly.label_prompt(WordTokens(student.config.vocab_size)))
+    prompt = assembly.label_prompt(WordTokens(student.config.vocab_size))
+    decoder = programs.decoder(prompt, short=not assembly.prompting().explains_itself)
     return decoder_programs(
         decoder, student.placed_inference_params, programs.rows, programs.lengths[-1], "answers"
     )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sbs_jax.decoding import shapes
+from sbs_jax.decoding import begin, shapes, slots
 from sbs_jax.decoding.continuous import ContinuousDecoder, Request
 from sbs_jax.decoding.greedy import greedy_decode
 from sbs_jax.decoding.ranking import rank_candidates
@@ -20,6 +20,13 @@ from tests.toy import CONFIG, DECODER
 LENGTH = 12
 LENGTHS = (16, 32)
 DRAWS = Draws(seed=3, temperature=1.0, top_k=5, top_p=1.0)
+
+
+@pytest.fixture(autouse=True)
+def keys_and_values(monkeypatch):
+    """Inputs get keys and values, unless a test wants none, though outputs are short."""
+    monkeypatch.setattr(begin, "FEW_QUERIES", 0)
+    monkeypatch.setattr(slots, "FEW_QUERIES", 0)
 
 
 def requests(count=37, longest=32):
@@ -54,15 +61,15 @@ def endless(prompt, draws):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "prompt", "draws", "on_cpu"),
+    ("mesh", "prompt", "draws", "on_cpu", "few_queries"),
     [
-        ((1, 1), (), None, True),
-        ((1, 1), (5, 7, 9), DRAWS, False),
-        ((4, 2), (), None, True),
-        ((4, 2), (5, 7, 9), None, False),
+        ((1, 1), (), None, True, False),
+        ((1, 1), (5, 7, 9), DRAWS, False, True),
+        ((4, 2), (), None, True, True),
+        ((4, 2), (5, 7, 9), None, False, False),
     ],
 )
-def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws, on_cpu):
+def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws, on_cpu, few_queries):
     tokens = endless(prompt, draws)
     # The token that ends rows at the most different lengths.
     first = {
@@ -72,8 +79,16 @@ def test_outputs_are_those_of_batches_in_order(mesh, prompt, draws, on_cpu):
     eos_id = max(first, key=lambda token: len(first[token]))
     network, params = student(*mesh)
     decoder = ContinuousDecoder(
-        network, max_decode_len=LENGTH, prompt=prompt, scored=True, draws=draws, eos_id=eos_id
+        network,
+        max_decode_len=LENGTH,
+        prompt=prompt,
+        scored=True,
+        draws=draws,
+        eos_id=eos_id,
+        few_queries=few_queries,
     )
+    memory = decoder.arguments(network.placed_params, 8, LENGTHS[0])["insert"][2]
+    assert (memory.encoded is not None, memory.keys_values == ()) == (few_queries, few_queries)
     decoder.programs.on_cpu = on_cpu  # or the programs that accelerators get
     outputs = decoder(params, requests(), (8,), LENGTHS)
     assert len({len(output.tokens) for output in outputs}) > 2
@@ -118,10 +133,10 @@ def test_programs_are_called_in_the_shapes_that_plans_compile_them_for():
     params = network.placed_params
     decoder = ContinuousDecoder(network, max_decode_len=LENGTH, prompt=(5, 7))
     expected = decoder.arguments(params, 16, LENGTHS[-1])
-    _, slots, memory, _ = expected["insert"]
-    ended = [np.zeros(slots.written.shape if name == "written" else 16, np.int32)
+    _, rows, memory, _ = expected["insert"]
+    ended = [np.zeros(rows.written.shape if name == "written" else 16, np.int32)
              for name in ("active", "starts", "written", "scores")]  # fmt: skip
-    results = {"empty": slots, "encode": memory, "insert": slots, "advance": (slots, ended)}
+    results = {"empty": rows, "encode": memory, "insert": rows, "advance": (rows, ended)}
     called = {}
 
     def fake(name, *args):

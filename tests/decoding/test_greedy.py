@@ -55,8 +55,9 @@ def test_tokens_are_hugging_faces(version, shape):
     np.testing.assert_array_equal(decode(config, params, inputs, eos_id=eos_id), expected)
 
 
+@pytest.mark.parametrize("few_queries", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_cached_steps_give_the_logits_of_the_whole(version):
+def test_cached_steps_give_the_logits_of_the_whole(version, few_queries):
     config, params = our_model(version, "uneven")
     inputs, targets = padded_batch("uneven")
     decoder_inputs = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
@@ -64,8 +65,11 @@ def test_cached_steps_give_the_logits_of_the_whole(version):
     model, variables = Transformer(config), {"params": params}
     length = decoder_inputs.shape[1]
     memory, cache = jax.jit(
-        lambda: model.apply(variables, inputs, length, method="start_decoding")
+        lambda: model.apply(
+            variables, inputs, length, few_queries=few_queries, method="start_decoding"
+        )
     )()
+    assert bool(memory.keys_values) is not few_queries
     step = jax.jit(
         lambda tokens, position, cache: model.apply(
             variables, tokens, position, memory, cache, method="decode_step"

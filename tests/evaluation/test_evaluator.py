@@ -80,7 +80,7 @@ def test_accuracy_is_the_tasks_own_metric(student, params, monkeypatch):
     answers = [str(3 * i + 1) for i in range(13)]  # The value of i + (2 i + 1).
     answers[3] = "3 and 7"
     answers[5] = "16.5"
-    monkeypatch.setattr(evaluator, "answers", lambda params, inputs, prompt: answers)
+    monkeypatch.setattr(evaluator, "answers", lambda params, inputs, prompt, **how: answers)
     evaluation = evaluator(params)
     result = evaluation.metrics["validation"]
     p = 11 / 13
@@ -216,7 +216,7 @@ def test_a_joint_students_label_is_taken_out_of_its_output(student, params, monk
     monkeypatch.setattr(
         evaluator,
         "answers",
-        lambda params, inputs, prompt: ["It is so. Answer: (0 + 1)"] * len(inputs),
+        lambda params, inputs, prompt, **how: ["It is so. Answer: (0 + 1)"] * len(inputs),
     )
     evaluation = evaluator(params)
     result, rows = evaluation.metrics["validation"], evaluation.predictions["validation"]
@@ -261,7 +261,7 @@ def test_a_cascaded_label_reads_the_students_own_rationale(student, params):
     evaluator = Evaluator(student, task, lengths, splits=("validation",), batch_size=4)
     asked = {}
 
-    def answers(params, inputs, prompt):
+    def answers(params, inputs, prompt, **how):
         del params, prompt
         texts = [task.vocabulary.decode(row[row > 1].tolist()) for row in inputs]
         kind = texts[0].split(":")[0]
@@ -293,7 +293,7 @@ def test_expressions_vote(student, params):
         "expression": ["0 + 1", "1 + 3", "2 + 5"] + ["nothing"] * 10,
     }
     order = iter(("predict", "explain", "expression"))
-    evaluator.answers = lambda params, inputs, prompt: said[next(order)]
+    evaluator.answers = lambda params, inputs, prompt, **how: said[next(order)]
     evaluation = evaluator(params)
     values, rows = evaluation.metrics["validation"], evaluation.predictions["validation"]
     assert values["accuracy"] == pytest.approx(1 / 13)

@@ -60,11 +60,12 @@ def test_help_lists_its_flags(capsys):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([], ["encode", "insert", "advance-labels", "advance-rationales"]),
+        ([], ["encode-labels", "insert-labels", "advance-labels",
+              "encode-rationales", "insert-rationales", "advance-rationales"]),
         (["--gin_file=runs/predictor.gin", "--gin.RATIONALE_DECODING=beam"],
-         ["search", "encode", "insert", "advance-labels"]),
+         ["search", "encode-labels", "insert-labels", "advance-labels"]),
         (["--gin.CANDIDATES=['yes', 'no']", "--gin_file=runs/predictor.gin"],
-         ["rank", "encode", "insert", "advance-rationales"]),
+         ["rank", "encode-rationales", "insert-rationales", "advance-rationales"]),
     ],
 )  # fmt: skip
 def test_gin_files_of_an_inference_say_what_it_runs(flags, parts, monkeypatch, capsys):

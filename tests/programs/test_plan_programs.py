@@ -38,8 +38,17 @@ def test_an_evaluation_has_rows_whatever_training_has(run):
 @pytest.mark.parametrize(
     ("asked", "parts"),
     [
-        ({}, ["encode", "insert", "advance-labels", "advance-rationales"]),
-        ({"candidates": "choices"}, ["rank", "encode", "insert", "advance-rationales"]),
+        (
+            {},
+            [
+                *("encode-labels", "insert-labels", "advance-labels"),
+                *("encode-rationales", "insert-rationales", "advance-rationales"),
+            ],
+        ),
+        (
+            {"candidates": "choices"},
+            ["rank", "encode-rationales", "insert-rationales", "advance-rationales"],
+        ),
         (
             {"candidates": ["yes", "no"], "strategy": Strategy("beam", num_beams=2)},
             ["rank", "search"],
@@ -63,5 +72,5 @@ def test_inferences_that_cannot_be_compiled_are_refused(run):
 
 def test_weights_that_answer_have_the_dtype_of_the_products(run):
     found = answering(run, Loader("plan", inference_dtype="bfloat16"))
-    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(found["encode"].params)}
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(found["encode-labels"].params)}
     assert dtypes == {"float32", "bfloat16"}

@@ -207,7 +207,11 @@ class DecoderOnly(nn.Module):
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
     def start_decoding(
-        self, encoder_input_tokens: Int[Array, "B S"], max_decode_len: int
+        self,
+        encoder_input_tokens: Int[Array, "B S"],
+        max_decode_len: int,
+        *,
+        few_queries: bool = False,
     ) -> tuple[Memory, DecoderCache]:
         """Reads the texts, and prepares `decode_step` for up to `max_decode_len` tokens a row."""
         segments = self.input_segments(encoder_input_tokens)
@@ -222,7 +226,7 @@ class DecoderOnly(nn.Module):
         memory = Memory(keys_values, mask_bias(seen)[:, None], positions, lengths, start)
         return memory, self.decoder.empty_cache(segments.shape[0], max_decode_len)
 
-    def empty_memory(self, rows: int, length: int) -> Memory:
+    def empty_memory(self, rows: int, length: int, *, few_queries: bool = False) -> Memory:
         """A memory of `rows` texts of `length` tokens, all zeros."""
         return Memory(
             keys_values=self.decoder.empty_cache(rows, length).keys_values,

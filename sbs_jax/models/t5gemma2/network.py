@@ -146,7 +146,11 @@ class T5Gemma2(nn.Module):
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
     def start_decoding(
-        self, encoder_input_tokens: Int[Array, "B S"], max_decode_len: int
+        self,
+        encoder_input_tokens: Int[Array, "B S"],
+        max_decode_len: int,
+        *,
+        few_queries: bool = False,
     ) -> tuple[EncoderMemory, DecoderCache]:
         """Encodes, and prepares `decode_step` for up to `max_decode_len` tokens a row."""
         segments = self.input_segments(encoder_input_tokens)
@@ -154,7 +158,7 @@ class T5Gemma2(nn.Module):
         memory = EncoderMemory(self.decoder.encoder_keys_values(encoded), padding_bias(segments))
         return memory, self.decoder.empty_cache(encoded.shape[0], max_decode_len)
 
-    def empty_memory(self, rows: int, length: int) -> EncoderMemory:
+    def empty_memory(self, rows: int, length: int, *, few_queries: bool = False) -> EncoderMemory:
         """A memory of `rows` inputs of `length` tokens, all zeros."""
         keys_values = self.decoder.empty_cache(rows, length).keys_values
         return EncoderMemory(keys_values, jnp.zeros((rows, 1, 1, length), jnp.float32))

@@ -141,8 +141,7 @@ class SlotPrograms:
         self.grow = jit(self._grow_fn, static_argnums=1, out_shardings=slots)
         self.encode = jit(self._encode_fn, static_argnums=2, out_shardings=memory)
         self.insert = jit(self._insert_fn, donate_argnums=1, out_shardings=slots)
-        how = self._model, self._few_queries
-        if like is not None and (like._model, like._few_queries) == how:
+        if like is not None and like._model is self._model and like._remembers_as(self):
             self.encode = like.encode
             if like._reads_as(self):
                 self.empty, self.grow, self.insert = like.empty, like.grow, like.insert
@@ -193,6 +192,16 @@ class SlotPrograms:
             "insert": (params, slots, memory, Taken(numbers, samples, numbers)),
             "advance": (params, slots, np.int32(chunk)),
         }
+
+    def _remembers_as(self, other: SlotPrograms) -> bool:
+        """Whether inputs leave the same memory; of many networks they do, few queries or not."""
+        if self._few_queries == other._few_queries:
+            return True
+        structures: list[Any] = [
+            jax.tree.structure(jax.eval_shape(functools.partial(one._empty_memory, 1, 1)))
+            for one in (self, other)
+        ]
+        return bool(structures[0] == structures[1])
 
     def _reads_as(self, other: SlotPrograms) -> bool:
         """Whether inputs get into slots by the same programs."""

@@ -54,7 +54,8 @@ class EvalPrograms:
             student,
             max_decode_len=max_decode_len or feature_lengths["targets"],
         )
-        common = {short: decoder(few_queries=short) for short in (False, True)}
+        common = {False: decoder()}
+        common[True] = decoder(few_queries=True, like=common[False])
         # The splits of a task have the same prompts, and so the same programs.
         self._decoder = functools.cache(
             lambda prompt, short: decoder(prompt=prompt, few_queries=short, like=common[short])

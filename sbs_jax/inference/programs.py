@@ -110,7 +110,7 @@ class Programs:
         self.tree = functools.cache(self._tree)
         decoder = functools.partial(ContinuousDecoder, student, max_decode_len=max_decode_len)
         self.labels = decoder(prompt=prompts[LABEL_KIND], scored=True, few_queries=True)
-        self.outputs = decoder(prompt=prompts[LABEL_KIND])
+        self.outputs = decoder(prompt=prompts[LABEL_KIND], like=self.labels)
         self.rationales: ContinuousDecoder | None = None
         if strategy.decoding != "beam":
             draws = Draws(strategy.seed, strategy.temperature, strategy.top_k, strategy.top_p)

@@ -94,6 +94,8 @@ def answering(assembly: Assembly, loader: Loader) -> dict[str, RunProgram]:
     for what, decoder in decoded.items():
         parts = decoder_programs(decoder, params, rows, longest, what)
         for name, part in parts.items():
+            if any(part.program is other.program for other in found.values()):
+                continue  # It serves labels and rationales.
             if name != "advance":
                 part = dataclasses.replace(part, name=f"{part.name} for {what}")
             found[f"{name}-{what}"] = part

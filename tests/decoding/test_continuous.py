@@ -126,6 +126,13 @@ def test_a_decoder_reads_its_prompt_behind_the_text():
     plain = ContinuousDecoder(made, prompt=(5, 7), like=decoder, **options)
     assert plain.programs.insert is decoder.programs.insert
     assert plain.programs.advance is not decoder.programs.advance
+    # The memory of its texts is the same for short outputs; a T5's is not.
+    short = ContinuousDecoder(made, prompt=(5, 7), like=decoder, few_queries=True, **options)
+    assert short.programs.encode is decoder.programs.encode
+    network, _ = student()
+    long = ContinuousDecoder(network, **options)
+    short = ContinuousDecoder(network, like=long, few_queries=True, **options)
+    assert short.programs.encode is not long.programs.encode
 
 
 def test_programs_are_called_in_the_shapes_that_plans_compile_them_for():
